@@ -1,0 +1,37 @@
+# make demo   the whole job on the embedded example, in about three minutes after installation
+# make test   lint, types and tests, in about five minutes
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: demo test lint mutants test-all asset clean
+
+demo: $(STAMP)
+	$(BIN)/fewstep demo
+
+test: $(STAMP) lint
+	$(BIN)/pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+mutants: $(STAMP)
+	$(BIN)/python tools/mutants.py
+
+test-all: test mutants
+
+asset: $(STAMP)
+	$(BIN)/python tools/train_digit_features.py
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "fewstep needs Python 3.10 or newer; set PYTHON=")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs

@@ -1,0 +1,89 @@
+"""fewstep: distil a diffusion or flow model into a generator of one to four network calls.
+
+The names below load on first use, so that `import fewstep` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Batch": "core",
+    "Loss": "core",
+    "Method": "core",
+    "Turn": "core",
+    "Draws": "draws",
+    "EMA": "ema",
+    "Generator": "generator",
+    "Optim": "optim",
+    "train": "training",
+    "load_student": "student",
+    "save_student": "student",
+    "Images": "data.source",
+    "Latents": "data.source",
+    "FewStep": "sample",
+    "Heun": "sample",
+    "GaussianMixture": "teachers.gaussian",
+    "Model": "model",
+    "MLP": "nets.mlp",
+    "SiD": "methods.sid",
+    "SIM": "methods.sim",
+    "DiffInstruct": "methods.diff_instruct",
+    "Pretrain": "methods.pretrain",
+}
+
+__all__ = [
+    "EMA",
+    "MLP",
+    "SIM",
+    "Batch",
+    "DiffInstruct",
+    "Draws",
+    "FewStep",
+    "GaussianMixture",
+    "Generator",
+    "Heun",
+    "Images",
+    "Latents",
+    "Loss",
+    "Method",
+    "Model",
+    "Optim",
+    "Pretrain",
+    "SiD",
+    "Turn",
+    "load_student",
+    "save_student",
+    "train",
+]
+
+if TYPE_CHECKING:
+    from fewstep.core import Batch, Loss, Method, Turn
+    from fewstep.data.source import Images, Latents
+    from fewstep.draws import Draws
+    from fewstep.ema import EMA
+    from fewstep.generator import Generator
+    from fewstep.methods.diff_instruct import DiffInstruct
+    from fewstep.methods.pretrain import Pretrain
+    from fewstep.methods.sid import SiD
+    from fewstep.methods.sim import SIM
+    from fewstep.model import Model
+    from fewstep.nets.mlp import MLP
+    from fewstep.optim import Optim
+    from fewstep.sample import FewStep, Heun
+    from fewstep.student import load_student, save_student
+    from fewstep.teachers.gaussian import GaussianMixture
+    from fewstep.training import train
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'fewstep' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"fewstep.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,1 @@
+"""Where batches come from: pure functions of the draws, hence resumable anywhere."""

@@ -1,0 +1,75 @@
+"""Score-distillation losses, all in x_0 space.
+
+Notation: x a sample of the student; x_t = alpha_t x + sigma_t eps; real = f_phi(x_t) and
+fake = f_psi(x_t) the x_0-predictions of teacher and fake score at x_t; delta = real - fake.
+By Tweedie the difference of scores is s_psi - s_phi = -(alpha / sigma^2) delta, so the Fisher
+divergence between student and teacher at time t is E (alpha^2 / sigma^4) |delta|^2.
+
+Where the gradient must flow decides what is computed. `sid` and `sim` need it through x *and*
+through x_t into both (frozen) networks; detaching either prediction is another method. `kl`
+uses the predictions as constants: run the networks without a graph.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from fewstep.losses.distance import Distance
+from fewstep.path import same_shape
+
+
+def mean_flat(x: Tensor) -> Tensor:
+    """(B, *) -> (B,): the mean over a sample's own dimensions."""
+    return x.flatten(1).mean(1)
+
+
+def denoising(prediction: Tensor, x0: Tensor, weight: Tensor | float = 1.0) -> Tensor:
+    """w |f(x_t) - x_0|^2, Karras et al. 2022, equation 2; prediction, x0: (B, *) -> (B,)."""
+    same_shape(prediction=prediction, x0=x0)
+    return mean_flat(weight * (prediction - x0) ** 2)
+
+
+def sid(
+    x: Tensor, real: Tensor, fake: Tensor, alpha: float, weight: Tensor | float = 1.0
+) -> Tensor:
+    """Score identity distillation: w <delta, (fake - x) + (1 - alpha) delta>.
+
+    Zhou et al. 2024, equation 23, https://arxiv.org/abs/2404.04057. With an exact fake score its
+    expectation is (1 - alpha) times the (x_0-space) Fisher divergence; its gradient is exactly
+    half of the Fisher gradient at alpha = 0.5, and SIM's with the squared distance (halved) at
+    alpha = 1. The value says nothing about progress: it may have either sign.
+    x, real, fake: (B, *) -> (B,).
+    """
+    same_shape(x=x, real=real, fake=fake)
+    delta = real - fake
+    return mean_flat(weight * delta * ((fake - x) + (1 - alpha) * delta))
+
+
+def sim(
+    x: Tensor,
+    real: Tensor,
+    fake: Tensor,
+    distance: Distance,
+    scale: Tensor | float = 1.0,
+    weight: Tensor | float = 1.0,
+) -> Tensor:
+    """Score implicit matching: -w d'(y)^T k (fake - x) with y = k (fake - real).
+
+    Luo et al. 2024, theorem 3.1, https://arxiv.org/abs/2410.16794. `scale` k fixes the units in
+    which the distance d measures: 1 for x_0 units, alpha / sigma^2 for scores. The gradient also
+    flows through the normaliser inside d'. x, real, fake: (B, *) -> (B,).
+    """
+    same_shape(x=x, real=real, fake=fake)
+    slope = distance.slope(scale * (fake - real))
+    return mean_flat(-weight * scale * slope * (fake - x))
+
+
+def kl(x: Tensor, real: Tensor, fake: Tensor, weight: Tensor | float = 1.0) -> Tensor:
+    """A surrogate whose gradient in x is the KL direction w (fake - real), per dimension.
+
+    Diff-Instruct (Luo et al. 2023, https://arxiv.org/abs/2305.18455) and DMD (Yin et al. 2024,
+    https://arxiv.org/abs/2311.18828, equation 7): with w = alpha^2 / sigma^2 it is the gradient
+    of KL(student || teacher) at time t. The value means nothing. x, real, fake: (B, *) -> (B,).
+    """
+    same_shape(x=x, real=real, fake=fake)
+    return mean_flat((weight * (fake - real)).detach() * x)

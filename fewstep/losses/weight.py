@@ -1,0 +1,65 @@
+"""Weights w of the score losses; every one is returned detached.
+
+A weight that is a function of t alone leaves the theory intact. The per-sample L1 normaliser of
+DMD and SiD depends on x: it evens out the scale of gradients over noise levels, but the
+projection identity, and with it the meaning of SiD's alpha, then holds only approximately.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+class Weight(ABC):
+    """(x, real, alpha_t, sigma_t) -> a detached factor that broadcasts against x: (B, *)."""
+
+    @abstractmethod
+    def __call__(self, x: Tensor, real: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """x, real: (B, *); alpha, sigma: (B, 1, ..., 1)."""
+
+
+@dataclass(frozen=True)
+class Power(Weight):
+    """scale * alpha^a * sigma^s, a function of t alone; the defaults are no weight at all.
+
+    Power(2, -2) turns an x_0 loss into an eps loss (the SNR), Power(0, -2) into a rectified-flow
+    velocity loss, Power(2, -4) turns |delta|^2 into the Fisher divergence.
+    """
+
+    a: float = 0.0
+    s: float = 0.0
+    scale: float = 1.0
+
+    def __call__(self, x: Tensor, real: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return (self.scale * alpha**self.a * sigma**self.s).detach()
+
+
+@dataclass(frozen=True)
+class EDMWeight(Weight):
+    """(alpha^2 sd^2 + sigma^2) / (sigma sd)^2 = 1 / c_out^2, Karras et al. 2022, table 1."""
+
+    sigma_data: float = 0.5
+
+    def __call__(self, x: Tensor, real: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        sd2 = self.sigma_data**2
+        return ((alpha**2 * sd2 + sigma**2) / (sigma**2 * sd2)).detach()
+
+
+@dataclass(frozen=True)
+class L1(Weight):
+    """1 / mean |x - real| of each sample, computed in at least float32, bounded by 1 / floor.
+
+    Yin et al. 2024 (DMD), equation 8; Zhou et al. 2024 (SiD), section 4.
+    """
+
+    floor: float = 1e-5
+
+    def __call__(self, x: Tensor, real: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        gap = (x - real).detach()
+        if gap.dtype.itemsize < 4:
+            gap = gap.float()
+        mean = gap.abs().flatten(1).mean(1).clamp_min(self.floor)
+        return mean.reciprocal().reshape(-1, *(1,) * (x.ndim - 1))

@@ -1,0 +1,49 @@
+"""Denoising training of a teacher: EDM's, or flow matching.
+
+E_t w_t |f(x_t) - x_0|^2 over real data (Karras et al. 2022, equation 2,
+https://arxiv.org/abs/2206.00364). With a rectified-flow path, uniform or logit-normal times and
+w = 1 / t^2 it is flow matching (Lipman et al. 2022, https://arxiv.org/abs/2210.02747): the error
+of the velocity eps - x_0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import nn
+
+from fewstep.core import Batch, Denoiser, Loss, Method, Nets, Sampler, Turn, need_data
+from fewstep.fake_score import noised
+from fewstep.losses.score import denoising
+from fewstep.losses.weight import EDMWeight, Weight
+from fewstep.sample import Heun
+from fewstep.times import LogNormal, TimeLaw
+
+
+@dataclass(frozen=True)
+class Pretrain(Method):
+    """The defaults are EDM's: log-normal times and the weight that evens out the targets."""
+
+    needs_data: ClassVar[bool] = True
+    output: ClassVar[str] = "denoiser"
+
+    sampler: Sampler = Heun()
+    times: TimeLaw = LogNormal()
+    weight: Weight = EDMWeight()
+
+    def init(self, teacher: Denoiser | None, net: nn.Module) -> Nets:
+        return Nets({"denoiser": deepcopy(net)})
+
+    def turns(self, step: int) -> Sequence[Turn]:
+        return (Turn("denoiser", self.loss),)
+
+    def loss(self, nets: Nets, teacher: Denoiser | None, batch: Batch) -> Loss:
+        """Equation 2 on real data."""
+        x0 = need_data(self, batch)
+        net = nets["denoiser"]
+        n = noised(net.path, x0, self.times, batch)  # type: ignore[arg-type]
+        prediction = net(n.xt, n.t, batch.cond)
+        return Loss(denoising(prediction, x0, self.weight(x0, x0, n.alpha, n.sigma)).mean())

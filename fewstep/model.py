@@ -1,0 +1,55 @@
+"""A model as configuration: which network, on which path, predicting what.
+
+A `Model` says everything needed to rebuild a denoiser before its weights are loaded. It is what
+run folders and finished students record.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+
+from fewstep.denoisers import EDM, Eps, V, Velocity
+from fewstep.path import VE, NoisePath
+
+
+class Net(ABC):
+    """The configuration of a network F(x, label, cond), to be wrapped by a denoiser."""
+
+    @abstractmethod
+    def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
+        """A freshly initialised network for samples of `shape` and labels 0 .. classes.
+
+        Label `classes` stands for none; with classes = 0 the network ignores `cond`.
+        """
+
+
+@dataclass(frozen=True)
+class Model:
+    """A denoiser that can be built from its description."""
+
+    net: Net
+    shape: tuple[int, ...]
+    """Shape of one sample, without the batch."""
+    classes: int = 0
+    path: NoisePath = VE()
+    predicts: Literal["edm", "eps", "v", "velocity"] = "edm"
+    sigma_data: float = 0.5
+    """Standard deviation of the data, for "edm"."""
+
+    def build(self, seed: int = 0) -> nn.Module:
+        """The denoiser with weights initialised from `seed`; global random state untouched."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            net = self.net.build(self.shape, self.classes)
+        if self.predicts == "edm":
+            return EDM(net, self.path, self.sigma_data)
+        wrappers = {"eps": Eps, "v": V, "velocity": Velocity}
+        if self.predicts not in wrappers:
+            names = ", ".join(["edm", *wrappers])
+            raise ValueError(f"Model.predicts is one of {names}, got {self.predicts!r}")
+        return wrappers[self.predicts](net, self.path)

@@ -1,0 +1,1 @@
+"""Network architectures, each described by a frozen `Net` that builds it."""

@@ -1,0 +1,75 @@
+"""A residual MLP with adaptive layer norm: for vectors and very small pictures."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fewstep.model import Net
+
+
+class Block(nn.Module):
+    """h + W2 silu(W1 silu(norm(h) (1 + scale) + shift)), both from the embedding."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.modulate = nn.Linear(width, 2 * width)
+        self.inner = nn.Linear(width, width)
+        self.outer = nn.Linear(width, width)
+        nn.init.zeros_(self.outer.weight)
+        nn.init.zeros_(self.outer.bias)
+
+    def forward(self, h: Tensor, emb: Tensor) -> Tensor:
+        scale, shift = self.modulate(emb).chunk(2, 1)
+        y = F.layer_norm(h, h.shape[1:]) * (1 + scale) + shift
+        return h + self.outer(F.silu(self.inner(F.silu(y))))
+
+
+class MLPNet(nn.Module):
+    """F(x, label, cond): (B, *shape), (B,), (B,) int64 or None -> (B, *shape)."""
+
+    def __init__(self, shape: tuple[int, ...], classes: int, width: int, blocks: int) -> None:
+        super().__init__()
+        dim = math.prod(shape)
+        self.classes = classes
+        self.frequencies: Tensor
+        self.register_buffer("frequencies", 2 * math.pi * 2.0 ** torch.linspace(-4, 3, width // 4))
+        self.time = nn.Sequential(nn.Linear(2 * (width // 4), width), nn.SiLU())
+        self.label = nn.Embedding(classes + 1, width) if classes else None
+        self.mix = nn.Linear(width, width)
+        self.first = nn.Linear(dim, width)
+        self.blocks = nn.ModuleList(Block(width) for _ in range(blocks))
+        self.last = nn.Linear(width, dim)
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)
+
+    def forward(self, x: Tensor, label: Tensor, cond: Tensor | None = None) -> Tensor:
+        phase = label[:, None] * self.frequencies
+        emb = self.time(torch.cat([phase.cos(), phase.sin()], 1))
+        if self.label is not None:
+            index = torch.full((len(x),), self.classes, device=x.device) if cond is None else cond
+            emb = emb + self.label(index)
+        emb = F.silu(self.mix(emb))
+        h = self.first(x.flatten(1))
+        for block in self.blocks:
+            h = block(h, emb)
+        return self.last(F.layer_norm(h, h.shape[1:])).reshape(x.shape)
+
+
+@dataclass(frozen=True)
+class MLP(Net):
+    """Width and number of residual blocks."""
+
+    width: int = 256
+    blocks: int = 4
+
+    def __post_init__(self) -> None:
+        if self.width < 4 or self.blocks < 0:
+            raise ValueError(f"MLP needs width >= 4 and blocks >= 0, got {self}")
+
+    def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
+        return MLPNet(shape, classes, self.width, self.blocks)

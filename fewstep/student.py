@@ -1,0 +1,68 @@
+"""Finished models: one folder with a description, the weights, and their digests.
+
+    student/   model.json   model.safetensors   manifest.json
+
+`load_student` rebuilds the network from its description and checks the digests before a weight
+is used. Teachers trained here are stored the same way.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fewstep.checkpoint import load_weights
+from fewstep.core import Method, Sampler
+from fewstep.files import Damaged, pack, read_folder, read_json, unpack, write_folder
+from fewstep.generator import Generator
+from fewstep.model import Model
+from fewstep.spec import decode, encode
+
+KIND = "fewstep model"
+"""What the manifest of a finished model says it is."""
+
+
+def save_student(
+    folder: Path, net: nn.Module, model: Model, method: Method, card: Mapping[str, Any]
+) -> None:
+    """Write `net`, an instance of `model`, as a finished folder; `card` tells its origin."""
+    description = {
+        "model": encode(model),
+        "sampler": encode(method.sampler),
+        "card": {"method": repr(method), **card},
+    }
+    files = {
+        "model.json": (json.dumps(description, indent=2) + "\n").encode(),
+        "model.safetensors": pack(net.state_dict()),
+    }
+    write_folder(folder, files, {"kind": KIND})
+
+
+def load_student(folder: Path | str, device: torch.device | str = "cpu") -> Generator:
+    """The generator stored in `folder`, or in a run folder that holds a finished one.
+
+    Raises `Damaged` (a ValueError) where something is missing or altered.
+    """
+    folder = Path(folder)
+    if (folder / "student" / "manifest.json").is_file():
+        folder = folder / "student"
+    if not (folder / "manifest.json").is_file():
+        raise Damaged(f"{folder} holds no finished model (no manifest.json in it)")
+    if read_folder(folder).get("kind") != KIND:
+        raise Damaged(f"{folder} is a checkpoint or something else, not a finished model")
+    description = read_json(folder / "model.json")
+    if not isinstance(description, dict) or not {"model", "sampler"} <= description.keys():
+        raise Damaged(f"{folder / 'model.json'} does not describe a model")
+    model: Model = decode(description["model"], Model)
+    sampler: Sampler = decode(description["sampler"], Sampler)
+    net = model.build()
+    load_weights(net, unpack(folder / "model.safetensors"), folder)
+    net.requires_grad_(False).eval().to(device)
+    return Generator(
+        net, sampler, model.shape, model.classes, model, card=description.get("card", {})
+    )

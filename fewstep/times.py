@@ -1,0 +1,93 @@
+"""Laws of the training time t, written as quantile functions.
+
+A law maps u ~ U(0, 1) to t, monotonically. Randomness stays outside (`draws`), the same object
+serves as a sampler's grid (`quantile` of a linspace), and a test needs no statistics.
+
+    LogNormal     ln t ~ N(mean, std^2)              EDM training, https://arxiv.org/abs/2206.00364
+    Karras        t^(1/rho) uniform                  SiD's generator step, EDM's sampling ladder
+    Uniform       t ~ U[lo, hi]                      VP timesteps, rectified flow
+    LogitNormal   logit t ~ N(mean, std^2)           SD3, https://arxiv.org/abs/2403.03206; SiD-DiT
+    Discrete      t uniform on a finite set          DDPM timesteps, few-step grids
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+class TimeLaw(ABC):
+    """A distribution of t on the path's time axis."""
+
+    @abstractmethod
+    def quantile(self, u: Tensor) -> Tensor:
+        """t with P(T <= t) = u, elementwise, non-decreasing in u in (0, 1)."""
+
+
+@dataclass(frozen=True)
+class LogNormal(TimeLaw):
+    """ln t ~ N(mean, std^2); EDM's defaults."""
+
+    mean: float = -1.2
+    std: float = 1.2
+
+    def quantile(self, u: Tensor) -> Tensor:
+        return (self.mean + self.std * torch.special.ndtri(u)).exp()
+
+
+@dataclass(frozen=True)
+class Karras(TimeLaw):
+    """t^(1/rho) uniform between lo^(1/rho) and hi^(1/rho), cut off at `tmax` thousandths.
+
+    tmax = 800, the published setting of SiD, ends the ladder at t = 24.4 instead of 80.
+    """
+
+    lo: float = 0.002
+    hi: float = 80.0
+    rho: float = 7.0
+    tmax: float = 1000.0
+
+    def quantile(self, u: Tensor) -> Tensor:
+        lo, hi = self.lo ** (1 / self.rho), self.hi ** (1 / self.rho)
+        return (lo + u * (self.tmax / 1000) * (hi - lo)) ** self.rho
+
+
+@dataclass(frozen=True)
+class Uniform(TimeLaw):
+    """t ~ U[lo, hi]."""
+
+    lo: float = 0.0
+    hi: float = 1.0
+
+    def quantile(self, u: Tensor) -> Tensor:
+        return self.lo + (self.hi - self.lo) * u
+
+
+@dataclass(frozen=True)
+class LogitNormal(TimeLaw):
+    """t = sigmoid(n), n ~ N(mean, std^2)."""
+
+    mean: float = 0.0
+    std: float = 1.0
+
+    def quantile(self, u: Tensor) -> Tensor:
+        return (self.mean + self.std * torch.special.ndtri(u)).sigmoid()
+
+
+@dataclass(frozen=True)
+class Discrete(TimeLaw):
+    """t uniform on `values`, given in increasing order."""
+
+    values: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not self.values or list(self.values) != sorted(self.values):
+            raise ValueError(f"Discrete.values must be increasing and not empty: {self.values}")
+
+    def quantile(self, u: Tensor) -> Tensor:
+        n = len(self.values)
+        table = torch.tensor(self.values, dtype=u.dtype, device=u.device)
+        return table[(u * n).long().clamp(0, n - 1)]

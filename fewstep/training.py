@@ -1,0 +1,205 @@
+"""The verb: one training loop for every method, a generator that yields a record a step.
+
+    for record in train(method, teacher, net, source, batch=256, steps=1000):
+        ...                      # log, draw pictures, save: ordinary code, no callbacks
+
+The loop knows turns and nothing else of a method. It owns what every run needs: gradient
+accumulation, learning rates, the moving average, and a guard against non-finite numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.core import Batch, Denoiser, Method, Nets, Source, Turn
+from fewstep.draws import Draws
+from fewstep.ema import EMA
+from fewstep.optim import Optim
+
+
+class Diverged(FloatingPointError):
+    """Losses or gradients stayed non-finite for too many updates in a row."""
+
+
+@dataclass
+class State:
+    """Everything that changes while training: what a checkpoint holds."""
+
+    nets: Nets
+    average: nn.Module
+    """The moving average of the method's output net, in evaluation mode."""
+    optimizers: dict[str, torch.optim.Optimizer] = field(default_factory=dict)
+    step: int = 0
+    images: int = 0
+    """Samples the output net has been updated on."""
+    drawn: int = 0
+    """Samples drawn so far, over all turns: the key of all future randomness."""
+    skipped: int = 0
+    """Updates skipped because something was not finite."""
+    streak: int = 0
+    """How many of them since the last step without any."""
+
+    @classmethod
+    def init(cls, method: Method, teacher: Denoiser | None, net: nn.Module) -> State:
+        """The state at step 0."""
+        if isinstance(teacher, nn.Module):
+            teacher.requires_grad_(False).eval()
+        nets = method.init(teacher, net)
+        average = deepcopy(nets[method.output]).requires_grad_(False).eval()
+        return cls(nets, average)
+
+
+class Record(NamedTuple):
+    """What one step did."""
+
+    step: int
+    """Steps done, this one included."""
+    images: int
+    logs: dict[str, float]
+    """"<net>/loss", "<net>/grad_norm", "<net>/lr", "skipped", and what the method logs."""
+    state: State
+
+
+@contextmanager
+def only(nets: Nets, name: str) -> Iterator[nn.Module]:
+    """Within the block `nets[name]` alone is trainable and in training mode."""
+    for key, net in nets.items():
+        net.requires_grad_(key == name).train(key == name)
+    try:
+        yield nets[name]
+    finally:
+        for net in nets.values():
+            net.requires_grad_(False).eval()
+
+
+def train(
+    method: Method,
+    teacher: Denoiser | None,
+    net: nn.Module,
+    source: Source,
+    *,
+    batch: int,
+    steps: int,
+    optim: Optim | Mapping[str, Optim] = Optim(),
+    accumulate: int = 1,
+    ema: EMA = EMA(),
+    seed: int = 0,
+    patience: int = 10,
+    state: State | None = None,
+) -> Iterator[Record]:
+    """Train `method` to step `steps`, yielding a `Record` after each step.
+
+    Main arguments: `net` is what the student (and the fake score) start from, usually a copy of
+    the teacher; `source` turns draws into batches; `batch` is the number of samples an update
+    sees, computed in `accumulate` equal parts; `optim` is for all nets or by name.
+
+    Other: `seed` keys all randomness; `patience` is how many non-finite updates, without a clean
+    step between them, are skipped before `Diverged` is raised; `state` continues an earlier run.
+    """
+    if batch < 1 or accumulate < 1 or batch % accumulate:
+        raise ValueError(f"batch {batch} must be a positive multiple of accumulate {accumulate}")
+    state = state or State.init(method, teacher, net)
+    device = next(state.average.parameters()).device
+    while state.step < steps:
+        logs: dict[str, float] = {}
+        skipped = state.skipped
+        for turn in method.turns(state.step):
+            config = optim if isinstance(optim, Optim) else _named(optim, turn.net)
+            rate = config.rate(state.step, steps)
+            draws = Draws.range(state.drawn, batch, seed, device)
+            state.drawn += batch
+            with only(state.nets, turn.net) as trained:
+                if turn.net not in state.optimizers:
+                    state.optimizers[turn.net] = config.build(trained.parameters())
+                optimizer = state.optimizers[turn.net]
+                turn_logs = _backward(turn, state.nets, teacher, source, draws, accumulate)
+                norm = turn_logs["grad_norm"] = nn.utils.get_total_norm(
+                    [p.grad for p in trained.parameters() if p.grad is not None]
+                )
+                values = dict(zip(turn_logs, _floats(turn_logs), strict=True))
+                if _guard(state, turn.net, values, patience):
+                    large = values["grad_norm"] > config.clip
+                    _descend(trained, optimizer, config, rate, norm if large else None)
+                    if turn.net == method.output:
+                        ema.update(state.average, trained, batch, state.images)
+                        state.images += batch
+                optimizer.zero_grad(set_to_none=True)
+            logs |= {f"{turn.net}/{key}": value for key, value in values.items()}
+            logs[f"{turn.net}/lr"] = rate
+        method.after_step(state.nets, state.step)
+        state.step += 1
+        if state.skipped == skipped:
+            state.streak = 0
+        logs["skipped"] = float(state.skipped)
+        yield Record(state.step, state.images, logs, state)
+
+
+def _descend(
+    net: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    config: Optim,
+    rate: float,
+    norm: Tensor | None,
+) -> None:
+    """One optimiser step along the gradient; clipped if it has the (too large) norm `norm`."""
+    if norm is not None:
+        nn.utils.clip_grads_with_norm_(net.parameters(), config.clip, norm)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.step()
+
+
+def _named(optim: Mapping[str, Optim], net: str) -> Optim:
+    if net not in optim:
+        raise ValueError(f"no optimiser for net {net!r}; optim has {', '.join(optim)}")
+    return optim[net]
+
+
+def _backward(
+    turn: Turn,
+    nets: Nets,
+    teacher: Denoiser | None,
+    source: Source,
+    draws: Draws,
+    parts: int,
+) -> dict[str, Tensor]:
+    """Accumulate the turn's gradient over `parts` equal parts; the mean of what it logs."""
+    logs: dict[str, Tensor] = {}
+    for index in draws.index.chunk(parts):
+        piece: Batch = source(Draws(index, draws.seed, draws.prefix))
+        loss = turn.loss(nets, teacher, piece)  # type: ignore[arg-type]
+        (loss.total / parts).backward()
+        for key, value in {"loss": loss.total, **loss.logs}.items():
+            logs[key] = logs.get(key, 0) + value.detach() / parts
+    return logs
+
+
+def _floats(logs: Mapping[str, Tensor]) -> list[float]:
+    """All logged scalars with one transfer from the device."""
+    return torch.stack([value.float() for value in logs.values()]).tolist()
+
+
+def _guard(state: State, net: str, values: Mapping[str, float], patience: int) -> bool:
+    """Whether the update is finite; counts, and raises at `patience` refusals on end."""
+    bad = [key for key in ("loss", "grad_norm") if not _finite(values[key])]
+    if not bad:
+        return True
+    state.skipped += 1
+    state.streak += 1
+    if state.streak >= patience:
+        raise Diverged(
+            f"{net}: {' and '.join(bad)} not finite in {state.streak} updates in a row, up to "
+            f"step {state.step + 1}; lower the learning rate, or look at the data and the teacher"
+        )
+    return False
+
+
+def _finite(value: float) -> bool:
+    return value - value == 0

@@ -1,0 +1,258 @@
+"""Distances between sets: closed forms, sets made by hand, and impostors of real digits."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fewstep.data import digits
+from fewstep.eval.digit_features import features_and_labels
+from fewstep.eval.evaluate import Yardstick, evaluate, real_scores, score, summarise
+from fewstep.eval.metrics import frechet, nearest, precision_recall, sliced_wasserstein
+from fewstep.recipes.digits import Digits
+
+F64 = torch.float64
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=F64)
+
+
+def column(*values: float) -> Tensor:
+    """Points on a line."""
+    return torch.tensor(values, dtype=F64)[:, None]
+
+
+def rotation(dim: int, seed: int = 9) -> Tensor:
+    return torch.linalg.qr(normal(dim, dim, seed=seed)).Q
+
+
+def root(cov: Tensor) -> Tensor:
+    """The symmetric square root."""
+    values, basis = torch.linalg.eigh(cov)
+    return basis * values.clamp_min(0).sqrt() @ basis.T
+
+
+def frechet_of(m_a: Tensor, a: Tensor, m_b: Tensor, b: Tensor) -> float:
+    """|m_a - m_b|^2 + tr(A) + tr(B) - 2 tr (A^1/2 B A^1/2)^1/2: the symmetric way."""
+    half = root(a)
+    cross = root(half @ b @ half).trace()
+    return float((m_a - m_b) @ (m_a - m_b) + a.trace() + b.trace() - 2 * cross)
+
+
+def test_frechet_of_moved_and_stretched_copies_is_exact() -> None:
+    """The moments of a copy are known: |d|^2 for a shift, (1 - c)^2 tr S for a stretch."""
+    a, shift = normal(500, 4) @ normal(4, 4, seed=1), torch.tensor([0.5, -1.0, 2.0, 0.0])
+    cov, mean = torch.cov(a.T), a.mean(0)
+    assert frechet(a, a) == pytest.approx(0, abs=1e-9)
+    assert frechet(a, a + shift) == pytest.approx(5.25, rel=1e-9)
+    stretched = mean + 1.5 * (a - mean)
+    assert frechet(a, stretched) == pytest.approx(0.25 * float(cov.trace()), rel=1e-9)
+    assert frechet(a, 1.5 * a) == pytest.approx(0.25 * float(cov.trace() + mean @ mean), rel=1e-9)
+    line = column(1.0, 3.0)  # variance 2, unbiased: (sqrt 8 - sqrt 2)^2 = 2 from twice itself
+    assert frechet(line, 2 * line - 2) == pytest.approx(2.0, rel=1e-12)
+
+
+def test_frechet_of_correlated_sets_is_the_symmetric_formula() -> None:
+    a, b = normal(300, 5) @ normal(5, 5, seed=1), normal(200, 5, seed=2) @ normal(5, 5, seed=3) + 1
+    exact = frechet_of(a.mean(0), torch.cov(a.T), b.mean(0), torch.cov(b.T))
+    assert frechet(a, b) == pytest.approx(exact, rel=1e-9)
+    assert frechet(b, a) == pytest.approx(exact, rel=1e-9)
+    turn = rotation(5)
+    assert frechet(a @ turn, b @ turn) == pytest.approx(exact, rel=1e-9)
+    assert frechet(a.flip(0), b) == pytest.approx(exact, rel=1e-9)
+    assert frechet(a, b @ turn) != pytest.approx(exact, rel=1e-2)  # one turned alone is another
+
+
+def test_frechet_survives_features_that_never_fire() -> None:
+    a, b = normal(100, 3), normal(100, 3, seed=1)
+    dead = torch.zeros(100, 2, dtype=F64)
+    padded = frechet(torch.cat([a, dead], 1), torch.cat([b, dead], 1))
+    assert padded == pytest.approx(frechet(a, b), abs=1e-6)
+
+
+def test_frechet_of_two_gaussians_within_its_error_bar() -> None:
+    """8 pairs of 20,000: within 4 standard errors, which are below 1 %; the bias is O(1e-4)."""
+    a, b = normal(4, 4, seed=1) / 2, torch.diag(torch.tensor([1.0, 0.5, 0.2, 1.5], dtype=F64))
+    mean = torch.tensor([0.3, -0.2, 0.5, 0.1], dtype=F64)
+    zero = torch.zeros(4, dtype=F64)
+    exact = frechet_of(zero, a.T @ a, mean, b.T @ b)
+    runs = torch.tensor(
+        [
+            frechet(normal(20_000, 4, seed=10 + s) @ a, normal(20_000, 4, seed=30 + s) @ b + mean)
+            for s in range(8)
+        ]
+    )
+    error = float(runs.std()) / math.sqrt(8)
+    assert error < 0.01 * exact
+    assert abs(float(runs.mean()) - exact) < 4 * error
+
+
+LINE = column(*range(10))
+"""Each point reaches 2 to its third neighbour, 3 at both ends."""
+
+
+def test_precision_and_recall_on_a_line() -> None:
+    fake = column(-3.5, -3.0, 4.5, 11.0, 12.0, 13.0)  # the real union is [-3, 12]
+    assert precision_recall(LINE, fake) == (4 / 6, 1.0)  # the outliers reach over everything
+    crowd = column(0.0, 0.25, 0.5, 0.75)  # reaches [-0.75, 1.5]
+    assert precision_recall(LINE, crowd) == (1.0, 2 / 10)
+    assert precision_recall(crowd, LINE) == (2 / 10, 1.0)
+    far = LINE + 100
+    assert precision_recall(LINE, far) == (0.0, 0.0)
+    assert precision_recall(LINE, LINE) == (1.0, 1.0)
+    ends = column(-1.0, 10.0, 11.5, 12.5, 13.5)  # with k = 1, 2, 3, 4 the ends reach as far
+    found = [precision_recall(LINE, ends, k)[0] for k in (1, 2, 3, 4)]
+    assert found == [2 / 5, 2 / 5, 3 / 5, 4 / 5]
+
+
+def test_precision_and_recall_tell_lost_modes_from_bad_pictures() -> None:
+    one, two, junk = normal(200, 2), normal(200, 2, seed=1) + 50, normal(200, 2, seed=2) - 50
+    again = one + 1e-3
+    both = torch.cat([one, two])
+    lost, bad = precision_recall(both, again), precision_recall(one, torch.cat([again, junk]))
+    assert lost == (1.0, 0.5)
+    assert bad == (0.5, 1.0)
+    turn = rotation(2)
+    order = torch.randperm(400, generator=torch.Generator().manual_seed(0))
+    assert precision_recall(3 * both[order] @ turn, 3 * again @ turn) == lost
+    with pytest.raises(ValueError, match="precision and recall need more than k = 3 points"):
+        precision_recall(one[:3], two)
+
+
+def test_sliced_wasserstein_of_a_shift() -> None:
+    """Along u every quantile moves by <u, d>: the root mean square over the sphere is |d|/sqrt D.
+
+    <u, d>^2 D/|d|^2 has mean 1 and variance 2 (D - 1)/(D + 2); 20 x 256 directions, 4 errors.
+    """
+    a, d = normal(300, 3), torch.tensor([1.0, -2.0, 2.0])
+    found = torch.tensor([sliced_wasserstein(a, a + d, seed=s) for s in range(20)])
+    error = math.sqrt(2 * 2 / 5 / (20 * 256))
+    assert abs(float((found**2).mean()) / 3 - 1) < 4 * error
+    assert found.std() > 0  # seeds differ
+    assert sliced_wasserstein(a, a + d) == sliced_wasserstein(a + d, a)
+    assert sliced_wasserstein(a, a) == 0.0
+
+
+def test_sliced_wasserstein_of_a_stretch() -> None:
+    """Quantiles scale: distance(a, c a) = |c - 1| distance(a, 0), and that is sqrt(E|a|^2 / D)."""
+    a = normal(2000, 3) * torch.tensor([1.0, 2.0, 0.5])
+    size = sliced_wasserstein(a, torch.zeros(1, 3, dtype=F64))
+    assert size == pytest.approx(math.sqrt(5.25 / 3), rel=0.08)  # 256 directions: 5 % each
+    for c in (0.0, 0.5, 3.0):
+        assert sliced_wasserstein(a, c * a) == pytest.approx(abs(c - 1) * size, rel=1e-6)
+    assert sliced_wasserstein(a, a[torch.arange(2000).flip(0)]) == 0.0
+
+
+def test_sliced_wasserstein_on_a_line_is_that_of_quantiles() -> None:
+    """Sets of different sizes, against torch.quantile; the sign of the direction cancels."""
+    a, b = normal(37, 1), 2 * normal(1000, 1, seed=1) + 1
+    levels = (torch.arange(512, dtype=F64) + 0.5) / 512
+    gap = torch.quantile(a, levels, dim=0) - torch.quantile(b, levels, dim=0)
+    exact = float((gap**2).mean().sqrt())
+    assert sliced_wasserstein(a, b) == pytest.approx(exact, rel=1e-9)
+    assert sliced_wasserstein(column(0.0), column(7.0)) == pytest.approx(7.0, rel=1e-12)
+
+
+def test_nearest() -> None:
+    reference = torch.tensor([[0.0, 0.0], [3.0, 4.0]])
+    points = torch.tensor([[0.0, 1.0], [3.0, 3.5], [-3.0, -4.0], [3.0, 4.0]])
+    assert nearest(points, reference).tolist() == [1.0, 0.5, 5.0, 0.0]
+    crowd = normal(5000, 8).float() + 100  # far from zero and in several chunks: still exact
+    assert nearest(crowd, crowd).max() == 0
+    assert nearest(crowd, crowd[:-1])[-1] > 0
+
+
+class Counter:
+    """A generator whose picture number i is the number i."""
+
+    classes = 20
+    sampler = SimpleNamespace(calls=3)
+
+    def sample(self, seeds: range) -> Tensor:
+        return torch.tensor(list(seeds), dtype=F64)[:, None]
+
+
+def test_evaluate_scores_fresh_samples_in_every_draw() -> None:
+    """Draw d is 10 d, ..., 10 d + 9 against 0 .. 9: every score is known by hand."""
+    measure: Any = lambda x: (x, x[:, 0].long())  # noqa: E731
+    yardstick = Yardstick("fd_line", LINE, LINE[:4], torch.arange(4), measure, limit=1e9)
+    generator: Any = Counter()
+    *_, last = evaluate(generator, yardstick, samples=10, draws=3)
+    assert last["fd_line"] == pytest.approx((0 + 100 + 400) / 3, abs=1e-9)
+    assert last["fd_line_std"] == pytest.approx(208.16659994661327)
+    assert last["swd"] == pytest.approx(10.0)
+    assert last["swd_std"] == pytest.approx(10.0)
+    assert last["nn"] == pytest.approx((0 + 5.5 + 15.5) / 3)
+    assert last["precision"] == pytest.approx((1.0 + 0.3 + 0.0) / 3)
+    assert last["recall"] == pytest.approx((1.0 + 0.3 + 0.0) / 3)
+    assert last["accuracy"] == pytest.approx((1.0 + 1.0 + 0.0) / 3)  # labels are modulo 20
+    assert (last["calls"], last["calls_std"], last["draws"]) == (3.0, 0.0, 3.0)
+    assert {"ms_per_image", "ms_per_image_std"} < last.keys()
+    narrow = Yardstick("fd_line", LINE, LINE, torch.arange(10), measure, limit=4.0)
+    assert score(LINE, None, narrow)["nn"] == 0.0
+    assert score(LINE + 100, None, narrow)["nn"] == 0.0  # clipped to 4 first
+    assert "accuracy" not in score(LINE, None, narrow)
+
+
+def test_summarise() -> None:
+    found = summarise([{"a": 1.0, "b": 5.0}, {"a": 2.0, "b": 5.0}, {"a": 6.0, "b": 5.0}])
+    assert found == {"a": 3.0, "a_std": math.sqrt(7), "b": 5.0, "b_std": 0.0, "draws": 3.0}
+    assert summarise([{"a": 4.0}]) == {"a": 4.0, "a_std": 0.0, "draws": 1.0}
+
+
+def test_shipped_features_recognise_held_out_digits() -> None:
+    """363 of 364 held-out digits; the same bits twice, whatever the batch."""
+    train, held = digits.load()
+    features, found = features_and_labels(held.x0)
+    assert (found == held.labels).sum() == 363
+    assert (features_and_labels(train.x0)[1] == train.labels).double().mean() > 0.999
+    assert torch.equal(features_and_labels(held.x0)[0], features)
+    torch.testing.assert_close(features_and_labels(held.x0, batch=7)[0], features)
+    assert features.shape == (364, 64)
+
+
+def class_gaussians(count: int) -> tuple[Tensor, Tensor]:
+    """Samples of a Gaussian fitted to each digit's training pixels, and their labels."""
+    train, _ = digits.load()
+    x, labels = [], torch.arange(10).repeat_interleave(count)
+    for digit in range(10):
+        pixels = train.x0[train.labels == digit].flatten(1).double()
+        spread = root(torch.cov(pixels.T))
+        x.append(pixels.mean(0) + normal(count, 64, seed=digit) @ spread)
+    return torch.cat(x).float().reshape(-1, 1, 8, 8), labels
+
+
+def test_frechet_alone_does_not_expose_class_gaussians_but_precision_does() -> None:
+    """Two Gaussian impostors: by class (fd 3.0 against 1.3 of held-out digits), and one for all.
+
+    By class the distance looks decent, a seventh of the cruder one, and the labels are right;
+    every third picture lies outside the real ones, of the held-out digits every seventh.
+    """
+    yardstick = Digits().yardstick()
+    real, fake = real_scores(yardstick), score(*class_gaussians(143), yardstick)
+    train = yardstick.reference.flatten(1).double()
+    crude = train.mean(0) + normal(1430, 64) @ root(torch.cov(train.T))
+    worse = score(crude.float().reshape(-1, 1, 8, 8), None, yardstick)
+    assert real["fd_digits"] < fake["fd_digits"] < 0.2 * worse["fd_digits"]
+    assert fake["accuracy"] > 0.95
+    assert fake["precision"] < 0.7 < 0.8 < real["precision"]
+    assert fake["recall"] < 0.82 < 0.88 < real["recall"]
+    assert worse["precision"] < 0.2
+
+
+def test_only_the_nearest_neighbour_exposes_a_memoriser() -> None:
+    """A copy of the training set wins every other score."""
+    yardstick = Digits().yardstick()
+    train, _ = digits.load()
+    copy, real = score(train.x0.clone(), train.labels, yardstick), real_scores(yardstick)
+    assert copy["fd_digits"] == pytest.approx(0, abs=1e-6)
+    assert (copy["precision"], copy["recall"], copy["swd"], copy["accuracy"]) == (1, 1, 0, 1)
+    assert copy["nn"] == 0.0
+    assert real["nn"] == pytest.approx(2.135, abs=0.01)
+    assert (real["calls"], real["ms_per_image"], real["draws"]) == (0.0, 0.0, 1.0)

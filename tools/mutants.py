@@ -1,0 +1,128 @@
+"""Plant one-line faults in the package and see that the tests catch each: python tools/mutants.py
+
+A test-suite is worth what it refuses. Every entry of `mutant_list.MUTANTS` names a line's
+fragment, what it is replaced by, and the tests that must then fail. The package and its tests
+are copied; the working tree is never touched. The same tests must first pass without a fault.
+
+Exit status 1 if a fault survives, if its original is not found exactly once, or if the tests
+end in anything but failure (a fault that cannot even be imported proves nothing).
+
+    python tools/mutants.py                all of them
+    python tools/mutants.py losses path    those whose file's name contains one of these words
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from queue import Queue
+
+from mutant_list import MUTANTS, Mutant
+
+ROOT = Path(__file__).resolve().parent.parent
+WORKERS = 2
+LIMIT = 300
+"""Seconds one run of tests may take."""
+PASSED, FAILED, HUNG = 0, 1, -1
+
+
+def copy_to(folder: Path) -> Path:
+    """A copy of all that tests need."""
+    ignore = shutil.ignore_patterns("__pycache__")
+    for name in ("fewstep", "tests"):
+        shutil.copytree(ROOT / name, folder / name, ignore=ignore)
+    shutil.copy(ROOT / "pyproject.toml", folder)
+    return folder
+
+
+def run_tests(folder: Path, tests: tuple[str, ...]) -> int:
+    """pytest's exit status; no bytecode is written, since faults keep a file's size and time."""
+    single = {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(folder)}
+    paths = [f"tests/{name}" for name in tests]
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *paths]
+    try:
+        done = subprocess.run(
+            command,
+            cwd=folder,
+            env=os.environ | single,
+            capture_output=True,
+            timeout=LIMIT,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return HUNG
+    return done.returncode
+
+
+def misquoted(mutant: Mutant) -> bool:
+    """Whether the original is not in its file exactly once."""
+    return (ROOT / "fewstep" / mutant.file).read_text().count(mutant.original) != 1
+
+
+def verdict(mutant: Mutant, folder: Path) -> str:
+    """Apply one fault in `folder`, test, and restore."""
+    file = folder / "fewstep" / mutant.file
+    sound = file.read_text()
+    file.write_text(sound.replace(mutant.original, mutant.replacement))
+    try:
+        status = run_tests(folder, mutant.tests)
+    finally:
+        file.write_text(sound)
+    names = {FAILED: "caught", PASSED: "SURVIVED", HUNG: "HUNG"}
+    return names.get(status, f"BROKEN (pytest exit {status})")
+
+
+def main(words: list[str]) -> int:
+    """Run the chosen faults, WORKERS at a time; the exit status."""
+    chosen = [m for m in MUTANTS if not words or any(word in m.file for word in words)]
+    wrong = [m for m in chosen if misquoted(m)]
+    for m in wrong:
+        print(f"NOT FOUND ONCE  {m.file}: {m.original}")
+    if wrong or not chosen:
+        return 1
+    start, failures = time.time(), 0
+    with tempfile.TemporaryDirectory() as name:
+        copies: Queue[Path] = Queue()
+        for k in range(WORKERS):
+            copies.put(copy_to(Path(name) / str(k)))
+
+        def job(mutant: Mutant) -> tuple[Mutant, str]:
+            folder = copies.get()
+            try:
+                return mutant, verdict(mutant, folder)
+            finally:
+                copies.put(folder)
+
+        def passes(tests: tuple[str, ...]) -> bool:
+            folder = copies.get()
+            try:
+                return run_tests(folder, tests) == PASSED
+            finally:
+                copies.put(folder)
+
+        with ThreadPoolExecutor(WORKERS) as pool:
+            different = sorted({m.tests for m in chosen})
+            good = pool.map(passes, different)
+            sick = [tests for tests, ok in zip(different, good, strict=True) if not ok]
+        if sick:
+            print(f"these do not pass without any fault: {sick}")
+            return 1
+        print(f"tests pass without faults ({time.time() - start:.0f} s)", flush=True)
+        with ThreadPoolExecutor(WORKERS) as pool:
+            for mutant, result in pool.map(job, chosen):
+                failures += result != "caught"
+                change = f"{mutant.original.strip()}  ->  {mutant.replacement.strip()}"
+                print(f"{result:9} {mutant.file}: {change}", flush=True)
+    caught = len(chosen) - failures
+    print(f"{caught} of {len(chosen)} caught in {time.time() - start:.0f} s")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
