@@ -1,0 +1,74 @@
+"""The command line: verbs only. Torch is imported inside the verbs, never for --help."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+
+from fewstep import __version__
+from fewstep.cli.parser import fail
+
+VERBS = {
+    "demo": "train a teacher on small digits, distil it to one step, measure, show: one command",
+    "recipes": "list the ready-made runs",
+    "train": "train a teacher by a recipe",
+    "distill": "distil a teacher to a few steps by a recipe",
+    "sample": "make pictures with a finished model",
+    "evaluate": "measure a finished run beside its teacher and real data",
+    "report": "make one self-contained page of a run",
+    "doctor": "check the installation and the machine",
+}
+
+EPILOG = """examples:
+  fewstep demo                                     the whole job in about three minutes
+  fewstep train digits_teacher --out runs/teacher
+  fewstep distill digits --teacher runs/teacher --out runs/sid --method.alpha 1.0
+  fewstep sample runs/sid --seeds 0-63 --out digits.png
+  fewstep evaluate runs/sid && fewstep report runs/sid
+
+'fewstep VERB --help' tells more. A run that was stopped continues with the same command.
+Exit codes: 0 done, 1 failed, 2 wrong input (one sentence says what to do), 75 stopped by the
+system and resumable, 130 stopped by Ctrl-C and resumable."""
+
+
+def sentence(error: Exception) -> str:
+    """What a person should read of an error: "digits.png: Permission denied"."""
+    if isinstance(error, OSError) and error.strerror:
+        where = error.filename2 or error.filename
+        return f"{where}: {error.strerror}" if where else error.strerror
+    return str(error)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point of the `fewstep` command."""
+    argv = sys.argv[1:] if argv is None else argv
+    width = max(map(len, VERBS))
+    verbs = "\n".join(f"  {verb:{width}}  {text}" for verb, text in VERBS.items())
+    if not argv or argv[0] in ("-h", "--help"):
+        print("usage: fewstep VERB [options]\n")
+        print("Distil a diffusion or flow model into a generator of one to four network calls.\n")
+        print(f"verbs:\n{verbs}\n\n{EPILOG}")
+        return
+    if argv[0] in ("--version", "-V"):
+        print(f"fewstep {__version__}")
+        return
+    if argv[0] not in VERBS:
+        close = difflib.get_close_matches(argv[0], VERBS, 1)
+        hint = f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(VERBS)}"
+        fail(f"there is no verb {argv[0]!r}; {hint}")
+    from fewstep.cli import verbs as implementation
+
+    try:
+        code = getattr(implementation, argv[0])(argv[1:])
+    except (ValueError, OSError) as error:
+        if os.environ.get("FEWSTEP_DEBUG"):
+            raise
+        fail(sentence(error))
+    except FloatingPointError as error:
+        print(f"fewstep: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        print("\nfewstep: stopped; run the same command again to continue", file=sys.stderr)
+        raise SystemExit(130) from None
+    raise SystemExit(code or 0)

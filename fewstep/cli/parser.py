@@ -1,0 +1,33 @@
+"""Argument parsing whose errors are one sentence."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import sys
+from typing import NoReturn
+
+
+def fail(message: str) -> NoReturn:
+    """One sentence on standard error, exit code 2."""
+    print(f"fewstep: {' '.join(message.split())}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+class Parser(argparse.ArgumentParser):
+    """An argparse parser that fails with one sentence, and the nearest name for a misspelling."""
+
+    def error(self, message: str) -> NoReturn:
+        label, _, rest = message.partition(": ")
+        if label == "unrecognized arguments":
+            flag = rest.split()[0].partition("=")[0]
+            close = difflib.get_close_matches(flag, self.flags(), 1)
+            hint = f"; did you mean {close[0]}?" if close else f"; {self.prog} --help lists them"
+            fail(f"there is no {'flag' if flag.startswith('-') else 'argument'} {flag}{hint}")
+        if label == "the following arguments are required":
+            fail(f"{self.prog} needs: {rest}; {self.prog} --help tells more")
+        fail(message.removeprefix("argument "))
+
+    def flags(self) -> list[str]:
+        """The long flags."""
+        return [name for name in self._option_string_actions if name.startswith("--")]

@@ -1,0 +1,154 @@
+"""One function a verb: argument strings in, exit code out. Imported once a verb is chosen."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from fewstep.cli.display import say
+from fewstep.cli.parser import Parser, fail
+from fewstep.cli.work import demonstrate, measured, perform, table
+
+
+def _parser(verb: str, text: str, **options: object) -> Parser:
+    return Parser(
+        prog=f"fewstep {verb}",
+        description=text,
+        allow_abbrev=False,
+        **options,  # type: ignore
+    )
+
+
+def recipes(args: list[str]) -> int:
+    """List the ready-made runs."""
+    from fewstep.recipes.find import every, summary
+
+    _parser("recipes", "List the ready-made runs.").parse_args(args)
+    found = every()
+    width = max(map(len, found))
+    for name, make in sorted(found.items()):
+        print(f"{name:{width}}  {summary(make)}")
+    return 0
+
+
+def train(args: list[str]) -> int:
+    """Train a teacher by a recipe."""
+    return _run("train", args, "runs/{recipe}")
+
+
+def distill(args: list[str]) -> int:
+    """Distil a teacher by a recipe."""
+    return _run("distill", args, "runs/{recipe}")
+
+
+def _run(verb: str, args: list[str], default: str) -> int:
+    from fewstep.cli.overrides import help_text, resolve
+    from fewstep.recipes.find import recipe
+
+    parser = _parser(
+        verb, f"{verb} RECIPE in a folder; the same command continues.", add_help=False
+    )
+    parser.add_argument("recipe", nargs="?", help="see 'fewstep recipes'; or file.py:function")
+    parser.add_argument("--out", default=default, help="the run folder (default: %(default)s)")
+    if verb == "distill":
+        parser.add_argument("--teacher", default="", help="folder of a finished teacher")
+    parser.add_argument("--dry-run", action="store_true", help="print the run and its cost only")
+    parser.add_argument("-h", "--help", action="store_true", help="this, and the recipe's fields")
+    own, rest = parser.parse_known_args(args)
+    if own.recipe is None:
+        example = "digits" if verb == "distill" else "digits_teacher"
+        if not own.help:
+            fail(f"{verb} needs a recipe, such as '{example}'; 'fewstep recipes' lists them")
+        print(parser.format_help())
+        print(f"fewstep {verb} RECIPE --help lists every field of the recipe.")
+        return 0
+    name = own.recipe
+    run = recipe(name)()
+    if own.help:
+        print(parser.format_help())
+        print(help_text(run, f"fewstep {verb} {name}"))
+        print(
+            'A whole part is replaced by an expression: --method "SIM()", '
+            "--method my_file.py:MyMethod."
+        )
+        return 0
+    run = resolve(run, rest, f"fewstep {verb} {name}", parser.flags())
+    right = "distill" if run.distils else "train"
+    if verb != right:
+        does = "distils" if run.distils else "trains"
+        fail(f"{name} {does} a teacher; the command is: fewstep {right} {name}")
+    out = Path(own.out.replace("{recipe}", Path(name.partition(":")[0]).stem))
+    command = shlex.join(["fewstep", verb, *args])
+    return perform(run, out, name, getattr(own, "teacher", ""), command, own.dry_run)
+
+
+def demo(args: list[str]) -> int:
+    """The main job on the embedded example."""
+    parser = _parser(
+        "demo",
+        "Train a teacher on 8x8 digits, distil it to one step with SiD, "
+        "measure both, and write a report.",
+    )
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="the run folder")
+    parser.add_argument("--seed", type=int, default=0, help="seed of everything (default: 0)")
+    own = parser.parse_args(args)
+    return demonstrate(own.out, own.seed, shlex.join(["fewstep", "demo", *args]))
+
+
+def sample(args: list[str]) -> int:
+    """Make pictures with a finished model."""
+    parser = _parser("sample", "Make pictures with a finished model: a student or a teacher.")
+    parser.add_argument("model", type=Path, help="a run folder, or a folder with model.json")
+    parser.add_argument("--seeds", default="0-63", help="such as 0-63 or 3,7,9 (default: 0-63)")
+    parser.add_argument("--labels", default="", help="one class number for all, or one a seed")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("samples.png"),
+        help="a .png grid or an .npz of arrays (default: samples.png)",
+    )
+    own = parser.parse_args(args)
+    from fewstep.cli.samples import make
+
+    make(own.model, own.seeds, own.labels, own.out)
+    print(own.out)
+    return 0
+
+
+def evaluate(args: list[str]) -> int:
+    """Measure a finished run."""
+    parser = _parser(
+        "evaluate", "Measure a finished run beside its teacher and real data; writes metrics.json."
+    )
+    parser.add_argument("run", type=Path, help="a run folder")
+    parser.add_argument("--samples", type=int, default=5000, help="a draw (default: 5000)")
+    parser.add_argument("--draws", type=int, default=3, help="sets of samples (default: 3)")
+    own = parser.parse_args(args)
+    if own.samples < 100 or own.draws < 1:
+        fail("evaluate needs --samples of at least 100 and --draws of at least 1")
+    print(table(measured(own.run, own.samples, own.draws)))
+    return 0
+
+
+def report(args: list[str]) -> int:
+    """One self-contained page of a run."""
+    parser = _parser("report", "Write report.html, one self-contained page, into a run folder.")
+    parser.add_argument("run", type=Path, help="a run folder")
+    own = parser.parse_args(args)
+    from fewstep.report.page import write_report
+
+    print(write_report(own.run))
+    return 0
+
+
+def doctor(args: list[str]) -> int:
+    """Check the installation and the machine."""
+    _parser(
+        "doctor", "Check the installation and the machine; exit code 1 if something is wrong."
+    ).parse_args(args)
+    from fewstep.cli.doctor import examine
+
+    problems = examine()
+    for problem in problems:
+        say(f"problem: {problem}")
+    return 1 if problems else 0

@@ -1,0 +1,124 @@
+"""What the verbs do, with progress for a person: run a recipe, measure a run, the whole demo."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from fewstep.cli.display import Bar, say, stopping
+from fewstep.eval.evaluate import Yardstick, evaluate, real_scores
+from fewstep.files import read_json, write_json
+from fewstep.generator import Generator
+from fewstep.recipes.run import Domain, Run
+from fewstep.run_folder import RunFolder
+from fewstep.runner import Note, Step, execute, load_teacher, prepare
+from fewstep.spec import decode, encode
+from fewstep.student import load_student
+
+Metrics = dict[str, dict[str, float]]
+
+
+def perform(
+    run: Run, out: Path, recipe: str, teacher: str, command: str, dry: bool = False
+) -> int:
+    """Execute `run` in `out` with a progress bar, or (`dry`) only say what it would be."""
+    if dry:
+        from fewstep.cli.cost import estimate
+
+        cost = estimate(prepare(run, recipe, teacher))
+        print(json.dumps(encode(run), indent=2))
+        print(cost)
+        return 0
+    work = execute(run, out, recipe=recipe, teacher=teacher, command=command)
+    with stopping() as stop, closing(work), Bar(recipe, run.steps) as bar:
+        for progress in work:
+            if isinstance(progress, Note):
+                bar.say(progress.text)
+            if isinstance(progress, Step):
+                skipped = progress.logs["skipped"]
+                bar.update(progress.step, f"skipped {skipped:.0f}" if skipped else "")
+                if stop and progress.step < progress.steps:
+                    work.close()
+                    bar.say(
+                        f"stopped at step {progress.step} of {progress.steps}, saved in {out}; "
+                        f"continue with: {command}"
+                    )
+                    return stop.code
+    say(f"finished: {out}")
+    return 0
+
+
+def measured(path: Path, samples: int, draws: int) -> Metrics:
+    """Measure the run in `path`, its teacher and real data; writes and returns metrics.json."""
+    folder = RunFolder(path)
+    facts = folder.facts()
+    if not folder.finished:
+        raise ValueError(
+            f"{path} is not finished; continue it with: {facts.get('command', 'its command')}"
+        )
+    domain: Domain = decode(facts["run"].get("domain"), Domain)  # the method may be a file's
+    yardstick = domain.yardstick()
+    models = {"student" if facts.get("distils", True) else "teacher": load_student(path)}
+    if "student" in models and (teacher := load_teacher(domain, facts.get("teacher", ""))):
+        models = {"teacher": teacher, **models}
+    metrics: Metrics = {"real": real_scores(yardstick)}
+    for role, model in models.items():
+        metrics[role] = _scores(role, model, yardstick, samples, draws)
+    stored: dict[str, Any] = {
+        **metrics,
+        "protocol": {"samples": samples, "draws": draws, "distance": yardstick.distance},
+    }
+    write_json(path / "metrics.json", stored)
+    return metrics
+
+
+def _scores(
+    role: str, generator: Generator, yardstick: Yardstick, samples: int, draws: int
+) -> dict[str, float]:
+    """All draws of one generator, with a bar."""
+    scores: dict[str, float] = {}
+    with Bar(f"measuring {role}", draws) as bar:
+        for scores in evaluate(generator, yardstick, samples, draws):
+            bar.update(int(scores["draws"]))
+    return scores
+
+
+def table(metrics: Mapping[str, Mapping[str, float]]) -> str:
+    """Metrics as aligned text, mean +- standard deviation over the draws."""
+    names = [n for n in next(iter(metrics.values())) if not n.endswith("_std") and n != "draws"]
+    lines = [" " * 14 + "".join(f"{role:>22}" for role in metrics)]
+    for name in names:
+        cells = []
+        for scores in metrics.values():
+            spread = scores.get(f"{name}_std", 0.0)
+            value = f"{scores[name]:.4g}" if name in scores else "-"
+            cells.append(value + (f" +- {spread:.2g}" if spread else ""))
+        lines.append(f"{name:14}" + "".join(f"{cell:>22}" for cell in cells))
+    return "\n".join(lines)
+
+
+def demonstrate(out: Path, seed: int, command: str) -> int:
+    """Teacher, student, measurements, report; steps that are done already are not repeated."""
+    from fewstep.recipes.digits import digits, digits_teacher
+    from fewstep.report.page import write_report
+
+    RunFolder(out).refuse_foreign()
+    teacher = out / "teacher"
+    for run, where, recipe, source in (
+        (digits_teacher(), teacher, "digits_teacher", ""),
+        (digits(), out, "digits", str(teacher)),
+    ):
+        code = perform(replace(run, seed=seed), where, recipe, source, command)
+        if code:
+            return code
+    try:
+        metrics = {k: v for k, v in read_json(out / "metrics.json").items() if k != "protocol"}
+    except ValueError:
+        metrics = measured(out, samples=5000, draws=3)
+    print(table(metrics))
+    print(f"\nreport: {write_report(out)}")
+    return 0

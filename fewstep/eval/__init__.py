@@ -1,0 +1,1 @@
+"""How good is it: distances between sets of pictures, always beside two anchors."""

@@ -1,0 +1,56 @@
+"""Features of handwritten digits: a small classifier, trained by tools/train_digit_features.py.
+
+Its 64-dimensional features carry `fd_digits`, precision and recall; its decisions carry the
+label accuracy. It was trained on the training digits alone. The distance in its features is not
+an FID and must not be called one.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from importlib.resources import as_file, files
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+
+class DigitFeatures(nn.Module):
+    """(B, 1, 8, 8) in [-1, 1] -> features (B, 64); `classify` gives logits (B, 10)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, 32, 3, padding=1)
+        self.conv2 = nn.Conv2d(32, 48, 3, padding=1, stride=2)
+        self.conv3 = nn.Conv2d(48, 64, 3, padding=1)
+        self.hidden = nn.Linear(64 * 16, 64)
+        self.head = nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.silu(self.conv1(x))
+        h = F.silu(self.conv2(h))
+        h = F.silu(self.conv3(h))
+        return F.silu(self.hidden(h.flatten(1)))
+
+    def classify(self, features: Tensor) -> Tensor:
+        """Logits of the ten digits from features (B, 64)."""
+        return self.head(features)
+
+
+@lru_cache(maxsize=1)
+def pretrained() -> DigitFeatures:
+    """The shipped weights (stored as float16), in evaluation mode."""
+    net = DigitFeatures()
+    with as_file(files("fewstep.eval") / "assets" / "digit_features.safetensors") as path:
+        state = load_file(path)
+    net.load_state_dict({name: tensor.float() for name, tensor in state.items()})
+    return net.requires_grad_(False).eval()
+
+
+@torch.no_grad()
+def features_and_labels(x: Tensor, batch: int = 1024) -> tuple[Tensor, Tensor]:
+    """Features (N, 64) and predicted labels (N,) of pictures (N, 1, 8, 8)."""
+    net = pretrained().to(x.device)
+    features = torch.cat([net(part) for part in x.split(batch)])
+    return features, net.classify(features).argmax(1)

@@ -1,0 +1,57 @@
+"""Finding recipes by name: every public function of this package that returns a `Run`."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable
+from pathlib import Path
+
+from fewstep import recipes
+from fewstep.recipes.run import Run
+from fewstep.spec import nearest
+
+Recipe = Callable[[], Run]
+
+
+def in_module(module: object) -> dict[str, Recipe]:
+    """The recipes defined in a module."""
+    name = getattr(module, "__name__", "")
+    return {
+        key: value
+        for key, value in vars(module).items()
+        if inspect.isfunction(value)
+        and value.__module__ == name
+        and not key.startswith("_")
+        and value.__annotations__.get("return") in (Run, "Run")
+    }
+
+
+def every() -> dict[str, Recipe]:
+    """The recipes of this package, by name."""
+    found: dict[str, Recipe] = {}
+    for module in pkgutil.iter_modules(recipes.__path__):
+        if module.name not in ("find", "run"):
+            found |= in_module(importlib.import_module(f"fewstep.recipes.{module.name}"))
+    return found
+
+
+def recipe(name: str) -> Recipe:
+    """The recipe called `name`, or the function `name` of the user's own file ("file.py:name")."""
+    path, _, function = name.rpartition(":")
+    if path.endswith(".py"):
+        from fewstep.spec import load_classes
+
+        found = in_module(load_classes(Path(path)))
+        name = function
+    else:
+        found = every()
+    if name not in found:
+        raise ValueError(f"there is no recipe {name!r}{nearest(name, found)}")
+    return found[name]
+
+
+def summary(make: Recipe) -> str:
+    """The first line of a recipe's documentation."""
+    return (inspect.getdoc(make) or "").partition("\n")[0]

@@ -1,0 +1,75 @@
+"""A run, described completely: frozen, typed, overridable field by field, stored as JSON."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from fewstep.core import Method, Source
+from fewstep.ema import EMA
+from fewstep.eval.evaluate import Yardstick
+from fewstep.generator import Generator
+from fewstep.model import Model
+from fewstep.optim import Optim
+
+
+class Domain(ABC):
+    """What the pictures are: data to train on, and how samples are measured."""
+
+    @abstractmethod
+    def source(self, model: Model, data_free: bool) -> Source:
+        """Batches for `model`; noise and labels alone if `data_free`."""
+
+    @abstractmethod
+    def yardstick(self) -> Yardstick:
+        """How samples of this domain are measured."""
+
+    def exact(self) -> Generator | None:
+        """The exact teacher of a domain that is known in closed form."""
+        return None
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run: what `train` and `distill` execute and `report` shows."""
+
+    method: Method
+    """The algorithm and all its settings."""
+    model: Model
+    """The network; a student is the teacher's network, so `distill` takes it from there."""
+    domain: Domain
+    """The data, and how samples are measured."""
+    steps: int
+    """Training steps."""
+    batch: int = 128
+    """Samples in one update."""
+    accumulate: int = 1
+    """Equal parts a batch is computed in; more parts, less memory, the same result."""
+    optim: Optim = Optim()
+    """The optimiser of every net."""
+    ema: EMA = EMA()
+    """The moving average that becomes the result."""
+    seed: int = 0
+    """Keys every random number of the run."""
+    draw_every: int = 100
+    """Steps between pictures and gauges."""
+    save_every: int = 500
+    """Steps between checkpoints."""
+    patience: int = 10
+    """Non-finite updates in a row that are skipped before the run stops."""
+
+    @property
+    def distils(self) -> bool:
+        """Whether a teacher is distilled, rather than trained."""
+        return self.method.output == "student"
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "accumulate", "draw_every", "save_every", "patience"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"Run.{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"Run.seed must be 0 to 2^63 - 1, got {self.seed}")
+        if self.batch % self.accumulate:
+            raise ValueError(
+                f"Run.batch {self.batch} is not a multiple of Run.accumulate {self.accumulate}"
+            )

@@ -1,0 +1,232 @@
+"""Did it work? Checks with stated thresholds, and the headline that follows from them.
+
+Every check is shown with its number and its limit, passed or not, so that a reader can disagree.
+The limits are rules of thumb; `Check.why` says where each comes from.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from fewstep.report.findings import Findings, number
+from fewstep.report.words import count, short
+
+RATIO = 1.25
+"""Frechet distance of a student, in units of the teacher's."""
+SHARE = 0.05
+"""How far precision and recall may lie below the teacher's."""
+SHARE_REAL = 0.10
+"""The same for a teacher, against the few held-out pictures."""
+ACCURACY = 0.01
+COPIES_REAL, COPIES_TEACHER, UNLIKE = 0.8, 0.9, 1.25
+"""The nearest training sample, in units of the same for held-out data and for the teacher."""
+DIVERSITY = 0.5
+FAKE_ERROR = 1.5
+RISING = 1.5
+
+
+@dataclass(frozen=True)
+class Check:
+    """One question asked of a run."""
+
+    name: str
+    value: str
+    limit: str
+    why: str
+    """What the number means and where the limit comes from."""
+    passed: bool | None
+    """None where it could not be asked."""
+    warning: str = ""
+    """In words, where it did not pass."""
+
+
+@dataclass(frozen=True)
+class Headline:
+    """The first thing a reader sees."""
+
+    mark: str
+    """ "good", "mixed", "bad" or "open"."""
+    title: str
+    text: str
+
+
+def checks(f: Findings, diversity: Mapping[str, float]) -> list[Check]:
+    """All checks that this run allows. `diversity` is by role: real, teacher, student."""
+    found = [
+        _distance(f),
+        _share(f, "precision", "some samples look like no real one"),
+        _share(f, "recall", "parts of the real data are seldom or never generated"),
+        _accuracy(f),
+        _nearest(f),
+        _diversity(f, diversity),
+        _fake_error(f),
+        _fisher(f),
+        _skipped(f),
+    ]
+    return [check for check in found if check is not None]
+
+
+def _distance(f: Findings) -> Check | None:
+    ours, anchor = f.score("student", f.distance), f.score("teacher", f.distance)
+    if f.role != "student" or not f.metrics:
+        return None
+    ratio = ours / anchor if anchor > 0 else math.nan
+    return Check(
+        "Distance",
+        f"{short(ratio)} times the teacher's",
+        f"at most {RATIO} times",
+        f"{f.distance} of the student over that of the teacher; {RATIO} is fewstep's own mark.",
+        None if math.isnan(ratio) else ratio <= RATIO,
+        f"{f.distance} is {short(ratio)} times the teacher's ({short(ours)} against "
+        f"{short(anchor)}): the student's pictures are measurably not its teacher's.",
+    )
+
+
+def _share(f: Findings, name: str, meaning: str) -> Check | None:
+    anchor, slack = ("teacher", SHARE) if f.role == "student" else ("real", SHARE_REAL)
+    ours, theirs = f.score(f.role, name), f.score(anchor, name)
+    if math.isnan(ours) or math.isnan(theirs):
+        return None
+    whose = "the teacher's" if anchor == "teacher" else "held-out data's"
+    reason = (
+        "several times the spread between draws"
+        if anchor == "teacher"
+        else "wide, because the held-out pictures are few and few pictures flatter recall"
+    )
+    return Check(
+        name.capitalize(),
+        short(ours),
+        f"at least {short(theirs - slack)}",
+        f"{whose.capitalize()} {short(theirs)} less {slack:.2f}: {reason}.",
+        ours >= theirs - slack,
+        f"{name.capitalize()} is {short(ours)}, {whose} is {short(theirs)}: {meaning}.",
+    )
+
+
+def _accuracy(f: Findings) -> Check | None:
+    ours, real = f.score(f.role, "accuracy"), f.score("real", "accuracy")
+    if math.isnan(ours) or math.isnan(real):
+        return None
+    return Check(
+        "Label accuracy",
+        f"{ours:.1%}",
+        f"at least {real - ACCURACY:.1%}",
+        f"Real held-out pictures are read correctly in {real:.1%}; less one percentage point.",
+        ours >= real - ACCURACY,
+        f"Only {ours:.1%} of the pictures are read as the label they were asked for; "
+        f"real ones are in {real:.1%}.",
+    )
+
+
+def _nearest(f: Findings) -> Check | None:
+    ours, real = f.score(f.role, "nn"), f.score("real", "nn")
+    teacher = f.score("teacher", "nn") if f.role == "student" else math.nan
+    if math.isnan(ours) or math.isnan(real):
+        return None
+    low = max(COPIES_REAL * real, 0.0 if math.isnan(teacher) else COPIES_TEACHER * teacher)
+    high = UNLIKE * max(real, 0.0 if math.isnan(teacher) else teacher)
+    beside = "" if math.isnan(teacher) else f" and {COPIES_TEACHER} of the teacher's"
+    copies = (
+        "some may be copies of training data (memorisation), or, where diversity is low too, "
+        "blurred averages of them"
+    )
+    return Check(
+        "Neither copies nor strangers",
+        f"{short(ours)} to the nearest training sample",
+        f"{short(low)} to {short(high)}",
+        f"From {COPIES_REAL} of held-out data's {short(real)}{beside}, to {UNLIKE} times the "
+        f"larger. A copy has distance 0, so one in five pulls the mean down to {COPIES_REAL}. "
+        "Somewhat below held-out data is usual: what models make is smoother.",
+        low <= ours <= high,
+        f"Samples lie {short(ours)} from the nearest training sample, real held-out ones "
+        f"{short(real)}: {copies if ours < low else 'many are unlike any training sample'}.",
+    )
+
+
+def _diversity(f: Findings, diversity: Mapping[str, float]) -> Check | None:
+    anchor = "teacher" if f.role == "student" and "teacher" in diversity else "real"
+    ours, theirs = diversity.get(f.role, math.nan), diversity.get(anchor, math.nan)
+    if math.isnan(ours) or math.isnan(theirs):
+        return None
+    whose = "the teacher's" if anchor == "teacher" else "real data's"
+    return Check(
+        "Diversity",
+        short(ours),
+        f"at least {short(DIVERSITY * theirs)}",
+        f"Mean difference between two samples of the same label; half of {whose} "
+        f"{short(theirs)}. A collapsing model makes one picture for all noises and falls to 0.",
+        ours >= DIVERSITY * theirs,
+        f"Diversity is {short(ours)}, less than half of {whose} {short(theirs)}: "
+        "the pictures of a label are nearly the same (collapse).",
+    )
+
+
+def _fake_error(f: Findings) -> Check | None:
+    ratios = {
+        number(x, "t"): number(x, "fake_error") / number(x, "teacher_error")
+        for x in f.levels(f.last)
+        if number(x, "teacher_error") > 0 and not math.isnan(number(x, "fake_error"))
+    }
+    if not ratios:
+        return None
+    t, worst = max(ratios.items(), key=lambda pair: pair[1])
+    return Check(
+        "Fake score keeps up",
+        f"{short(worst)} times the teacher's error at worst (t = {short(t)})",
+        f"at most {FAKE_ERROR} times",
+        "The fake score is trained on the student's own pictures, so there it should denoise at "
+        f"least as well as the teacher does; {FAKE_ERROR} leaves room for a moving target.",
+        worst <= FAKE_ERROR,
+        f"At noise level t = {short(t)} the fake score's error is {short(worst)} times the "
+        "teacher's: it does not follow the student, whose gradients are then wrong.",
+    )
+
+
+def rise(f: Findings) -> float:
+    """Median over levels of the last Fisher estimate over the lowest of the looks before.
+
+    Looks at which the fake score is still the teacher (estimate 0) do not count.
+    """
+    ratios = []
+    looks = [f.levels(look) for look in f.gauges]
+    for place in range(len(looks[-1]) if looks else 0):
+        series = [number(look[place], "fisher") for look in looks if place < len(look)]
+        series = [value for value in series if value > 0]
+        if len(series) >= 2:
+            ratios.append(series[-1] / min(series[:-1]))
+    return statistics.median(ratios) if ratios else math.nan
+
+
+def _fisher(f: Findings) -> Check | None:
+    ratio = rise(f)
+    if math.isnan(ratio):
+        return None
+    return Check(
+        "Fisher divergence falls",
+        f"{short(ratio)} times its lowest before",
+        f"at most {RISING} times",
+        "The estimated divergence to the teacher, at the median noise level, at the last look "
+        f"against the best look before it. {RISING} is above the noise of the estimate.",
+        ratio <= RISING,
+        f"The Fisher divergence to the teacher has risen to {short(ratio)} times its lowest: "
+        "the student moves away from its teacher, or does not follow while the fake score finds "
+        "out how far away it is.",
+    )
+
+
+def _skipped(f: Findings) -> Check | None:
+    if not f.log:
+        return None
+    updates = max(1, f.done * max(1, len(f.nets)))
+    return Check(
+        "Finite numbers",
+        f"{count(f.skipped, 'skipped update')}",
+        "none",
+        "An update whose loss or gradient is not finite is skipped and counted, never applied.",
+        f.skipped == 0,
+        f"{count(f.skipped, 'update')} of {updates:,} ({f.skipped / updates:.2%}) had a loss or "
+        "gradient that was not finite and were skipped; a lower learning rate usually helps.",
+    )

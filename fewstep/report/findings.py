@@ -1,0 +1,153 @@
+"""What a run folder tells a report: its small files, read once and without trust.
+
+A run may be unfinished, unmeasured, or without gauges; then lists are empty and numbers are nan.
+A folder that is no run is refused with a sentence.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fewstep.files import Damaged, read_json
+from fewstep.run_folder import RunFolder
+from fewstep.spec import known
+
+Line = Mapping[str, Any]
+Scores = dict[str, dict[str, float]]
+
+
+def number(line: Line | None, key: str) -> float:
+    """line[key] as a float; "inf" and "nan" are numbers, everything else that is none is nan."""
+    value = None if line is None else line.get(key)
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return math.nan
+    try:
+        return float(value)
+    except ValueError:
+        return math.nan
+
+
+@dataclass(frozen=True)
+class Findings:
+    """One run folder, read."""
+
+    path: Path
+    facts: dict[str, Any]
+    log: list[dict[str, Any]]
+    gauges: list[dict[str, Any]]
+    metrics: Scores
+    """{"real": ..., "teacher": ..., "student": ...}, or empty."""
+    protocol: dict[str, Any]
+    finished: bool
+
+    @property
+    def run(self) -> dict[str, Any]:
+        """The encoded `Run`."""
+        run: dict[str, Any] = self.facts["run"]
+        return run
+
+    @property
+    def method(self) -> str:
+        """The name of the method."""
+        method = self.run.get("method")
+        return str(method.get("type", "?")) if isinstance(method, Mapping) else "?"
+
+    @property
+    def role(self) -> str:
+        """What the run makes: "student", or "teacher" where it trains on data."""
+        if "student" in self.metrics:
+            return "student"
+        output = getattr(known().get(self.method), "output", "student")
+        return "student" if output == "student" else "teacher"
+
+    @property
+    def steps(self) -> int:
+        """Steps the run is to have."""
+        return int(number(self.run, "steps"))
+
+    @property
+    def done(self) -> int:
+        """Steps logged so far."""
+        return int(max(finite(self.log, "step"), default=0))
+
+    @property
+    def images(self) -> int:
+        """Samples the result has been updated on."""
+        return int(max(finite(self.log, "images"), default=0))
+
+    @property
+    def skipped(self) -> int:
+        """Updates that were skipped."""
+        return int(max(finite(self.log, "skipped"), default=0))
+
+    @property
+    def seconds(self) -> float:
+        """Time spent training; the clock starts anew where a run was continued."""
+        total, last = 0.0, 0.0
+        for now in finite(self.log, "seconds"):
+            total += last if now < last else 0.0
+            last = now
+        return total + last
+
+    @property
+    def nets(self) -> list[str]:
+        """The nets that were trained, in the order of their turns."""
+        keys = [key for line in self.log for key in line if key.endswith("/loss")]
+        return [key.removesuffix("/loss") for key in dict.fromkeys(keys)]
+
+    @property
+    def distance(self) -> str:
+        """The name of the Frechet distance, "" where nothing was measured."""
+        return str(self.protocol.get("distance", ""))
+
+    @property
+    def last(self) -> dict[str, Any] | None:
+        """The last look at the student."""
+        return self.gauges[-1] if self.gauges else None
+
+    def levels(self, look: Line | None) -> list[dict[str, Any]]:
+        """The gauges by noise level of one look."""
+        levels = look.get("levels") if look else None
+        return [x for x in levels if isinstance(x, dict)] if isinstance(levels, list) else []
+
+    def score(self, role: str, name: str) -> float:
+        """One measured mean, or nan."""
+        return number(self.metrics.get(role), name)
+
+
+def finite(lines: Iterable[Line], key: str) -> list[float]:
+    """The finite numbers under `key`."""
+    values = (number(line, key) for line in lines)
+    return [value for value in values if math.isfinite(value)]
+
+
+def read(path: Path) -> Findings:
+    """Read the run folder `path`; a `Damaged` (ValueError) says what is wrong with it."""
+    folder = RunFolder(path)
+    facts = folder.facts()
+    if not isinstance(facts["run"], dict):
+        raise Damaged(f"{path / 'run.json'} does not describe a run")
+    metrics, protocol = _metrics(path / "metrics.json")
+    log, gauges = (
+        [line for line in folder.lines(name) if math.isfinite(number(line, "step"))]
+        for name in ("log.jsonl", "gauges.jsonl")
+    )
+    return Findings(path, facts, log, gauges, metrics, protocol, folder.finished)
+
+
+def _metrics(path: Path) -> tuple[Scores, dict[str, Any]]:
+    """(scores by role, protocol); both empty where nothing was measured."""
+    if not path.is_file():
+        return {}, {}
+    stored = read_json(path)
+    if not isinstance(stored, dict) or not all(isinstance(v, dict) for v in stored.values()):
+        raise Damaged(f"{path} does not hold scores by role")
+    protocol = stored.pop("protocol", {})
+    scores = {
+        role: {name: number(values, name) for name in values} for role, values in stored.items()
+    }
+    return scores, protocol

@@ -1,0 +1,89 @@
+"""The first sentences of a report, computed from the measurements and the checks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from fewstep.report.checks import RATIO, Check, Headline
+from fewstep.report.findings import Findings, number
+from fewstep.report.words import count, short
+
+FAR = 3.0
+"""From this multiple of the teacher's distance on, a student has failed rather than lagged."""
+WORDS = {1: "one", 2: "two", 3: "three", 4: "four"}
+
+
+def headline(f: Findings, checks: Sequence[Check], few: int = 0) -> Headline:
+    """What happened, in words. `few` counts the held-out samples, where the models had more."""
+    warned = sum(check.passed is False for check in checks)
+    if not f.finished:
+        share = f.done / f.steps if f.steps else 0.0
+        title = f"Not finished: step {f.done:,} of {f.steps:,} ({share:.0%})."
+        text = f"Run the same command again to continue it. {_quick(f)}"
+        return Headline("mixed" if warned else "open", title, text.strip())
+    if math.isnan(f.score(f.role, f.distance)):
+        title = "Finished, but not measured yet."
+        text = f"Measure it with: fewstep evaluate {f.path}. {_quick(f)}"
+        return Headline("mixed" if warned else "open", title, text.strip())
+    if f.role == "student" and not math.isnan(f.score("teacher", f.distance)):
+        return _student(f, warned, few)
+    ours = f.score(f.role, f.distance)
+    text = f"{f.distance} {short(ours)}{_beside(f, few)}"
+    if warned:
+        return Headline("mixed", f"The {f.role} is trained, with {_warnings(warned)}.", text)
+    return Headline("good", f"The {f.role} is trained, and passes every check.", text)
+
+
+def _student(f: Findings, warned: int, few: int) -> Headline:
+    ours, teacher = f.score("student", f.distance), f.score("teacher", f.distance)
+    ratio = ours / teacher if teacher > 0 else math.inf
+    calls = saving(f)
+    if ratio > FAR:
+        mark, title = "bad", "It did not work: far from the teacher."
+    elif ratio > RATIO:
+        mark, title = "mixed", f"{calls}, but not yet as good."
+    elif warned:
+        mark, title = "mixed", f"{calls}, with {_warnings(warned)}."
+    else:
+        mark, title = "good", f"It worked: {calls[0].lower()}{calls[1:]}."
+    text = (
+        f"{f.distance} {short(ours)} against the teacher's {short(teacher)} "
+        f"({short(ratio, 2)} times){_beside(f, few)}"
+    )
+    return Headline(mark, title, text)
+
+
+def saving(f: Findings) -> str:
+    """ "One call instead of 35"."""
+    ours, theirs = f.score("student", "calls"), f.score("teacher", "calls")
+    if math.isnan(ours):
+        return "The student"
+    words = f"{WORDS.get(round(ours), short(ours))} call{'' if ours == 1 else 's'}"
+    instead = f" instead of {theirs:,.0f}" if theirs > ours else ""
+    return words.capitalize() + instead
+
+
+def _beside(f: Findings, few: int) -> str:
+    anchor = f.score("real", f.distance)
+    if math.isnan(anchor):
+        return "."
+    only = f" (on {few:,} samples only, which raises it)" if few else ""
+    return f"; real held-out data score {short(anchor)}{only}. Lower is better."
+
+
+def _warnings(warned: int) -> str:
+    return count(warned, "warning")
+
+
+def _quick(f: Findings) -> str:
+    """What the last quick look said."""
+    quick = f.last.get("quick") if f.last else None
+    if not isinstance(quick, dict):
+        return ""
+    name = next((key for key in quick if key.startswith("fd")), "")
+    value = number(quick, name)
+    if math.isnan(value):
+        return ""
+    samples = f"{number(quick, 'samples'):,.0f}"
+    return f"At the last look {name} was {short(value)}, on {samples} samples only."

@@ -1,0 +1,132 @@
+"""A run folder as one self-contained page: no network, no scripts, nothing beside the file.
+
+    write_report(Path("runs/demo")) -> runs/demo/report.html
+
+Samples are drawn anew from the stored models; everything else is read from the folder. All text
+from files is escaped, and the page forbids itself to load anything.
+"""
+
+from __future__ import annotations
+
+import json
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from fewstep.files import write
+from fewstep.report import charts, pictures, plots, tables
+from fewstep.report.checks import checks
+from fewstep.report.findings import Findings, read
+from fewstep.report.headline import headline
+from fewstep.report.words import about, count, duration, short
+
+
+def write_report(path: Path) -> Path:
+    """Write `path`/report.html from what is in the run folder `path`, and return where it is.
+
+    Raises ValueError where `path` is no run, a file in it is damaged, or matplotlib is missing.
+    """
+    charts.require()
+    f = read(path)
+    page = render(f)
+    out = path / "report.html"
+    try:
+        write(out, page)
+    except OSError as error:
+        raise ValueError(f"cannot write {out}: {error.strerror}") from None
+    return out
+
+
+def render(f: Findings) -> str:
+    """The page of one run."""
+    from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
+
+    samples = pictures.sample(f)
+    asked = checks(f, samples.diversity)
+    held_out = len(samples.yardstick.held_out) if samples.yardstick else 0
+    few = 0 < held_out < int(f.protocol.get("samples") or 0)
+    context: dict[str, Any] = {
+        "name": str(f.facts.get("recipe", "run")),
+        "f": f,
+        "headline": headline(f, asked, held_out if few else 0),
+        "warnings": [check.warning for check in asked if check.passed is False],
+        "few": few,
+        "checks": asked,
+        "cards": _cards(f, samples),
+        "notes": samples.notes,
+        "grids": pictures.side_by_side(samples),
+        "roles_shown": len(samples.generators),
+        "columns": pictures.column_labels(samples),
+        "metrics": tables.metrics(f),
+        "roles": tables.roles(f),
+        "protocol": _protocol(f, samples),
+        "film": (film := pictures.film(f)),
+        "strips": pictures.strips(film),
+        "quality": plots.quality(f),
+        "quick": _quick(f),
+        "gauges": plots.gauges(f, samples.diversity),
+        "levels": tables.levels(f),
+        "training": plots.training(f),
+        "settings": tables.settings(f),
+        "commands": tables.commands(f),
+        "environment": tables.environment(f),
+        "digests": tables.digests(f),
+        "json": json.dumps(f.facts, indent=2, ensure_ascii=False),
+    }
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    context["style"] = Markup(_asset("style.css"))
+    return environment.from_string(_asset("template.html")).render(context)
+
+
+def _asset(name: str) -> str:
+    """A file of this package."""
+    return (files("fewstep.report") / name).read_text(encoding="utf-8")
+
+
+def _cards(f: Findings, samples: pictures.Samples) -> list[tuple[str, str, str]]:
+    """The few numbers everyone asks for: (number, what it is, beside)."""
+    cards = []
+    ours, teacher = f.score(f.role, "calls"), f.score("teacher", "calls")
+    student = f.role == "student"
+    made = samples.generators.get(f.role)
+    if ours == ours:
+        beside = f"teacher {teacher:,.0f}" if student and teacher == teacher else ""
+        cards.append((f"{ours:,.0f}", "network calls a picture", beside))
+    distance = f.score(f.role, f.distance)
+    if distance == distance:
+        other = f.score("teacher" if student else "real", f.distance)
+        beside = f"{'teacher' if student else 'held-out data'} {short(other)}"
+        cards.append((short(distance), f.distance, beside))
+    speed, slow = f.score(f.role, "ms_per_image"), f.score("teacher", "ms_per_image")
+    if speed > 0:
+        beside = f"{short(slow / speed, 2)} times faster than the teacher" if student else ""
+        cards.append((f"{short(speed, 2)} ms", "a picture", beside))
+    if made is not None:
+        size = sum(p.numel() for p in made.denoiser.parameters())
+        cards.append((about(size), "parameters", ""))
+    beside = f"{f.done:,} of {f.steps:,} steps, {about(f.images)} images"
+    cards.append((duration(f.seconds), "of training", beside))
+    return cards
+
+
+def _protocol(f: Findings, samples: pictures.Samples) -> str:
+    """How the measurements were made."""
+    size, draws = (int(f.protocol.get(key) or 0) for key in ("samples", "draws"))
+    text = f"{count(draws, 'draw')} of {size:,} fresh samples each" if size else "Unknown draws"
+    text += "; mean ± standard deviation over the draws."
+    if (y := samples.yardstick) is not None:
+        text += (
+            f" Distances are to the {len(y.reference):,} training samples; the column 'real' is "
+            f"the {len(y.held_out):,} held-out ones, measured once."
+        )
+    return text
+
+
+def _quick(f: Findings) -> str:
+    """Samples of a quick look, and of the anchors beside it."""
+    quick = f.last.get("quick") if f.last else None
+    size = int(quick.get("samples") or 0) if isinstance(quick, dict) else 0
+    return f"{size:,}" if size else ""

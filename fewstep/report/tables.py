@@ -1,0 +1,141 @@
+"""Tables of the page: measurements, gauges, configuration, environment."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fewstep.files import read_json
+from fewstep.recipes.find import every
+from fewstep.report.findings import Findings, number
+from fewstep.report.words import BETTER, NONE, explain, short
+from fewstep.spec import encode
+
+ROLES = ("real", "teacher", "student")
+ORDER = ("precision", "recall", "accuracy", "swd", "nn", "calls", "ms_per_image")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A number: as shown, as stored."""
+
+    text: str
+    exact: str = ""
+    spread: str = ""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One row of the measurements."""
+
+    name: str
+    cells: list[Cell]
+    meaning: str
+    better: str
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One line of the configuration."""
+
+    depth: int
+    name: str
+    flag: str
+    value: str
+    recipe: str = ""
+    """The recipe's value, where it is another."""
+
+
+def roles(f: Findings) -> list[str]:
+    """The columns of the measurements."""
+    return [role for role in ROLES if role in f.metrics]
+
+
+def metrics(f: Findings) -> list[Metric]:
+    """One row a metric: the distance first, then the known ones, then others."""
+    present = dict.fromkeys(
+        name
+        for scores in f.metrics.values()
+        for name in scores
+        if not name.endswith("_std") and name != "draws"
+    )
+    first = [name for name in (f.distance, *ORDER) if name in present]
+    rows = []
+    for name in [*first, *(n for n in present if n not in first)]:
+        meaning, better = explain(name, f.distance)
+        cells = [_cell(f.metrics[role], role, name) for role in roles(f)]
+        rows.append(Metric(name, cells, meaning, BETTER[better]))
+    return rows
+
+
+def _cell(scores: Mapping[str, float], role: str, name: str) -> Cell:
+    value, spread = number(scores, name), number(scores, f"{name}_std")
+    if math.isnan(value) or (role == "real" and name in ("calls", "ms_per_image")):
+        return Cell(NONE)
+    text = f"{value:,.0f}" if name == "calls" else short(value)
+    return Cell(text, repr(value), f"± {short(spread, 2)}" if spread > 0 else "")
+
+
+def levels(f: Findings) -> list[list[str]]:
+    """The last look by noise level: t, Fisher, fake score's error, teacher's error, ratio."""
+    rows = []
+    for level in f.levels(f.last):
+        fake, teacher = number(level, "fake_error"), number(level, "teacher_error")
+        ratio = fake / teacher if teacher > 0 else math.nan
+        values = (number(level, "t"), number(level, "fisher"), fake, teacher, ratio)
+        rows.append([short(value) for value in values])
+    return rows
+
+
+def settings(f: Findings) -> list[Setting]:
+    """Every field of the run, beside the recipe's value where that is another."""
+    recipe = every().get(str(f.facts.get("recipe")))
+    usual = dict(_flat(encode(recipe()))) if recipe else {}
+    rows = []
+    for flag, value in _flat(f.run):
+        before = usual.get(flag, value)
+        other = before if before != value else ""
+        rows.append(Setting(flag.count("."), flag.rpartition(".")[2], flag, value, other))
+    return rows
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """(path, value as text), a configuration before its fields."""
+    for name, value in tree.items():
+        if name == "type":
+            continue
+        if isinstance(value, Mapping):
+            yield f"{prefix}{name}", str(value.get("type", ""))
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value if isinstance(value, str) else json.dumps(value)
+
+
+def commands(f: Findings) -> list[str]:
+    """The commands that made the run, its teacher's first."""
+    out = []
+    where = f.facts.get("teacher")
+    if where and (Path(where) / "run.json").is_file():
+        facts = read_json(Path(where) / "run.json")
+        out.append(str(facts.get("command", "")) if isinstance(facts, dict) else "")
+    out.append(str(f.facts.get("command", "")))
+    return list(dict.fromkeys(filter(None, out)))
+
+
+def environment(f: Findings) -> list[tuple[str, str]]:
+    """Versions and machine."""
+    stored = f.facts.get("environment")
+    pairs = stored.items() if isinstance(stored, Mapping) else ()
+    return [(str(name), str(value)) for name, value in pairs]
+
+
+def digests(f: Findings) -> list[tuple[str, str]]:
+    """File and SHA-256 of the finished model."""
+    if not f.finished:
+        return []
+    manifest = read_json(f.path / "student" / "manifest.json")
+    return [(str(name), str(value)) for name, value in manifest.get("sha256", {}).items()]

@@ -1,0 +1,144 @@
+"""The folder of one run: what is in it, who may write to it, and how lines are appended.
+
+run.json            the resolved run, its teacher, the command and the environment
+log.jsonl           a line for each logged step
+gauges.jsonl        a line for each time the student was looked at
+grids/              pictures of the same noise over time
+checkpoints/        what is needed to continue
+student/            the finished model
+metrics.json  report.html
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fewstep.files import Damaged, read_json, write, write_json
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths and small files of a run."""
+
+    path: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def student(self) -> Path:
+        return self.path / "student"
+
+    @property
+    def grids(self) -> Path:
+        return self.path / "grids"
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has produced its model."""
+        return (self.student / "manifest.json").is_file()
+
+    def facts(self) -> dict[str, Any]:
+        """run.json; a ValueError says so where the folder is no run."""
+        if not (self.path / "run.json").is_file():
+            raise Damaged(f"{self.path} is not a run folder (no run.json in it)")
+        facts = read_json(self.path / "run.json")
+        if not isinstance(facts, dict) or not isinstance(facts.get("run"), dict):
+            raise Damaged(f"{self.path / 'run.json'} does not describe a run")
+        return facts
+
+    def open(self, facts: Mapping[str, Any]) -> bool:
+        """Claim the (locked) folder for the run `facts`; whether it continues an earlier one."""
+        continues = self.continues(facts)
+        if not continues:
+            self.grids.mkdir(exist_ok=True)
+            write_json(self.path / "run.json", facts)
+        return continues
+
+    def refuse_foreign(self) -> None:
+        """Refuse a folder that holds something but no run, other than runs in folders of it."""
+        if (self.path / "run.json").exists() or not self.path.is_dir():
+            return
+        names = sorted(p.name for p in self.path.iterdir() if p.name not in ("grids", ".lock"))
+        for name in names:
+            if not (self.path / name / "run.json").exists():
+                raise ValueError(
+                    f"{self.path} is in use: it holds {name} but no run; "
+                    "choose an empty folder with --out"
+                )
+
+    def continues(self, facts: Mapping[str, Any]) -> bool:
+        """Whether the folder holds the beginning of the run `facts`; nothing is written.
+
+        A folder that holds another run, or something else, is refused: nothing is overwritten.
+        """
+        self.refuse_foreign()
+        if not (self.path / "run.json").exists():
+            return False
+        earlier = self.facts()
+        for key in ("run", "teacher"):
+            if earlier.get(key) != facts[key]:
+                where = first_difference(earlier.get(key), facts[key], key)
+                raise ValueError(
+                    f"{self.path} is in use by a run with other settings ({where}); "
+                    "choose another folder with --out"
+                )
+        return True
+
+    def append(self, name: str, line: Mapping[str, Any]) -> None:
+        """Add one JSON line to `name`."""
+        with (self.path / name).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def lines(self, name: str) -> Iterator[dict[str, Any]]:
+        """The lines of `name`, none if it is missing; a torn last line is left out."""
+        path = self.path / name
+        if not path.exists():
+            return
+        for text in path.read_text(encoding="utf-8").splitlines():
+            with suppress(ValueError):
+                line = json.loads(text)
+                if isinstance(line, dict):
+                    yield line
+
+    def rewind(self, name: str, step: int) -> None:
+        """Drop the lines of `name` after `step`: they will be written again."""
+        kept = [json.dumps(line) for line in self.lines(name) if line.get("step", 0) <= step]
+        if (self.path / name).exists():
+            write(self.path / name, "".join(f"{line}\n" for line in kept))
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the folder: a second process that wants it is refused; released even by a crash."""
+    import fcntl
+
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        file = (path / ".lock").open("a")
+    except OSError as error:
+        raise ValueError(f"cannot write to {path}: {error.strerror}") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ValueError(
+                f"{path} is in use by another process; wait for it, or choose another --out"
+            ) from None
+        yield
+
+
+def first_difference(old: Any, new: Any, where: str) -> str:
+    """ "run.method.alpha was 1.2, now 1.0": the first place where two JSON trees differ."""
+    if isinstance(old, dict) and isinstance(new, dict) and old.get("type") == new.get("type"):
+        for key in new:
+            if old.get(key) != new[key]:
+                return first_difference(old.get(key), new[key], f"{where}.{key}")
+    short = [v.get("type", v) if isinstance(v, dict) else v for v in (old, new)]
+    return f"{where} was {short[0]}, now {short[1]}"
