@@ -93,7 +93,7 @@ def decode(data: Any, expected: type = object) -> Any:
 
 def build(cls: type, values: Mapping[str, Any], expected: type = object) -> Any:
     """cls(**values) with every value checked against the field's annotation."""
-    names = {f.name for f in fields(cls)}
+    names = _fields(cls)
     if not issubclass(cls, expected):
         raise ValueError(f"expected a {expected.__name__}, got {cls.__name__}")
     hints = typing.get_type_hints(cls)
@@ -106,6 +106,11 @@ def build(cls: type, values: Mapping[str, Any], expected: type = object) -> Any:
         return cls(**checked)
     except TypeError as error:
         raise ValueError(f"{cls.__name__}: {error}") from None
+
+
+def _fields(cls: Any) -> list[str]:
+    """What a configuration class is made of, in order; class variables are not fields."""
+    return [f.name for f in fields(cls)]
 
 
 def conform(value: Any, hint: Any, where: str) -> Any:
@@ -162,7 +167,7 @@ def _tree(node: ast.expr) -> Any:
         name = node.func.id
         if name not in known():
             return {"type": name}  # `decode` knows what would fit
-        order = list(getattr(known()[name], "__dataclass_fields__", ()))
+        order = _fields(known()[name])
         if len(node.args) > len(order):
             raise ValueError(f"{name} has {len(order)} fields, got {len(node.args)} values")
         keywords = [word.arg or "**" for word in node.keywords]

@@ -29,7 +29,7 @@ class Ring(Domain):
 
     count: int = 8
     radius: float = 1.0
-    std: float = 0.1
+    std: float = 0.2
 
     def mixture(self) -> GaussianMixture:
         """The distribution itself."""

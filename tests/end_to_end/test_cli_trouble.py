@@ -14,6 +14,7 @@ from fewstep.cli import doctor, work
 from fewstep.nets.mlp import MLP
 from fewstep.recipes import digits as recipes
 from fewstep.recipes.run import Run
+from fewstep.runner import Watch
 from tests.end_to_end.command import DISTIL, SMALL, fewstep, tree
 from tests.end_to_end.test_checkpoint import damage
 from tests.end_to_end.test_cli import WEIGHTS, interrupt
@@ -63,6 +64,24 @@ def test_a_run_without_a_sound_checkpoint_is_refused(
         assert Path("x/log.jsonl").read_bytes() == log
 
 
+def test_a_running_run_is_left_alone(finished: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    """The same command while the first still runs; the first ends as if alone."""
+    monkeypatch.chdir(tmp_path)
+    args = (*DISTIL, "--teacher", str(finished / "runs" / "teacher"), "--out", "x")
+    log, second = Watch.log, []
+
+    def logging(self: Watch, record: Any) -> None:
+        log(self, record)
+        if record.step == 5:
+            second.append(fewstep(*args))
+
+    monkeypatch.setattr(Watch, "log", logging)
+    assert fewstep(*args).code == 0
+    sentence = "x is in use by another process; wait for it, or choose another --out"
+    assert second == [(2, "", f"fewstep: {sentence}\n")]
+    assert Path("x", WEIGHTS).read_bytes() == (finished / "runs/sid" / WEIGHTS).read_bytes()
+
+
 def test_a_diverging_run_stops_with_a_sentence(tmp_path: Path, monkeypatch: Any) -> None:
     """Exit code 1: the input was not wrong. What was skipped is in the log."""
     monkeypatch.chdir(tmp_path)
@@ -91,6 +110,7 @@ def test_a_full_disk_is_one_sentence(tmp_path: Path, monkeypatch: Any) -> None:
         fewstep("train", "digits_teacher", *SMALL, "--steps", "2", "--out", "x")
 
 
+@pytest.mark.usefixtures("known")
 def test_a_method_of_ones_own_goes_all_the_way(
     finished: Path, tmp_path: Path, monkeypatch: Any
 ) -> None:

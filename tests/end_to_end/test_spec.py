@@ -237,6 +237,7 @@ class Other:
 """
 
 
+@pytest.mark.usefixtures("known")
 def test_classes_of_ones_own_file(tmp_path: Path) -> None:
     """A file called like an installed module does not shadow it."""
     path = tmp_path / "json.py"
@@ -261,8 +262,6 @@ def test_classes_of_ones_own_file(tmp_path: Path) -> None:
         spec.configuration(f"{path}:Mina()", Sampler)
     with pytest.raises(ValueError, match=r"^there is no file .*none\.py$"):
         spec.configuration(f"{tmp_path / 'none.py'}:Mine")
-    for name in ("Mine", "Other"):
-        del spec.known()[name]
 
 
 def test_a_broken_file_is_named(tmp_path: Path) -> None:

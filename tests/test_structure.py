@@ -1,0 +1,222 @@
+"""The shape of the code, read from its syntax trees: who imports whom, sizes, and banned calls."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator, Mapping
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import fewstep
+
+PACKAGE = Path(fewstep.__file__).parent
+REPOSITORY = PACKAGE.parent
+LOOP = {"fewstep.train", "fewstep.training"}
+CORE = (
+    *("core", "path", "times", "draws", "losses", "methods", "nets", "sample", "train"),
+    *("training", "ema", "optim", "checkpoint", "files", "model", "denoisers", "generator"),
+    *("student", "spec", "fake_score", "gauges", "teachers"),
+)
+MAX_LINES, MAX_FUNCTION = 300, 60
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(REPOSITORY).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+SOURCES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in SOURCES.items()}
+
+
+def nodes(tree: ast.AST) -> Iterator[ast.AST]:
+    """All of a tree but what stands under `if TYPE_CHECKING`."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
+            continue
+        yield node
+        yield from nodes(node)
+
+
+def imported(tree: ast.AST, known: Mapping[str, object] = SOURCES) -> set[str]:
+    """The modules a tree imports anywhere, within functions too."""
+    found: set[str] = set()
+    for node in nodes(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            inner = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if name in known else str(node.module) for name in inner}
+    return found
+
+
+def graph() -> dict[str, set[str]]:
+    """module -> the modules of this package that it imports."""
+    out = {}
+    for name, tree in TREES.items():
+        inside = {other for other in imported(tree) if other.partition(".")[0] == "fewstep"}
+        assert inside <= SOURCES.keys(), f"{name} imports what does not exist: {inside}"
+        out[name] = inside - {name}
+    return out
+
+
+def reachable(name: str, edges: Mapping[str, set[str]]) -> set[str]:
+    seen: set[str] = set()
+    queue = [name]
+    while queue:
+        for other in edges[queue.pop()] - seen:
+            seen.add(other)
+            queue.append(other)
+    return seen
+
+
+def within(name: str, *parts: str) -> bool:
+    return any(f"{name}.".startswith(f"fewstep.{part}.") for part in parts)
+
+
+def test_the_import_graph_has_no_cycle() -> None:
+    """Imports within functions counted, so that none hides a cycle."""
+    edges = graph()
+    assert len(edges) > 50
+    assert "fewstep.path" in edges["fewstep.core"]
+    order = list(TopologicalSorter(edges).static_order())
+    assert order.index("fewstep.path") < order.index("fewstep.core")
+    with pytest.raises(CycleError):
+        TopologicalSorter({**edges, "fewstep.path": {"fewstep.runner"}}).prepare()
+
+
+def test_losses_and_path_import_nothing_but_each_other() -> None:
+    edges, names = graph(), ("path", "losses")
+    for name in filter(lambda name: within(name, *names), edges):
+        assert all(within(other, *names) for other in edges[name]), name
+
+
+def test_methods_import_neither_the_loop_nor_each_other() -> None:
+    edges = graph()
+    methods = [name for name in edges if name.startswith("fewstep.methods.")]
+    assert len(methods) >= 4
+    for name in methods:
+        assert not any(within(other, "methods") for other in reachable(name, edges)), name
+        assert not reachable(name, edges) & (LOOP | {"fewstep.runner", "fewstep.checkpoint"}), name
+
+
+def test_the_core_is_torch_numpy_and_safetensors_alone() -> None:
+    allowed = {*sys.stdlib_module_names, "torch", "numpy", "safetensors", "fewstep"}
+    edges = graph()
+    names = [name for name in edges if within(name, *CORE)]
+    assert len(names) > 30
+    for name in names:
+        others = {other.partition(".")[0] for other in imported(TREES[name])}
+        assert others <= allowed, f"{name} imports {others - allowed}"
+        assert all(within(other, *CORE) for other in edges[name]), f"{name}: {edges[name]}"
+
+
+def test_help_needs_no_torch_by_construction() -> None:
+    """What the entry point imports when it is imported: the standard library."""
+    for name in ("fewstep", "fewstep.cli", "fewstep.cli.parser", "fewstep.__main__"):
+        top = ast.Module([n for n in TREES[name].body if isinstance(n, IMPORTS)], [])
+        others = {other.partition(".")[0] for other in imported(top)} - {"fewstep"}
+        assert others <= set(sys.stdlib_module_names), name
+
+
+IMPORTS = (ast.Import, ast.ImportFrom)
+
+
+def test_files_stay_short() -> None:
+    folders = ("fewstep", "tests", "examples", "tools")
+    paths = [path for folder in folders for path in (REPOSITORY / folder).rglob("*.py")]
+    lines = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in paths}
+    assert len(lines) > 60
+    assert {str(path): n for path, n in lines.items() if n > MAX_LINES} == {}
+
+
+def test_functions_stay_short() -> None:
+    long, count = {}, 0
+    for name, tree in TREES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                size = (node.end_lineno or 0) - node.lineno + 1
+                count += 1
+                if size > MAX_FUNCTION:
+                    long[f"{name}.{node.name}"] = size
+    assert count > 300
+    assert long == {}
+
+
+BANNED_MODULES = {"pickle", "cPickle", "_pickle", "dill", "marshal", "shelve", "joblib", "yaml"}
+BANNED_CALLS = {
+    *("eval", "exec", "compile", "__import__", "torch.load", "torch.jit.load", "torch.hub.load"),
+    *("os.system", "os.popen", "pandas.read_pickle", "pty.spawn"),
+}
+
+
+def offences(tree: ast.AST) -> list[str]:
+    """Calls that run or unpickle what they read, under whatever name they were imported."""
+    names: dict[str, str] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {a.asname: a.name for a in node.names if a.asname}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {a.asname or a.name: f"{node.module}.{a.name}" for a in node.names}
+    modules = {part for name in imported(tree) for part in name.split(".")}
+    found = [f"import {name}" for name in sorted(modules & BANNED_MODULES)]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            head, dot, tail = called.partition(".")
+            called = f"{names.get(head, head)}{dot}{tail}".removeprefix("builtins.")
+            keywords = {word.arg: ast.unparse(word.value) for word in node.keywords}
+            safe = keywords.get("allow_pickle") == "False"
+            if called in BANNED_CALLS or (called == "numpy.load" and not safe):
+                found.append(called)
+            if called.split(".")[-1] in ("extractall", "extract"):
+                found.append("extractall")
+            if keywords.get("shell", "False") != "False":
+                found.append("shell")
+            if keywords.get("allow_pickle", "False") != "False":
+                found.append("allow_pickle")
+            if "trust_remote_code" in keywords:
+                found.append("trust_remote_code")
+    return found
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_nothing_runs_or_unpickles_what_it_reads(name: str) -> None:
+    assert offences(TREES[name]) == []
+
+
+BAD = {
+    "import pickle": "import pickle",
+    "from pickle import loads": "import pickle",
+    "import yaml; yaml.load(x)": "import yaml",
+    "import torch; torch.load(p)": "torch.load",
+    "import torch as t; t.load(p)": "torch.load",
+    "from torch import load as read; read(p)": "torch.load",
+    "torch.jit.load(p)": "torch.jit.load",
+    "eval('1')": "eval",
+    "import builtins; builtins.exec('1')": "exec",
+    "def f():\n    exec(x)": "exec",
+    "import numpy as np; np.load(p)": "numpy.load",
+    "import numpy as np; np.load(p, allow_pickle=True)": "numpy.load",
+    "from numpy import load; load(p)": "numpy.load",
+    "z.extractall()": "extractall",
+    "import subprocess as s; s.run(c, shell=True)": "shell",
+    "from os import system; system(c)": "os.system",
+    "M.from_pretrained(n, trust_remote_code=True)": "trust_remote_code",
+}
+GOOD = """
+import json, numpy as np
+from safetensors.torch import load
+model.eval(); load(b); json.load(f); np.load(p, allow_pickle=False); re.compile(p)
+found.loader.exec_module(module); subprocess.run(c, shell=False)
+"""
+
+
+def test_the_ban_finds_every_offence_and_nothing_else() -> None:
+    for text, expected in BAD.items():
+        assert offences(ast.parse(text))[:1] == [expected], text
+    assert offences(ast.parse(GOOD)) == []
