@@ -4,7 +4,6 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-export OMP_NUM_THREADS ?= 1
 
 .PHONY: demo test lint mutants test-all asset clean
 
@@ -12,7 +11,7 @@ demo: $(STAMP)
 	$(BIN)/fewstep demo
 
 test: $(STAMP) lint
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -20,7 +19,7 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 mutants: $(STAMP)
-	$(BIN)/python tools/mutants.py
+	OMP_NUM_THREADS=1 $(BIN)/python tools/mutants.py
 
 test-all: test mutants
 

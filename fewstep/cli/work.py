@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import replace
@@ -101,12 +102,21 @@ def table(metrics: Mapping[str, Mapping[str, float]]) -> str:
     return "\n".join(lines)
 
 
+def few_threads() -> None:
+    """At most two threads, unless the person says otherwise: small networks gain no more."""
+    import torch
+
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(min(2, torch.get_num_threads()))
+
+
 def demonstrate(out: Path, seed: int, command: str) -> int:
     """Teacher, student, measurements, report; steps that are done already are not repeated."""
     from fewstep.recipes.digits import digits, digits_teacher
     from fewstep.report.page import write_report
 
     RunFolder(out).refuse_foreign()
+    few_threads()
     teacher = out / "teacher"
     for run, where, recipe, source in (
         (digits_teacher(), teacher, "digits_teacher", ""),
