@@ -51,6 +51,8 @@ class RunFolder:
         facts = read_json(self.path / "run.json")
         if not isinstance(facts, dict) or not isinstance(facts.get("run"), dict):
             raise Damaged(f"{self.path / 'run.json'} does not describe a run")
+        if isinstance(teacher := facts.get("teacher"), str) and teacher:
+            facts["teacher"] = str((self.path / teacher).resolve())
         return facts
 
     def open(self, facts: Mapping[str, Any]) -> bool:
@@ -58,6 +60,9 @@ class RunFolder:
         continues = self.continues(facts)
         if not continues:
             self.grids.mkdir(exist_ok=True)
+            teacher, home = Path(facts["teacher"]), self.path.resolve()
+            if teacher.is_relative_to(home):  # so that the folder can be moved as a whole
+                facts = {**facts, "teacher": str(teacher.relative_to(home))}
             write_json(self.path / "run.json", facts)
         return continues
 

@@ -6,6 +6,7 @@ the same command again to continue an interrupted run; the same folder never mix
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Generator as Steps
 from collections.abc import Iterator
@@ -185,7 +186,8 @@ class Watch:
     def __post_init__(self) -> None:
         self.yardstick = self.run.domain.yardstick()
         self.every = max(1, self.run.steps // 500)
-        self.began = time.perf_counter()
+        spent = [line.get("seconds", 0.0) for line in self.folder.lines("log.jsonl")]
+        self.began = time.perf_counter() - (spent[-1] if spent else 0.0)
         self.skipped = 0
 
     def log(self, record: Record) -> None:
@@ -194,7 +196,7 @@ class Watch:
         if record.step % self.every == 0 or record.step == self.run.steps or skipped:
             seconds = time.perf_counter() - self.began
             line = {"step": record.step, "images": record.images, "seconds": round(seconds, 2)}
-            finite = {k: v if v - v == 0 else str(v) for k, v in record.logs.items()}
+            finite = {k: v if math.isfinite(v) else str(v) for k, v in record.logs.items()}
             self.folder.append("log.jsonl", {**line, **finite})
 
     @torch.no_grad()

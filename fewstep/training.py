@@ -9,6 +9,7 @@ accumulation, learning rates, the moving average, and a guard against non-finite
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
@@ -188,7 +189,7 @@ def _floats(logs: Mapping[str, Tensor]) -> list[float]:
 
 def _guard(state: State, net: str, values: Mapping[str, float], patience: int) -> bool:
     """Whether the update is finite; counts, and raises at `patience` refusals on end."""
-    bad = [key for key in ("loss", "grad_norm") if not _finite(values[key])]
+    bad = [key for key in ("loss", "grad_norm") if not math.isfinite(values[key])]
     if not bad:
         return True
     state.skipped += 1
@@ -199,7 +200,3 @@ def _guard(state: State, net: str, values: Mapping[str, float], patience: int) -
             f"step {state.step + 1}; lower the learning rate, or look at the data and the teacher"
         )
     return False
-
-
-def _finite(value: float) -> bool:
-    return value - value == 0
