@@ -101,8 +101,21 @@ class Work:
         )
 
 
-def prepare(run: Run, recipe: str, teacher: str) -> Work:
+def usable(device: str) -> torch.device:
+    """The device of that name ("cpu", "cuda", "cuda:1", "mps"), if this machine has it."""
+    try:
+        found = torch.device(device)
+        torch.empty(1, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise ValueError(
+            f"this machine has no device {device!r}; leave --device out for the CPU"
+        ) from None
+    return found
+
+
+def prepare(run: Run, recipe: str, teacher: str, device: str = "cpu") -> Work:
     """Load and build what `run` needs; a ValueError says what is missing or does not fit."""
+    where = usable(device)
     model = load_teacher(run.domain, teacher) if run.distils else None
     if run.distils and model is None:
         raise ValueError(
@@ -117,11 +130,19 @@ def prepare(run: Run, recipe: str, teacher: str) -> Work:
     source = run.domain.source(run.model, data_free=not run.method.needs_data)
     shared = model is not None and model.model is not None
     net: nn.Module = model.denoiser if model and shared else run.model.build(run.seed)
-    return Work(run, model, net, source)
+    if model is not None:
+        model.denoiser.to(where)
+    return Work(run, model, net.to(where), source)
 
 
 def execute(
-    run: Run, out: Path, *, recipe: str, teacher: str = "", command: str = ""
+    run: Run,
+    out: Path,
+    *,
+    recipe: str,
+    teacher: str = "",
+    command: str = "",
+    device: str = "cpu",
 ) -> Steps[Progress, None, None]:
     """Train `run` in the folder `out`; yields notes and steps. Closing it saves and stops."""
     folder = RunFolder(out)
@@ -137,7 +158,7 @@ def execute(
     if folder.continues(facts) and folder.finished:
         yield Note(f"{out} is finished already")
         return
-    work = prepare(run, recipe, teacher)
+    work = prepare(run, recipe, teacher, device)
     with locked(out):
         yield from _train(work, folder, folder.open(facts))
 
@@ -209,15 +230,19 @@ class Watch:
         cheap = generator.sampler.calls <= 4
         x = generator.sample(range(SCORED if cheap else 80))
         name = f"step-{state.step:08d}.png"
-        write(self.folder.grids / name, png(grid(x[:80], columns=10)))
+        write(self.folder.grids / name, png(grid(x[:80].cpu(), columns=10)))
         if not cheap:
             return
-        labels = torch.arange(len(x)) % run.model.classes if run.model.classes else None
+        every = torch.arange(len(x), device=x.device)
+        labels = every % run.model.classes if run.model.classes else None
         line: dict[str, Any] = {"step": state.step, "images": state.images}
         line["diversity"] = diversity(x[:LOOK], None if labels is None else labels[:LOOK])
         line["levels"] = self._levels(state, x[:LOOK], None if labels is None else labels[:LOOK])
         if self.yardstick is not None:
-            line["quick"] = {"samples": len(x), **score(x, labels, self.yardstick)}
+            line["quick"] = {
+                "samples": len(x),
+                **score(x.cpu(), None if labels is None else labels.cpu(), self.yardstick),
+            }
         self.folder.append("gauges.jsonl", line)
 
     def _levels(self, state: State, x: Tensor, labels: Tensor | None) -> list[dict[str, float]]:
@@ -225,4 +250,6 @@ class Watch:
         if self.teacher is None or times is None:
             return []
         fake: Any = dict(state.nets.items()).get("fake")
-        return by_level(x, labels, self.teacher, fake, times, Draws.range(0, len(x)))
+        return by_level(
+            x, labels, self.teacher, fake, times, Draws.range(0, len(x), device=x.device)
+        )

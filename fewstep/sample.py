@@ -83,6 +83,11 @@ class Heun(Sampler):
         self, denoiser: Denoiser, z: Tensor, cond: Cond = None, draws: Draws | None = None
     ) -> Tensor:
         path, grid = denoiser.path, self.grid(z)
+        if not (float(path.sigma(grid[-1])) > 0 and bool(grid.isfinite().all())):
+            raise ValueError(
+                f"the ladder of {self} must be finite and end where there is still noise; it runs "
+                f"from t = {float(grid[0]):g} to {float(grid[-1]):g}, so raise the law's lower end"
+            )
         x = perturb(path, torch.zeros_like(z), z, grid[0])
         for t, s in pairwise(grid):
             step = expand(s - t, x)

@@ -24,17 +24,23 @@ Metrics = dict[str, dict[str, float]]
 
 
 def perform(
-    run: Run, out: Path, recipe: str, teacher: str, command: str, dry: bool = False
+    run: Run,
+    out: Path,
+    recipe: str,
+    teacher: str,
+    command: str,
+    dry: bool = False,
+    device: str = "cpu",
 ) -> int:
     """Execute `run` in `out` with a progress bar, or (`dry`) only say what it would be."""
     if dry:
         from fewstep.cli.cost import estimate
 
-        cost = estimate(prepare(run, recipe, teacher))
+        cost = estimate(prepare(run, recipe, teacher, device))
         print(json.dumps(encode(run), indent=2))
         print(cost)
         return 0
-    work = execute(run, out, recipe=recipe, teacher=teacher, command=command)
+    work = execute(run, out, recipe=recipe, teacher=teacher, command=command, device=device)
     with stopping() as stop, closing(work), Bar(recipe, run.steps) as bar:
         for progress in work:
             if isinstance(progress, Note):

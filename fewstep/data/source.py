@@ -20,6 +20,8 @@ from fewstep.draws import Draws
 class Images:
     """Pictures x0: (N, *) with optional labels (N,); z of the same shape.
 
+    The pictures stay where they are; a batch goes to the device of its draws.
+
     `drop` is the share of labels replaced by the null label `classes`, which teaches a model to
     work without a label too (for classifier-free guidance).
     """
@@ -31,8 +33,8 @@ class Images:
 
     def __call__(self, draws: Draws) -> Batch:
         rows = epoch_order(draws, len(self.x0)).to(self.x0.device)
-        x0 = self.x0[rows]
-        cond = None if self.labels is None else self.labels[rows]
+        x0 = self.x0[rows].to(draws.index.device)
+        cond = None if self.labels is None else self.labels[rows].to(x0.device)
         if cond is not None and self.drop:
             dropped = draws.uniform("drop") < self.drop
             cond = torch.where(dropped, torch.full_like(cond, self.classes), cond)

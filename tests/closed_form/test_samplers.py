@@ -15,7 +15,7 @@ from fewstep.draws import Draws
 from fewstep.path import VE, VP, Flow, NoisePath, TrigFlow
 from fewstep.sample import FewStep, Heun
 from fewstep.teachers.gaussian import Gaussian
-from fewstep.times import Karras, TimeLaw, Uniform
+from fewstep.times import Karras, LogNormal, TimeLaw, Uniform
 from tests.instances import SAMPLERS
 
 F64 = torch.float64
@@ -158,3 +158,18 @@ def test_impossible_samplers_are_refused() -> None:
     for steps, order in ((0, 2), (18, 3)):
         with pytest.raises(ValueError, match="Heun needs steps >= 1 and order 1 or 2"):
             Heun(steps=steps, order=order)
+
+
+@pytest.mark.parametrize(
+    ("path", "times", "runs"),
+    [
+        (Flow(), Uniform(0.0, 1.0), "from t = 1 to 0"),
+        (VE(), LogNormal(), "from t = inf to 0"),
+    ],
+)
+def test_a_ladder_without_noise_at_its_end_is_refused(
+    path: NoisePath, times: TimeLaw, runs: str
+) -> None:
+    """Velocities divide by sigma: refused in a sentence, where it would have been NaN."""
+    with pytest.raises(ValueError, match=f"must be finite and end where .* {runs}"):
+        Heun(times=times, steps=5)(Gaussian(MU, COV, path=path), Z)
