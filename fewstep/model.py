@@ -37,7 +37,8 @@ class Model:
     """Shape of one sample, without the batch."""
     classes: int = 0
     path: NoisePath = VE()
-    predicts: Literal["edm", "eps", "v", "velocity"] = "edm"
+    predicts: Literal["edm", "eps", "v", "velocity", "denoiser"] = "edm"
+    """What the network's output is; "denoiser": the network is a whole one, with its own path."""
     sigma_data: float = 0.5
     """Standard deviation of the data, for "edm"."""
 
@@ -46,10 +47,25 @@ class Model:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             net = self.net.build(self.shape, self.classes)
+        own = getattr(net, "path", None)
+        if isinstance(own, NoisePath) or self.predicts == "denoiser":
+            return self._whole(net, own)
         if self.predicts == "edm":
             return EDM(net, self.path, self.sigma_data)
         wrappers = {"eps": Eps, "v": V, "velocity": Velocity}
         if self.predicts not in wrappers:
-            names = ", ".join(["edm", *wrappers])
+            names = ", ".join(["edm", *wrappers, "denoiser"])
             raise ValueError(f"Model.predicts is one of {names}, got {self.predicts!r}")
         return wrappers[self.predicts](net, self.path)
+
+    def _whole(self, net: nn.Module, own: object) -> nn.Module:
+        """A network that is a denoiser already, on the path that this description says."""
+        kind = type(self.net).__name__
+        if not isinstance(own, NoisePath):
+            raise ValueError(f"{kind} is no whole denoiser; Model.predicts says what it predicts")
+        if self.predicts != "denoiser" or own != self.path:
+            raise ValueError(
+                f"{kind} is a whole denoiser: it needs Model.predicts 'denoiser' and Model.path "
+                f"{own}, got {self.predicts!r} and {self.path}"
+            )
+        return net

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fewstep.checkpoint import load_weights
 from fewstep.core import Method, Sampler
@@ -31,14 +31,22 @@ def save_student(
     folder: Path, net: nn.Module, model: Model, method: Method, card: Mapping[str, Any]
 ) -> None:
     """Write `net`, an instance of `model`, as a finished folder; `card` tells its origin."""
-    description = {
-        "model": encode(model),
-        "sampler": encode(method.sampler),
-        "card": {"method": repr(method), **card},
-    }
+    card = {"method": repr(method), **card}
+    save_model(folder, net.state_dict(), model, method.sampler, card)
+
+
+def save_model(
+    folder: Path,
+    weights: Mapping[str, Tensor],
+    model: Model,
+    sampler: Sampler,
+    card: Mapping[str, Any],
+) -> None:
+    """Write a finished folder; `weights` are a state dict of `model.build()`, of any type."""
+    description = {"model": encode(model), "sampler": encode(sampler), "card": dict(card)}
     files = {
         "model.json": (json.dumps(description, indent=2) + "\n").encode(),
-        "model.safetensors": pack(net.state_dict()),
+        "model.safetensors": pack(weights),
     }
     write_folder(folder, files, {"kind": KIND})
 

@@ -17,6 +17,8 @@ VERBS = {
     "sample": "make pictures with a finished model",
     "evaluate": "measure a finished run beside its teacher and real data",
     "report": "make one self-contained page of a run",
+    "inspect": "tell what is inside a model file or folder, without executing any of it",
+    "convert": "make a model folder of an EDM, EDM2, SiD or SiDA snapshot",
     "doctor": "check the installation and the machine",
 }
 
@@ -26,6 +28,8 @@ EPILOG = """examples:
   fewstep distill digits --teacher runs/teacher --out runs/sid --method.alpha 1.0
   fewstep sample runs/sid --seeds 0-63 --out digits.png
   fewstep evaluate runs/sid && fewstep report runs/sid
+  fewstep inspect edm-cifar10-32x32-cond-vp.pkl
+  fewstep convert edm-cifar10-32x32-cond-vp.pkl teachers/cifar10
 
 'fewstep VERB --help' tells more. A run that was stopped continues with the same command.
 Exit codes: 0 done, 1 failed, 2 wrong input (one sentence says what to do), 75 stopped by the

@@ -8,9 +8,14 @@ import sys
 from typing import NoReturn
 
 
+def printable(text: str) -> str:
+    """`text` with escapes for what would not be seen, or would control a terminal."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 def fail(message: str) -> NoReturn:
     """One sentence on standard error, exit code 2."""
-    print(f"fewstep: {' '.join(message.split())}", file=sys.stderr)
+    print(f"fewstep: {printable(' '.join(message.split()))}", file=sys.stderr)
     raise SystemExit(2)
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from pathlib import Path
 
 from fewstep.cli.display import say
-from fewstep.cli.parser import Parser, fail
+from fewstep.cli.parser import Parser, fail, printable
 from fewstep.cli.work import demonstrate, measured, perform, table
 
 
@@ -52,6 +53,7 @@ def _run(verb: str, args: list[str], default: str) -> int:
     parser.add_argument("--out", default=default, help="the run folder (default: %(default)s)")
     if verb == "distill":
         parser.add_argument("--teacher", default="", help="folder of a finished teacher")
+    parser.add_argument("--device", default="cpu", help="such as cuda or mps (default: cpu)")
     parser.add_argument("--dry-run", action="store_true", help="print the run and its cost only")
     parser.add_argument("-h", "--help", action="store_true", help="this, and the recipe's fields")
     own, rest = parser.parse_known_args(args)
@@ -79,7 +81,8 @@ def _run(verb: str, args: list[str], default: str) -> int:
         fail(f"{name} {does} a teacher; the command is: fewstep {right} {name}")
     out = Path(own.out.replace("{recipe}", Path(name.partition(":")[0]).stem))
     command = shlex.join(["fewstep", verb, *args])
-    return perform(run, out, name, getattr(own, "teacher", ""), command, own.dry_run)
+    teacher = getattr(own, "teacher", "")
+    return perform(run, out, name, teacher, command, own.dry_run, own.device)
 
 
 def demo(args: list[str]) -> int:
@@ -138,6 +141,42 @@ def report(args: list[str]) -> int:
     from fewstep.report.page import write_report
 
     print(write_report(own.run))
+    return 0
+
+
+def inspect(args: list[str]) -> int:
+    """What is inside a model file or folder."""
+    parser = _parser("inspect", "Tell what is inside a model, without executing any of it.")
+    parser.add_argument("model", type=Path, help="a .pkl, .pt or .safetensors file, or a folder")
+    parser.add_argument("--json", action="store_true", help="for machines")
+    own = parser.parse_args(args)
+    from fewstep.contents import contents, lines
+
+    facts = contents(own.model)
+    print(json.dumps(facts, indent=2) if own.json else "\n".join(map(printable, lines(facts))))
+    return 0
+
+
+def convert(args: list[str]) -> int:
+    """A model folder of a snapshot."""
+    parser = _parser(
+        "convert",
+        "Make a model folder (safetensors and JSON) of a snapshot of EDM, EDM2, SiD or SiDA, "
+        "for 'sample', 'inspect' and 'distill --teacher'. Nothing in the file is executed.",
+    )
+    parser.add_argument("file", type=Path, help="a snapshot (.pkl) or training state (.pt)")
+    parser.add_argument("out", type=Path, help="the folder, new or empty")
+    parser.add_argument(
+        "--object", default="", help="which network of the file (default: ema, G_ema, or the only)"
+    )
+    parser.add_argument(
+        "--student", action="store_true", help="a one-step generator, as of SiD and SiDA"
+    )
+    own = parser.parse_args(args)
+    from fewstep.teachers.convert import convert as write
+
+    write(own.file, own.out, own.object, own.student)
+    print(own.out)
     return 0
 
 

@@ -47,6 +47,15 @@ def build(
 
     Raises ValueError for arguments and tensors that do not belong to such a network.
     """
+    with torch.device("meta"):
+        net = fresh(init_kwargs, class_name)
+    load_state(net, state, class_name)
+    net.body_dtype = dtype
+    return net.eval()
+
+
+def fresh(init_kwargs: Mapping[str, Any], class_name: str = "EDMPrecond") -> Preconditioned:
+    """The network with newly drawn weights; ValueError for arguments that do not belong to it."""
     if class_name not in CLASSES:
         raise ValueError(f"class_name is one of {', '.join(CLASSES)}, got {class_name!r}")
     cls = CLASSES[class_name]
@@ -59,8 +68,7 @@ def build(
     ]
     known = [name for name in own if name != "model_kwargs"] + body
     check_arguments(class_name, init_kwargs, known, ("img_resolution", "img_channels"))
-    with torch.device("meta"):
-        net = cls(**init_kwargs)
-    load_state(net, state, class_name)
-    net.body_dtype = dtype
-    return net.eval()
+    try:
+        return cls(**init_kwargs)
+    except (ArithmeticError, TypeError) as error:
+        raise ValueError(f"{class_name}: no network has these arguments ({error})") from None

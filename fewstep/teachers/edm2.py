@@ -36,14 +36,19 @@ def build(
 
     Raises ValueError for arguments and tensors that do not belong to such a network.
     """
+    with torch.device("meta"):
+        net = fresh(init_kwargs)
+    load_state(net, state, "Precond")
+    net.body_dtype = dtype
+    return net.eval()
+
+
+def fresh(init_kwargs: Mapping[str, Any]) -> Precond:
+    """The network with newly drawn weights; ValueError for arguments that do not belong to it."""
     own = inspect.signature(Precond).parameters
     known = [*own, *inspect.signature(UNet).parameters]
     known += [field.name for field in dataclasses.fields(MPStyle)]
     known = [name for name in dict.fromkeys(known) if name not in _SKIP]
     required = ("img_resolution", "img_channels", "label_dim")
     check_arguments("Precond", init_kwargs, known, required)
-    with torch.device("meta"):
-        net = Precond(**init_kwargs)
-    load_state(net, state, "Precond")
-    net.body_dtype = dtype
-    return net.eval()
+    return Precond(**init_kwargs)

@@ -116,7 +116,9 @@ def test_models_are_functions_of_their_seed_and_keep_the_global_state() -> None:
     assert torch.equal(torch.random.get_rng_state(), state)
     assert all(torch.equal(a[key], b[key]) for key in a)
     assert any(not torch.equal(a[key], c[key]) for key in a)
-    with pytest.raises(ValueError, match="predicts is one of edm, eps, v, velocity, got 'x0'"):
+    with pytest.raises(
+        ValueError, match="predicts is one of edm, eps, v, velocity, denoiser, got"
+    ):
         Model(MLP(32, 1), (2,), predicts="x0").build()  # type: ignore[arg-type]
 
 

@@ -42,6 +42,7 @@ CASES = {
     f"{D} --techer x": "there is no flag --techer; did you mean --teacher?",
     f"{T} --method.alpha 1": f"there is no flag --method.alpha; {LISTS}",
     f"{T} --method.__class__ SiD": f"there is no flag --method.__class__; {LISTS}",
+    f"{T} --device abacus": "this machine has no device 'abacus'; leave --device out for the CPU",
     f"{T} more": f"there is no argument more; {LISTS}",
     f"{T} --steps": "Missing value for argument '--steps'. Expected 1 values.",
     "recipes --all": "there is no flag --all; fewstep recipes --help lists them",
