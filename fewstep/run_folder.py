@@ -87,9 +87,9 @@ class RunFolder:
         if not (self.path / "run.json").exists():
             return False
         earlier = self.facts()
-        for key in ("run", "teacher"):
-            if earlier.get(key) != facts[key]:
-                where = first_difference(earlier.get(key), facts[key], key)
+        for key in ("run", "teacher", "init", "files"):
+            if (earlier.get(key) or "") != (facts.get(key) or ""):
+                where = first_difference(earlier.get(key), facts.get(key), key)
                 raise ValueError(
                     f"{self.path} is in use by a run with other settings ({where}); "
                     "choose another folder with --out"

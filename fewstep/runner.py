@@ -29,7 +29,7 @@ from fewstep.optim import Optim
 from fewstep.recipes.run import Domain, Run
 from fewstep.report.grid import grid, png
 from fewstep.run_folder import RunFolder, locked
-from fewstep.spec import encode
+from fewstep.spec import encode, own_files
 from fewstep.student import load_student, save_student
 from fewstep.training import Record, State, train
 
@@ -101,6 +101,15 @@ class Work:
         )
 
 
+def starting_point(run: Run, init: str) -> nn.Module:
+    """The network in the folder `init`, which must be what `run.model` describes."""
+    found = load_student(init)
+    if found.model != run.model:
+        raise ValueError(f"{init} holds {found.model}, but the run's network is {run.model}")
+    net: nn.Module = found.denoiser
+    return net
+
+
 def usable(device: str) -> torch.device:
     """The device of that name ("cpu", "cuda", "cuda:1", "mps"), if this machine has it."""
     try:
@@ -113,7 +122,7 @@ def usable(device: str) -> torch.device:
     return found
 
 
-def prepare(run: Run, recipe: str, teacher: str, device: str = "cpu") -> Work:
+def prepare(run: Run, recipe: str, teacher: str, device: str = "cpu", init: str = "") -> Work:
     """Load and build what `run` needs; a ValueError says what is missing or does not fit."""
     where = usable(device)
     model = load_teacher(run.domain, teacher) if run.distils else None
@@ -130,6 +139,8 @@ def prepare(run: Run, recipe: str, teacher: str, device: str = "cpu") -> Work:
     source = run.domain.source(run.model, data_free=not run.method.needs_data)
     shared = model is not None and model.model is not None
     net: nn.Module = model.denoiser if model and shared else run.model.build(run.seed)
+    if init:
+        net = starting_point(run, init)
     if model is not None:
         model.denoiser.to(where)
     return Work(run, model, net.to(where), source)
@@ -143,6 +154,7 @@ def execute(
     teacher: str = "",
     command: str = "",
     device: str = "cpu",
+    init: str = "",
 ) -> Steps[Progress, None, None]:
     """Train `run` in the folder `out`; yields notes and steps. Closing it saves and stops."""
     folder = RunFolder(out)
@@ -152,13 +164,15 @@ def execute(
         "run": encode(run),
         "distils": run.distils,
         "teacher": str(Path(teacher).resolve()) if teacher else "",
+        "init": str(Path(init).resolve()) if init else "",
+        "files": own_files(run),
         "command": command,
         "environment": environment(),
     }
     if folder.continues(facts) and folder.finished:
         yield Note(f"{out} is finished already")
         return
-    work = prepare(run, recipe, teacher, device)
+    work = prepare(run, recipe, teacher, device, init)
     with locked(out):
         yield from _train(work, folder, folder.open(facts))
 

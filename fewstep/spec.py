@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import hashlib
 import importlib
 import importlib.util
 import math
@@ -30,6 +31,10 @@ MODULES = (
     *("path", "times", "sample", "fake_score", "optim", "ema", "model"),
     *("losses.distance", "losses.weight"),
 )
+
+
+_loaded: dict[str, str] = {}
+"""Module name -> SHA-256 of the user's own file it was made from."""
 
 
 @lru_cache(maxsize=1)
@@ -78,6 +83,17 @@ def encode(value: Any) -> Any:
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     raise TypeError(f"cannot store a {type(value).__name__} as configuration: {value!r}")
+
+
+def own_files(value: Any) -> dict[str, str]:
+    """Class name -> SHA-256 of its file, for the parts of `value` that are the user's own."""
+    if not is_dataclass(value) or isinstance(value, type):
+        return {}
+    cls = type(value)
+    found = {cls.__name__: _loaded[cls.__module__]} if cls.__module__ in _loaded else {}
+    for field in fields(value):
+        found |= own_files(getattr(value, field.name))
+    return found
 
 
 def decode(data: Any, expected: type = object) -> Any:
@@ -212,4 +228,5 @@ def load_classes(path: Path) -> types.ModuleType:
     except SyntaxError as error:
         raise ValueError(f"{error.filename}, line {error.lineno}: {error.msg}") from None
     known().update(_classes(module))
+    _loaded[name] = hashlib.sha256(path.read_bytes()).hexdigest()
     return module

@@ -12,6 +12,7 @@ serves as a sampler's grid (`quantile` of a linspace), and a test needs no stati
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
@@ -27,12 +28,22 @@ class TimeLaw(ABC):
         """t with P(T <= t) = u, elementwise, non-decreasing in u in (0, 1)."""
 
 
+def _positive(law: TimeLaw, **values: float) -> None:
+    """Refuse a law whose named values are not all positive and finite."""
+    for name, value in values.items():
+        if not 0 < value < math.inf:
+            raise ValueError(f"{law} needs {name} > 0 and finite, got {value:g}")
+
+
 @dataclass(frozen=True)
 class LogNormal(TimeLaw):
     """ln t ~ N(mean, std^2); EDM's defaults."""
 
     mean: float = -1.2
     std: float = 1.2
+
+    def __post_init__(self) -> None:
+        _positive(self, std=self.std)
 
     def quantile(self, u: Tensor) -> Tensor:
         return (self.mean + self.std * torch.special.ndtri(u)).exp()
@@ -50,6 +61,11 @@ class Karras(TimeLaw):
     rho: float = 7.0
     tmax: float = 1000.0
 
+    def __post_init__(self) -> None:
+        _positive(self, rho=self.rho, tmax=self.tmax, **{"hi - lo": self.hi - self.lo})
+        if self.lo < 0:
+            raise ValueError(f"{self} needs lo >= 0, got {self.lo:g}")
+
     def quantile(self, u: Tensor) -> Tensor:
         lo, hi = self.lo ** (1 / self.rho), self.hi ** (1 / self.rho)
         return (lo + u * (self.tmax / 1000) * (hi - lo)) ** self.rho
@@ -62,6 +78,9 @@ class Uniform(TimeLaw):
     lo: float = 0.0
     hi: float = 1.0
 
+    def __post_init__(self) -> None:
+        _positive(self, **{"hi - lo": self.hi - self.lo})
+
     def quantile(self, u: Tensor) -> Tensor:
         return self.lo + (self.hi - self.lo) * u
 
@@ -72,6 +91,9 @@ class LogitNormal(TimeLaw):
 
     mean: float = 0.0
     std: float = 1.0
+
+    def __post_init__(self) -> None:
+        _positive(self, std=self.std)
 
     def quantile(self, u: Tensor) -> Tensor:
         return (self.mean + self.std * torch.special.ndtri(u)).sigmoid()

@@ -10,7 +10,7 @@ accumulation, learning rates, the moving average, and a guard against non-finite
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fewstep.core import Batch, Denoiser, Method, Nets, Source, Turn
+from fewstep.core import Batch, Denoiser, Loss, Method, Nets, Source, Turn
 from fewstep.draws import Draws
 from fewstep.ema import EMA
 from fewstep.optim import Optim
@@ -111,7 +111,7 @@ def train(
     while state.step < steps:
         logs: dict[str, float] = {}
         skipped = state.skipped
-        for turn in method.turns(state.step):
+        for turn in _turns(method, state.nets, state.step):
             config = optim if isinstance(optim, Optim) else _named(optim, turn.net)
             rate = config.rate(state.step, steps)
             draws = Draws.range(state.drawn, batch, seed, device)
@@ -176,10 +176,40 @@ def _backward(
     for index in draws.index.chunk(parts):
         piece: Batch = source(Draws(index, draws.seed, draws.prefix))
         loss = turn.loss(nets, teacher, piece)  # type: ignore[arg-type]
+        _well_formed(loss, turn)
         (loss.total / parts).backward()
         for key, value in {"loss": loss.total, **loss.logs}.items():
             logs[key] = logs.get(key, 0) + value.detach() / parts
     return logs
+
+
+def _well_formed(loss: Loss, turn: Turn) -> None:
+    """Say in a sentence what a method's author forgot."""
+    if not isinstance(loss, Loss):
+        came = type(loss).__name__
+        raise ValueError(f"the loss of {turn.net!r} returned a {came}; return Loss(total, logs)")
+    for name, value in {"total": loss.total, **loss.logs}.items():
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(f"the loss of {turn.net!r}: {name} must be a scalar, got {shape}")
+    if not loss.total.requires_grad:
+        raise ValueError(
+            f"the loss of {turn.net!r} does not depend on its parameters: no gradient reaches them"
+        )
+
+
+def _turns(method: Method, nets: Nets, step: int) -> Sequence[Turn]:
+    """The turns of this step, of nets that exist."""
+    turns = method.turns(step)
+    for turn in turns:
+        if not isinstance(turn, Turn):
+            raise ValueError(f"{type(method).__name__}.turns must return Turns, got {turn!r}")
+        if turn.net not in nets:
+            raise ValueError(
+                f"{type(method).__name__} has a turn of {turn.net!r}, but its nets are "
+                f"{', '.join(nets)}"
+            )
+    return turns
 
 
 def _floats(logs: Mapping[str, Tensor]) -> list[float]:

@@ -8,6 +8,7 @@ by a class in a file of one's own (--method my_method.py:MyMethod).
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import difflib
 import io
 import re
@@ -83,7 +84,8 @@ def _sentence(box: str, others: Sequence[str]) -> str:
     text = " ".join(line for line in lines if not re.match(r"^([╭╰─+]|-{3})", line))
     if unknown := re.search(r"Unrecognized options?: (\S+?),? ", text + " "):
         name = unknown[1].partition("=")[0]
-        close = difflib.get_close_matches(name, others, 1, cutoff=0.8)
+        fields = [f"--{f.name}".replace("_", "-") for f in dataclasses.fields(Run)]
+        close = difflib.get_close_matches(name, [*others, *fields], 1, cutoff=0.8)
         close += re.findall(r"--[\w.-]+", text.partition("Perhaps you meant")[2])
         hint = f"; did you mean {close[0]}?" if close else "; --help lists the fields"
         return f"there is no {'flag' if name.startswith('-') else 'argument'} {name}{hint}"

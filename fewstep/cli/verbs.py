@@ -53,6 +53,9 @@ def _run(verb: str, args: list[str], default: str) -> int:
     parser.add_argument("--out", default=default, help="the run folder (default: %(default)s)")
     if verb == "distill":
         parser.add_argument("--teacher", default="", help="folder of a finished teacher")
+        parser.add_argument(
+            "--init", default="", help="folder of the network to start from (default: the teacher)"
+        )
     parser.add_argument("--device", default="cpu", help="such as cuda or mps (default: cpu)")
     parser.add_argument("--dry-run", action="store_true", help="print the run and its cost only")
     parser.add_argument("-h", "--help", action="store_true", help="this, and the recipe's fields")
@@ -81,8 +84,8 @@ def _run(verb: str, args: list[str], default: str) -> int:
         fail(f"{name} {does} a teacher; the command is: fewstep {right} {name}")
     out = Path(own.out.replace("{recipe}", Path(name.partition(":")[0]).stem))
     command = shlex.join(["fewstep", verb, *args])
-    teacher = getattr(own, "teacher", "")
-    return perform(run, out, name, teacher, command, own.dry_run, own.device)
+    teacher, init = getattr(own, "teacher", ""), getattr(own, "init", "")
+    return perform(run, out, name, teacher, command, own.dry_run, own.device, init)
 
 
 def demo(args: list[str]) -> int:

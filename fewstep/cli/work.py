@@ -31,16 +31,19 @@ def perform(
     command: str,
     dry: bool = False,
     device: str = "cpu",
+    init: str = "",
 ) -> int:
     """Execute `run` in `out` with a progress bar, or (`dry`) only say what it would be."""
     if dry:
         from fewstep.cli.cost import estimate
 
-        cost = estimate(prepare(run, recipe, teacher, device))
+        cost = estimate(prepare(run, recipe, teacher, device, init))
         print(json.dumps(encode(run), indent=2))
         print(cost)
         return 0
-    work = execute(run, out, recipe=recipe, teacher=teacher, command=command, device=device)
+    work = execute(
+        run, out, recipe=recipe, teacher=teacher, command=command, device=device, init=init
+    )
     with stopping() as stop, closing(work), Bar(recipe, run.steps) as bar:
         for progress in work:
             if isinstance(progress, Note):

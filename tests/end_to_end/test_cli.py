@@ -49,7 +49,11 @@ def test_version_and_recipes() -> None:
     assert fewstep("--version") == (0, f"fewstep {package.__version__}\n", "")
     code, out, err = fewstep("recipes")
     names = [line.split()[0] for line in out.splitlines()]
-    assert (code, names, err) == (0, ["digits", "digits_teacher", "mixture"], "")
+    assert (code, names, err) == (
+        0,
+        ["digits", "digits_teacher", "mixture", "mixture_teacher"],
+        "",
+    )
     assert "Distil the digits teacher to one step with SiD" in out
 
 

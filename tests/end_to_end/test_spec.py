@@ -83,13 +83,13 @@ def test_encoding_is_plain() -> None:
     with pytest.raises(TypeError, match="cannot store a PosixPath as configuration"):
         spec.encode({"a": PosixPath("x")})
     with pytest.raises(ValueError, match=r"^nan is no setting; give a number$"):
-        spec.encode(Karras(lo=math.nan))
+        spec.encode(Power(scale=math.nan))
 
 
 def test_infinity() -> None:
     assert spec.parse("Optim(clip=inf)") == Optim(clip=math.inf)
     assert spec.decode({"type": "Optim", "clip": "inf"}).clip == math.inf
-    assert spec.decode({"type": "Uniform", "lo": "-inf"}).lo == -math.inf
+    assert spec.decode({"type": "Power", "s": "-inf"}).s == -math.inf
     with pytest.raises(ValueError, match=r"^Optim\.clip is float, got 'nan'$"):
         spec.parse("Optim(clip=nan)")
     with pytest.raises(ValueError, match=r"^MLP\.width is int, got 'inf'$"):

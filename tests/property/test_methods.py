@@ -74,8 +74,9 @@ def turns(method: Method) -> Iterator[Turn]:
     seen = set()
     for step in range(20):
         for turn in method.turns(step):
-            if turn.net not in seen:
-                seen.add(turn.net)
+            code = getattr(turn.loss, "__func__", turn.loss).__code__
+            if (turn.net, code) not in seen:
+                seen.add((turn.net, code))
                 yield turn
 
 

@@ -1,0 +1,62 @@
+"""--init: a student that starts from another network than the teacher's; changed method files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from fewstep import load_student
+from tests.end_to_end.command import DISTIL, fewstep
+
+FIT = ("train", "mixture_teacher", "--steps", "20", "--batch", "16", "--out", "fit")
+RING = ("distill", "mixture", "--steps", "1", "--batch", "16", "--optim.lr", "1e-12")
+
+
+def test_a_student_starts_where_it_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a learning rate of nothing the student is the network given, else a fresh one."""
+    monkeypatch.chdir(tmp_path)
+    assert fewstep(*FIT).code == 0
+    assert fewstep(*RING, "--out", "a", "--init", "fit").code == 0
+    assert fewstep(*RING, "--out", "b").code == 0
+    fit, told, fresh = (load_student(name).sample(range(50)) for name in ("fit", "a", "b"))
+    start = load_student("fit").denoiser.state_dict()
+    same = load_student("a").denoiser.state_dict()
+    other = load_student("b").denoiser.state_dict()
+    assert all(torch.allclose(start[key], same[key], atol=1e-6) for key in start)
+    assert not all(torch.allclose(start[key], other[key], atol=1e-2) for key in start)
+    assert fit.shape == told.shape == fresh.shape
+    refused = fewstep(*RING, "--out", "a")
+    assert refused.code == 2
+    assert "a is in use by a run with other settings (init was " in refused.err
+
+
+def test_init_must_fit(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    refused = fewstep(*RING, "--out", "a", "--init", str(finished / "runs" / "teacher"))
+    assert refused.code == 2
+    assert "but the run's network is Model(net=MLP(width=128" in refused.err
+    assert not Path("a").exists()
+
+
+@pytest.mark.usefixtures("known")
+def test_a_changed_method_file_is_another_run(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The digest of the user's own file is part of the run."""
+    monkeypatch.chdir(tmp_path)
+    text = "from dataclasses import dataclass\nfrom fewstep.methods.sid import SiD\n"
+    text += "@dataclass(frozen=True)\nclass Mine(SiD):\n    factor: float = 1.0\n"
+    Path("mine.py").write_text(text)
+    args = (*DISTIL, "--teacher", str(finished / "runs" / "teacher"), "--out", "x")
+    args = (*args, "--method", "mine.py:Mine")
+    assert fewstep(*args).code == 0
+    again = fewstep(*args)
+    assert (again.code, "finished already" in again.err) == (0, True)
+    Path("mine.py").write_text(text + "# changed\n")
+    refused = fewstep(*args)
+    assert refused.code == 2
+    assert "x is in use by a run with other settings (files" in refused.err
