@@ -16,7 +16,10 @@ ROOT = Path(__file__).parent.parent / "fewstep"
 OUT = ROOT.parent / "docs" / "images" / "architecture.svg"
 LAYERS = (
     ("a person", ("cli",)),
-    ("a run", ("recipes", "runner", "report", "run_folder", "eval", "gauges", "environment")),
+    (
+        "a run",
+        ("recipes", "runner", "report", "run_folder", "eval", "gauges", "contents", "environment"),
+    ),
     ("storage", ("student", "checkpoint", "spec", "files")),
     ("the loop", ("training", "optim", "ema")),
     ("algorithms", ("methods", "nets", "teachers", "data")),

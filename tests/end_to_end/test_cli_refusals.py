@@ -63,7 +63,8 @@ CASES = {
     "labels), got Model.shape (1, 4, 4) with 10",
     f"{T} --model.classes 5": "digits are (1, 8, 8) with 10 classes (or 0, to ignore the "
     "labels), got Model.shape (1, 8, 8) with 5",
-    f"{T} --method.times.std nan": "LogNormal(mean=-1.2, std=nan) needs std > 0 and finite, got nan",
+    f"{T} --method.times.std nan": "LogNormal(mean=-1.2, std=nan) needs std > 0 "
+    "and finite, got nan",
     # expressions
     f"{D} --method Sid()": "there is no 'Sid'; did you mean 'SiD'?",
     f"{D} --method SiD(alhpa=1)": "SiD has no field 'alhpa'; did you mean 'alpha'?",
