@@ -29,7 +29,7 @@ from typing import Any
 PACKAGES = ("methods", "nets", "recipes")
 MODULES = (
     *("path", "times", "sample", "fake_score", "optim", "ema", "model"),
-    *("losses.distance", "losses.weight"),
+    *("losses.distance", "losses.weight", "teachers.published"),
 )
 
 

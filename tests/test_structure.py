@@ -89,6 +89,20 @@ def test_the_import_graph_has_no_cycle() -> None:
         TopologicalSorter({**edges, "fewstep.path": {"fewstep.runner"}}).prepare()
 
 
+def test_the_packages_have_no_cycle() -> None:
+    """The same for the parts of docs/images/architecture.svg: files and folders of fewstep/."""
+    parts: dict[str, set[str]] = {}
+    for name, targets in graph().items():
+        words = [other.split(".") for other in (name, *targets)]
+        part, *others = [w[1] for w in words if len(w) > 1] or [""]
+        parts.setdefault(part, set()).update(set(others) - {part})
+    parts.pop("", None)
+    assert {"nets", "core"} <= parts["teachers"]
+    TopologicalSorter(parts).prepare()
+    with pytest.raises(CycleError):
+        TopologicalSorter({**parts, "nets": parts["nets"] | {"teachers"}}).prepare()
+
+
 def test_losses_and_path_import_nothing_but_each_other() -> None:
     edges, names = graph(), ("path", "losses")
     for name in filter(lambda name: within(name, *names), edges):

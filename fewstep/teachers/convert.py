@@ -20,11 +20,11 @@ from fewstep.core import Sampler
 from fewstep.generator import Generator
 from fewstep.model import Model
 from fewstep.nets.precond import Preconditioned
-from fewstep.nets.published import describe
 from fewstep.path import NoisePath
 from fewstep.sample import FewStep, Heun
 from fewstep.student import save_model
 from fewstep.teachers import edm, edm2
+from fewstep.teachers.published import describe
 from fewstep.teachers.snapshot import Found, Snapshot, read
 from fewstep.times import Karras
 

@@ -12,9 +12,9 @@ import torch
 from fewstep.model import Model
 from fewstep.nets.edm_precond import EDMPrecond
 from fewstep.nets.mlp import MLP
-from fewstep.nets.published import Published, describe
 from fewstep.path import VE
 from fewstep.spec import decode, encode, parse
+from fewstep.teachers.published import Published, describe
 from tests.end_to_end.test_snapshot_cli import SONG
 
 
