@@ -20,6 +20,9 @@ from typing import Any
 
 from fewstep.files import Damaged, read_json, write, write_json
 
+MODELS = ("teacher", "init")
+"""What run.json names by folder: whole paths in use, stored relative where inside the run."""
+
 
 @dataclass(frozen=True)
 class RunFolder:
@@ -51,8 +54,9 @@ class RunFolder:
         facts = read_json(self.path / "run.json")
         if not isinstance(facts, dict) or not isinstance(facts.get("run"), dict):
             raise Damaged(f"{self.path / 'run.json'} does not describe a run")
-        if isinstance(teacher := facts.get("teacher"), str) and teacher:
-            facts["teacher"] = str((self.path / teacher).resolve())
+        for key in MODELS:
+            if isinstance(stored := facts.get(key), str) and stored:
+                facts[key] = str((self.path / stored).resolve())
         return facts
 
     def open(self, facts: Mapping[str, Any]) -> bool:
@@ -60,10 +64,11 @@ class RunFolder:
         continues = self.continues(facts)
         if not continues:
             self.grids.mkdir(exist_ok=True)
-            teacher, home = Path(facts["teacher"]), self.path.resolve()
-            if teacher.is_relative_to(home):  # so that the folder can be moved as a whole
-                facts = {**facts, "teacher": str(teacher.relative_to(home))}
-            write_json(self.path / "run.json", facts)
+            stored, home = dict(facts), self.path.resolve()
+            for key in MODELS:
+                if Path(facts.get(key, "")).is_relative_to(home):  # the folder can be moved whole
+                    stored[key] = str(Path(facts[key]).relative_to(home))
+            write_json(self.path / "run.json", stored)
         return continues
 
     def refuse_foreign(self) -> None:
@@ -87,7 +92,7 @@ class RunFolder:
         if not (self.path / "run.json").exists():
             return False
         earlier = self.facts()
-        for key in ("run", "teacher", "init", "files"):
+        for key in ("run", "files", *MODELS):
             if (earlier.get(key) or "") != (facts.get(key) or ""):
                 where = first_difference(earlier.get(key), facts.get(key), key)
                 raise ValueError(

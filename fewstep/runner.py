@@ -137,10 +137,12 @@ def prepare(run: Run, recipe: str, teacher: str, device: str = "cpu", init: str 
             f"{run.model} is not {model.model}"
         )
     source = run.domain.source(run.model, data_free=not run.method.needs_data)
-    shared = model is not None and model.model is not None
-    net: nn.Module = model.denoiser if model and shared else run.model.build(run.seed)
     if init:
         net = starting_point(run, init)
+    elif model is not None and model.model is not None:
+        net = model.denoiser
+    else:
+        net = run.model.build(run.seed)
     if model is not None:
         model.denoiser.to(where)
     return Work(run, model, net.to(where), source)

@@ -12,6 +12,7 @@ above is computed in float32 at least.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import NamedTuple
 
 import torch
@@ -60,7 +61,7 @@ def class_vectors(cond: Cond, x: Tensor, classes: int) -> Tensor | None:
     return F.one_hot(cond.long(), classes + 1)[:, :classes].to(x.dtype)
 
 
-class Preconditioned(nn.Module):
+class Preconditioned(nn.Module, ABC):
     """A network body with its preconditioning: a `Denoiser` that is `Tapped`."""
 
     path: NoisePath
@@ -71,13 +72,13 @@ class Preconditioned(nn.Module):
     """The precision of the body on any device; None: as `use_fp16` says."""
 
     @property
+    @abstractmethod
     def body(self) -> TappedUNet:
         """F."""
-        raise NotImplementedError
 
+    @abstractmethod
     def scaling(self, sigma: Tensor) -> Scaling:
         """The four coefficients at sigma: (B,)."""
-        raise NotImplementedError
 
     def forward(
         self,

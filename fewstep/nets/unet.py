@@ -15,6 +15,7 @@ al. 2024, https://arxiv.org/abs/2312.02696, figure 21).
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Literal, Protocol
 
@@ -36,7 +37,7 @@ class MakeBlock(Protocol):
     ) -> nn.Module: ...
 
 
-class TappedUNet(nn.Module):
+class TappedUNet(nn.Module, ABC):
     """A network body F with an encoder tap (see `fewstep.nets.tap`).
 
     In all calls x: (B, C, H, W), noise: (B,) the noise label, labels: (B, classes) or None,
@@ -95,17 +96,17 @@ class TappedUNet(nn.Module):
     def output_pyramid(self, name: str, width: int, coarsest: bool, finest: bool) -> None:
         """Add layers after a level of the decoder; by default none."""
 
+    @abstractmethod
     def embed(self, noise: Tensor, labels: Tensor | None, augment: Tensor | None) -> Tensor:
         """The embedding of everything but x: (B, E)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def run_encoder(self, x: Tensor, emb: Tensor) -> list[Tensor]:
         """The features the decoder will meet again, in order; the last one is the tap."""
-        raise NotImplementedError
 
+    @abstractmethod
     def run_decoder(self, skips: list[Tensor], emb: Tensor) -> Tensor:
         """From the encoder's features to F; empties `skips`."""
-        raise NotImplementedError
 
     def forward(
         self, x: Tensor, noise: Tensor, labels: Tensor | None = None, augment: Tensor | None = None

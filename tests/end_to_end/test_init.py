@@ -34,6 +34,18 @@ def test_a_student_starts_where_it_is_told(
     assert "a is in use by a run with other settings (init was " in refused.err
 
 
+def test_a_moved_run_finds_what_it_started_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A starting network inside the run's folder moves with it, like a teacher."""
+    monkeypatch.chdir(tmp_path)
+    assert fewstep(*FIT[:-1], "x/fit").code == 0
+    assert fewstep(*RING, "--out", "x", "--init", "x/fit").code == 0
+    Path("x").rename("y")
+    again = fewstep(*RING, "--out", "y", "--init", "y/fit")
+    assert (again.code, "finished already" in again.err) == (0, True)
+
+
 def test_init_must_fit(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     refused = fewstep(*RING, "--out", "a", "--init", str(finished / "runs" / "teacher"))
