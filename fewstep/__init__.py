@@ -27,9 +27,14 @@ _HOMES = {
     "FewStep": "sample",
     "Heun": "sample",
     "GaussianMixture": "teachers.gaussian",
+    "LSG": "guidance",
+    "AntiCFG": "guidance",
+    "ZeroCFG": "guidance",
+    "Critic": "critic",
     "Model": "model",
     "MLP": "nets.mlp",
     "SiD": "methods.sid",
+    "SiDA": "methods.sida",
     "SIM": "methods.sim",
     "DiffInstruct": "methods.diff_instruct",
     "Pretrain": "methods.pretrain",
@@ -37,9 +42,12 @@ _HOMES = {
 
 __all__ = [
     "EMA",
+    "LSG",
     "MLP",
     "SIM",
+    "AntiCFG",
     "Batch",
+    "Critic",
     "DiffInstruct",
     "Draws",
     "FewStep",
@@ -54,7 +62,9 @@ __all__ = [
     "Optim",
     "Pretrain",
     "SiD",
+    "SiDA",
     "Turn",
+    "ZeroCFG",
     "load_student",
     "save_student",
     "train",
@@ -62,13 +72,16 @@ __all__ = [
 
 if TYPE_CHECKING:
     from fewstep.core import Batch, Loss, Method, Turn
+    from fewstep.critic import Critic
     from fewstep.data.source import Images, Latents
     from fewstep.draws import Draws
     from fewstep.ema import EMA
     from fewstep.generator import Generator
+    from fewstep.guidance import LSG, AntiCFG, ZeroCFG
     from fewstep.methods.diff_instruct import DiffInstruct
     from fewstep.methods.pretrain import Pretrain
     from fewstep.methods.sid import SiD
+    from fewstep.methods.sida import SiDA
     from fewstep.methods.sim import SIM
     from fewstep.model import Model
     from fewstep.nets.mlp import MLP

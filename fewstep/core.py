@@ -90,6 +90,12 @@ class Sampler(ABC):
     ) -> Tensor:
         """z: (B, *) standard normal -> (B, *) samples; `draws` serves samplers that renoise."""
 
+    def part(
+        self, k: int, denoiser: Denoiser, z: Tensor, cond: Cond = None, draws: Draws | None = None
+    ) -> Tensor:
+        """x after the first k calls, with a gradient through the k-th alone: for training."""
+        raise ValueError(f"a student cannot be trained through {self}; use FewStep")
+
 
 @dataclass(frozen=True)
 class Method(ABC):
@@ -111,9 +117,11 @@ class Method(ABC):
     def init(self, teacher: Denoiser | None, net: nn.Module) -> Nets:
         """The nets at step 0. `net` is a copy of the teacher, or another starting point.
 
-        Default: a student and a fake score that both start as `net`.
+        Default: a student that starts as `net`, and a fake score that starts as the teacher, or
+        as `net` too where the teacher is another kind of network.
         """
-        return Nets({"student": deepcopy(net), "fake": deepcopy(net)})
+        fake = teacher if isinstance(teacher, nn.Module) and _alike(teacher, net) else net
+        return Nets({"student": deepcopy(net), "fake": deepcopy(fake)})
 
     @abstractmethod
     def turns(self, step: int) -> Sequence[Turn]:
@@ -121,6 +129,12 @@ class Method(ABC):
 
     def after_step(self, nets: Nets, step: int) -> None:  # noqa: B027
         """Called after every step; does nothing by default."""
+
+
+def _alike(a: nn.Module, b: nn.Module) -> bool:
+    """Whether two networks are of one class and have parameters of the same names and shapes."""
+    shapes = [{name: p.shape for name, p in net.named_parameters()} for net in (a, b)]
+    return type(a) is type(b) and shapes[0] == shapes[1] and bool(shapes[0])
 
 
 def need_data(method: object, batch: Batch) -> Tensor:

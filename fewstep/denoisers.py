@@ -8,6 +8,8 @@ label: (B,) from `path.label(t)`; all arithmetic outside F is done in x_t's own 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 from torch import Tensor, nn
 
 from fewstep.core import Cond
@@ -18,19 +20,42 @@ from fewstep.path import (
     v_to_x0,
     velocity_to_x0,
 )
+from fewstep.tap import tapped
 
 
-class _Wrapped(nn.Module):
-    """A network and the path it lives on."""
+class _Wrapped(nn.Module, ABC):
+    """A network F and the path it lives on; `Tapped` if F is (see `fewstep.tap`)."""
 
     def __init__(self, net: nn.Module, path: NoisePath) -> None:
         super().__init__()
         self.net = net
         self.path = path
 
-    def predict(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
-        """F(x, label(t), cond), with t: () spread over the batch."""
-        return self.net(x, self.path.label(t.expand(len(x))), cond)
+    def into(self, xt: Tensor, t: Tensor) -> Tensor:
+        """What F is given for x_t."""
+        return xt
+
+    @abstractmethod
+    def x0(self, xt: Tensor, t: Tensor, out: Tensor) -> Tensor:
+        """E[x_0 | x_t] from F's output."""
+
+    def inputs(self, xt: Tensor, t: Tensor, cond: Cond) -> tuple[Tensor, Tensor, Cond]:
+        """F's arguments: (x, label(t), cond), with t: () spread over the batch."""
+        return self.into(xt, t), self.path.label(t.expand(len(xt))), cond
+
+    def forward(self, xt: Tensor, t: Tensor, cond: Cond = None) -> Tensor:
+        return self.x0(xt, t, self.net(*self.inputs(xt, t, cond)))
+
+    def encode(self, xt: Tensor, t: Tensor, cond: Cond = None) -> Tensor:
+        """The features of F's encoder: (B, F, *)."""
+        return tapped(self.net).encode(*self.inputs(xt, t, cond))
+
+    def forward_with_features(
+        self, xt: Tensor, t: Tensor, cond: Cond = None
+    ) -> tuple[Tensor, Tensor]:
+        """(E[x_0 | x_t], features) from one pass."""
+        out, features = tapped(self.net).forward_with_features(*self.inputs(xt, t, cond))
+        return self.x0(xt, t, out), features
 
 
 class EDM(_Wrapped):
@@ -45,30 +70,33 @@ class EDM(_Wrapped):
         super().__init__(net, path)
         self.sigma_data = sigma_data
 
-    def forward(self, xt: Tensor, t: Tensor, cond: Cond = None) -> Tensor:
+    def into(self, xt: Tensor, t: Tensor) -> Tensor:
+        alpha, sigma = coefficients(self.path, xt, t)
+        return xt / (alpha**2 * self.sigma_data**2 + sigma**2).sqrt()
+
+    def x0(self, xt: Tensor, t: Tensor, out: Tensor) -> Tensor:
         alpha, sigma = coefficients(self.path, xt, t)
         variance = alpha**2 * self.sigma_data**2 + sigma**2
-        norm = variance.sqrt()
-        out = self.predict(xt / norm, t, cond)
-        return alpha * self.sigma_data**2 / variance * xt + sigma * self.sigma_data / norm * out
+        skip = alpha * self.sigma_data**2 / variance
+        return skip * xt + sigma * self.sigma_data / variance.sqrt() * out
 
 
 class Eps(_Wrapped):
     """x_0 = (x_t - sigma F) / alpha (Ho et al. 2020); not defined at alpha = 0."""
 
-    def forward(self, xt: Tensor, t: Tensor, cond: Cond = None) -> Tensor:
-        return eps_to_x0(self.path, xt, self.predict(xt, t, cond), t)
+    def x0(self, xt: Tensor, t: Tensor, out: Tensor) -> Tensor:
+        return eps_to_x0(self.path, xt, out, t)
 
 
 class V(_Wrapped):
     """x_0 = (alpha x_t - sigma F) / (alpha^2 + sigma^2) (Salimans & Ho 2022)."""
 
-    def forward(self, xt: Tensor, t: Tensor, cond: Cond = None) -> Tensor:
-        return v_to_x0(self.path, xt, self.predict(xt, t, cond), t)
+    def x0(self, xt: Tensor, t: Tensor, out: Tensor) -> Tensor:
+        return v_to_x0(self.path, xt, out, t)
 
 
 class Velocity(_Wrapped):
     """x_0 from F = dx_t/dt; x_t - t F for rectified flow (Lipman et al. 2022)."""
 
-    def forward(self, xt: Tensor, t: Tensor, cond: Cond = None) -> Tensor:
-        return velocity_to_x0(self.path, xt, self.predict(xt, t, cond), t)
+    def x0(self, xt: Tensor, t: Tensor, out: Tensor) -> Tensor:
+        return velocity_to_x0(self.path, xt, out, t)

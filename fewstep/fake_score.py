@@ -3,21 +3,31 @@
 The fake score f_psi follows the student's own distribution: it learns to denoise generated
 samples, and at its optimum is E[x | x_t] under the student. Methods differ only in what they do
 with f_psi and the teacher f_phi at a noised sample.
+
+A student of K calls is trained one call at a time (Zhou et al. 2025, few-step SiD,
+https://arxiv.org/abs/2505.12674): x^(k), with a gradient through call k alone. Either k is drawn
+anew for each step ("uniform": the mixture of all K outputs is matched to the data, by one fake
+score), or it is always K ("final": what the user gets is matched, and nothing else).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from fewstep.core import Batch, Denoiser, Loss, Nets, Sampler, Turn, need_draws
+from fewstep.draws import Draws
+from fewstep.guidance import Guidance, Unguided, guided
 from fewstep.losses.score import denoising
 from fewstep.losses.weight import EDMWeight, Weight
 from fewstep.path import NoisePath, coefficients, perturb
 from fewstep.times import LogNormal, TimeLaw
+
+Matching = Literal["uniform", "final"]
 
 
 class Noised(NamedTuple):
@@ -30,12 +40,44 @@ class Noised(NamedTuple):
 
 
 class Predictions(NamedTuple):
-    """Both denoisers at a noised sample: real = f_phi(x_t), fake = f_psi(x_t), each (B, *)."""
+    """Both denoisers at a noised sample, each (B, *); `fake` and `own` differ only by guidance."""
 
     real: Tensor
+    """f_phi(x_t) with guidance kappa_4."""
     fake: Tensor
+    """f_psi(x_t) with kappa_2, where it is compared with the teacher."""
+    own: Tensor
+    """f_psi(x_t) with kappa_3, where it is compared with the sample."""
     alpha: Tensor
     sigma: Tensor
+    features: Tensor | None = None
+    """What the fake score's encoder made of x_t, where it was tapped."""
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """How training makes samples at one step: with which sampler, and up to which of its calls."""
+
+    sampler: Sampler
+    k: int
+
+    @classmethod
+    def at(cls, step: int, sampler: Sampler, matching: Matching) -> Rollout:
+        """k = K for "final"; for "uniform" drawn from 1 .. K as a pure function of the step.
+
+        Hence k is the same in both turns of a step, in every part of a batch, in every process.
+        """
+        if matching not in ("uniform", "final"):
+            raise ValueError(f"matching is 'uniform' or 'final', got {matching!r}")
+        if matching == "final" or sampler.calls == 1:
+            return cls(sampler, sampler.calls)
+        k = Draws(torch.tensor([step])).integers("rollout", sampler.calls)
+        return cls(sampler, 1 + int(k))
+
+    def __call__(self, nets: Nets, batch: Batch) -> Tensor:
+        """x^(k): (B, *)."""
+        student: Any = nets["student"]
+        return self.sampler.part(self.k, student, batch.z, batch.cond, batch.draws)
 
 
 def noised(path: NoisePath, x: Tensor, times: TimeLaw, batch: Batch) -> Noised:
@@ -48,17 +90,26 @@ def noised(path: NoisePath, x: Tensor, times: TimeLaw, batch: Batch) -> Noised:
 
 
 def generate(nets: Nets, sampler: Sampler, batch: Batch) -> Tensor:
-    """The student's samples for this batch: (B, *)."""
-    student: Any = nets["student"]
-    return sampler(student, batch.z, batch.cond, batch.draws)
+    """The student's samples for this batch, with a gradient through the last call: (B, *)."""
+    return Rollout(sampler, sampler.calls)(nets, batch)
 
 
-def predict(nets: Nets, teacher: Denoiser, batch: Batch, x: Tensor, times: TimeLaw) -> Predictions:
-    """Teacher and fake score at x moved to times drawn from `times`."""
+def predict(
+    nets: Nets,
+    teacher: Denoiser,
+    batch: Batch,
+    x: Tensor,
+    times: TimeLaw,
+    guidance: Guidance = Unguided(),
+    tap: bool = False,
+) -> Predictions:
+    """Teacher and fake score at x moved to times drawn from `times`, guided."""
     n = noised(teacher.path, x, times, batch)
-    real = teacher(n.xt, n.t, batch.cond)
-    fake = nets["fake"](n.xt, n.t, batch.cond)
-    return Predictions(real, fake, n.alpha, n.sigma)
+    kappas = guidance.scales(batch)
+    (real,), _ = guided(teacher, n.xt, n.t, batch.cond, [kappas.real])
+    net: Any = nets["fake"]
+    (fake, own), features = guided(net, n.xt, n.t, batch.cond, [kappas.fake, kappas.own], tap)
+    return Predictions(real, fake, own, n.alpha, n.sigma, features)
 
 
 @dataclass(frozen=True)
@@ -68,14 +119,18 @@ class FakeScore:
     times: TimeLaw = LogNormal()
     weight: Weight = EDMWeight()
 
-    def turn(self, sampler: Sampler) -> Turn:
-        """The update of the fake score on samples made with `sampler`."""
-        return Turn("fake", lambda nets, teacher, batch: self.loss(sampler, nets, teacher, batch))
+    def turn(self, sampler: Sampler | Rollout, guidance: Guidance = Unguided()) -> Turn:
+        """The update of the fake score on samples of a rollout (of the whole `sampler`)."""
+        rollout = sampler if isinstance(sampler, Rollout) else Rollout(sampler, sampler.calls)
+        return Turn("fake", partial(self.loss, rollout, guidance))
 
-    def loss(self, sampler: Sampler, nets: Nets, teacher: Denoiser, batch: Batch) -> Loss:
+    def loss(
+        self, rollout: Rollout, guidance: Guidance, nets: Nets, teacher: Denoiser, batch: Batch
+    ) -> Loss:
         """Denoising of the student's samples, which carry no gradient."""
         with torch.no_grad():
-            x = generate(nets, sampler, batch)
+            x = rollout(nets, batch)
         n = noised(teacher.path, x, self.times, batch)
-        prediction = nets["fake"](n.xt, n.t, batch.cond)
+        kappas = [guidance.learning(batch)]
+        (prediction,), _ = guided(nets["fake"], n.xt, n.t, batch.cond, kappas)  # type: ignore
         return Loss(denoising(prediction, x, self.weight(x, x, n.alpha, n.sigma)).mean())

@@ -7,6 +7,7 @@ run folders and finished students record.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -52,6 +53,7 @@ class Model:
             return self._whole(net, own)
         if self.predicts == "edm":
             return EDM(net, self.path, self.sigma_data)
+        wrappers: dict[str, Callable[[nn.Module, NoisePath], nn.Module]]
         wrappers = {"eps": Eps, "v": V, "velocity": Velocity}
         if self.predicts not in wrappers:
             names = ", ".join(["edm", *wrappers, "denoiser"])

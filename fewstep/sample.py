@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from fewstep.core import Cond, Denoiser, Sampler
 from fewstep.draws import Draws
-from fewstep.path import expand, perturb, x0_to_velocity
+from fewstep.path import VP, expand, perturb, x0_to_eps, x0_to_velocity
 from fewstep.times import Karras, TimeLaw
 
 
@@ -22,35 +23,76 @@ from fewstep.times import Karras, TimeLaw
 class FewStep(Sampler):
     """The student's rollout: x^(0) = 0; x^(k) = f(alpha x^(k-1) + sigma eps_k, t_k).
 
-    t_k = t_init (1 - (k - 1) / steps), eps_1 = z, later eps_k fresh. One step is SiD's
-    generator G(z) = f(sigma_init z; sigma_init), Zhou et al. 2024,
-    https://arxiv.org/abs/2404.04057; several are few-step SiD,
-    https://arxiv.org/abs/2505.12674.
+    t_k = t_init (1 - (k - 1) / steps)^rho and eps_1 = z. One step is SiD's generator
+    G(z) = f(sigma_init z; sigma_init), Zhou et al. 2024, https://arxiv.org/abs/2404.04057;
+    several are few-step SiD, https://arxiv.org/abs/2505.12674.
     """
 
     t_init: float = 2.5
     steps: int = 1
+    noise: Literal["fresh", "fixed", "ddim"] = "fresh"
+    """The noise of later steps: drawn anew, z again, or the noise that x^(k-1) was found in."""
+    rho: float = 1.0
+    """How the times are spaced: evenly, or (rho > 1) more closely near the data."""
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.t_init <= 0:
-            raise ValueError(f"FewStep needs steps >= 1 and t_init > 0, got {self}")
+        if self.steps < 1 or self.t_init <= 0 or self.rho <= 0:
+            raise ValueError(f"FewStep needs steps >= 1, t_init > 0 and rho > 0, got {self}")
+        if self.noise not in ("fresh", "fixed", "ddim"):
+            raise ValueError(f"FewStep.noise is 'fresh', 'fixed' or 'ddim', got {self.noise!r}")
 
     @property
     def calls(self) -> int:
         return self.steps
 
+    def ladder(self) -> list[float]:
+        """t_1 > ... > t_K."""
+        return [self.t_init * (1 - k / self.steps) ** self.rho for k in range(self.steps)]
+
     def __call__(
         self, denoiser: Denoiser, z: Tensor, cond: Cond = None, draws: Draws | None = None
     ) -> Tensor:
-        if self.steps > 1 and draws is None:
-            raise ValueError(f"{self} renoises with fresh noise: pass draws")
-        x, eps = torch.zeros_like(z), z
-        for k in range(self.steps):
-            t = z.new_full((len(z),), self.t_init * (1 - k / self.steps))
-            if k and draws is not None:
-                eps = draws.normal(f"eps{k}", z.shape[1:], z.dtype)
-            x = denoiser(perturb(denoiser.path, x, eps, t), t, cond)
+        x, _ = self._run(self.steps, denoiser, z, cond, draws)
         return x
+
+    def part(
+        self, k: int, denoiser: Denoiser, z: Tensor, cond: Cond = None, draws: Draws | None = None
+    ) -> Tensor:
+        if not 1 <= k <= self.steps:
+            raise ValueError(f"{self} has steps 1 to {self.steps}, got {k}")
+        with torch.no_grad():
+            x, eps = self._run(k - 1, denoiser, z, cond, draws)
+            xt, t = self._noised(k - 1, denoiser, x, eps, draws)
+        return denoiser(xt, t, cond)
+
+    def _run(
+        self, steps: int, denoiser: Denoiser, z: Tensor, cond: Cond, draws: Draws | None
+    ) -> tuple[Tensor, Tensor]:
+        """x^(steps), and the noise to go on with where it is not drawn anew."""
+        x, eps = torch.zeros_like(z), z
+        for k in range(steps):
+            xt, t = self._noised(k, denoiser, x, eps, draws)
+            x = denoiser(xt, t, cond)
+            if self.noise == "ddim":
+                eps = x0_to_eps(denoiser.path, xt, x, t).detach()
+        return x, eps
+
+    def _noised(
+        self, k: int, denoiser: Denoiser, x: Tensor, eps: Tensor, draws: Draws | None
+    ) -> tuple[Tensor, Tensor]:
+        """The input of call k, from 0, and its time (B,)."""
+        if k and self.noise == "fresh":
+            if draws is None:
+                raise ValueError(f"{self} renoises with fresh noise: pass draws")
+            eps = draws.normal(f"eps{k}", x.shape[1:], x.dtype)
+        low, top = denoiser.path.t_min, denoiser.path.t_max
+        if not self.steps <= self.t_init <= top and isinstance(denoiser.path, VP):
+            raise ValueError(
+                f"{self} does not fit a schedule with the timesteps {low:g} to {top:g}: t_init is "
+                "a timestep, and there are no more steps than timesteps below it"
+            )
+        t = x.new_full((len(x),), self.ladder()[k])
+        return perturb(denoiser.path, x, eps, t), t
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,23 @@ from collections.abc import Callable
 import torch
 
 from fewstep.core import Method, Sampler
+from fewstep.critic import Critic
 from fewstep.fake_score import FakeScore
+from fewstep.guidance import (
+    LSG,
+    AntiCFG,
+    Guidance,
+    Kappas,
+    RandomLSG,
+    Unguided,
+    ZeroCFG,
+)
 from fewstep.losses.distance import Distance, NormPower, PseudoHuber, SquaredL2, SumOfPowers
-from fewstep.losses.weight import L1, EDMWeight, Power, Weight
+from fewstep.losses.weight import L1, SNR, EDMWeight, Power, Weight
 from fewstep.methods.diff_instruct import DiffInstruct
 from fewstep.methods.pretrain import Pretrain
 from fewstep.methods.sid import SiD
+from fewstep.methods.sida import SiDA
 from fewstep.methods.sim import SIM
 from fewstep.path import VE, VP, Flow, NoisePath, TrigFlow
 from fewstep.sample import FewStep, Heun
@@ -52,12 +63,30 @@ DISTANCES: tuple[Distance, ...] = (
     SumOfPowers(4.0),
 )
 
-WEIGHTS: tuple[Weight, ...] = (Power(), Power(2, -2), Power(1, -4, 3.0), EDMWeight(), L1())
+WEIGHTS: tuple[Weight, ...] = (
+    Power(),
+    Power(2, -2),
+    Power(1, -4, 3.0),
+    EDMWeight(),
+    SNR(),
+    L1(),
+)
+
+GUIDANCE: tuple[Guidance, ...] = (
+    Unguided(),
+    LSG(4.5),
+    RandomLSG(1.5, 4.5),
+    ZeroCFG(),
+    AntiCFG(),
+    Kappas(1.0, 2.0, 3.0, 0.5, drop=0.0),
+)
 
 SAMPLERS: tuple[Sampler, ...] = (
     FewStep(),
     FewStep(t_init=1.0),
     FewStep(t_init=2.5, steps=4),
+    FewStep(t_init=2.5, steps=3, noise="fixed", rho=1.7),
+    FewStep(t_init=2.5, steps=3, noise="ddim"),
     Heun(),
     Heun(Karras(hi=20.0), steps=5, order=1),
 )
@@ -65,9 +94,22 @@ SAMPLERS: tuple[Sampler, ...] = (
 METHODS: tuple[Method, ...] = (
     SiD(),
     SiD(FewStep(2.5, 2), alpha=0.5, times=LogNormal(), weight=Power(2, -4)),
+    SiD(guidance=LSG(4.5)),
+    SiD(FewStep(2.5, 4), guidance=ZeroCFG(), weight=Power(1, -1)),
+    SiD(FewStep(2.5, 4, "ddim"), guidance=AntiCFG(), matching="final"),
+    SiDA(),
+    SiDA(student_from=2, adversarial_from=4, share=0.9, gan=0.1),
+    SiDA(
+        FewStep(2.5, 4, "fixed"),
+        fake=Critic(judging=SNR(), average="sample", pool="space"),
+        guidance=LSG(3.0),
+        gan_weight=SNR(),
+    ),
     SIM(),
+    SIM(guidance=RandomLSG(1.5, 4.5)),
     SIM(distance=SquaredL2(), scale=Power(1, -2), weight=EDMWeight()),
     DiffInstruct(),
+    DiffInstruct(guidance=Kappas(1.0, 2.0, 3.0, 0.5)),
     DiffInstruct(weight=L1(), fake=FakeScore(Karras(), Power(0, -2))),
     Pretrain(),
 )

@@ -23,7 +23,20 @@ LAYERS = (
     ("storage", ("student", "checkpoint", "spec", "files")),
     ("the loop", ("training", "optim", "ema")),
     ("algorithms", ("methods", "nets", "teachers", "data")),
-    ("nouns", ("generator", "model", "fake_score", "sample", "denoisers", "core")),
+    (
+        "nouns",
+        (
+            "generator",
+            "model",
+            "critic",
+            "fake_score",
+            "guidance",
+            "sample",
+            "denoisers",
+            "tap",
+            "core",
+        ),
+    ),
     ("mathematics", ("losses", "path", "times", "draws")),
 )
 

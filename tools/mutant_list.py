@@ -137,10 +137,10 @@ MUTANTS: tuple[Mutant, ...] = (
     *faults(
         "denoisers.py",
         DENOISERS,
-        ("alpha * self.sigma_data**2 / variance * xt", "self.sigma_data**2 / variance * xt"),
-        ("self.predict(xt / norm, t, cond)", "self.predict(xt, t, cond)"),
-        ("self.path.label(t.expand(len(x)))", "t.expand(len(x))"),
-        ("sigma * self.sigma_data / norm * out", "sigma / norm * out"),
+        ("skip = alpha * self.sigma_data**2", "skip = self.sigma_data**2"),
+        ("return xt / (alpha**2", "return xt * (alpha**2"),
+        ("self.path.label(t.expand(len(xt)))", "t.expand(len(xt))"),
+        ("sigma * self.sigma_data / variance", "sigma / variance"),
     ),
     *faults(
         "model.py",
@@ -194,22 +194,22 @@ MUTANTS: tuple[Mutant, ...] = (
         LOSSES,
         ("with torch.no_grad():", "with torch.enable_grad():"),
         ("self.weight(x, x, n.alpha, n.sigma)", "self.weight(x, x, n.sigma, n.alpha)"),
-        ('fake = nets["fake"](n.xt,', 'fake = nets["fake"](n.xt.detach(),'),
-        ("real = teacher(n.xt,", "real = teacher(n.xt.detach(),"),
+        ("guided(net, n.xt,", "guided(net, n.xt.detach(),"),
+        ("guided(teacher, n.xt,", "guided(teacher, n.xt.detach(),"),
         ('draws.normal("eps",', 'draws.normal("z",'),
     ),
     *faults(
         "fake_score.py",
         METHODS,
-        ("real = teacher(n.xt, n.t, batch.cond)", "real = teacher(n.xt, n.t)"),
+        ("guided(teacher, n.xt, n.t, batch.cond,", "guided(teacher, n.xt, n.t, None,"),
     ),
     *faults("methods/sid.py", LOSSES, ("fake, self.alpha, weight", "fake, 1.0, weight")),
     *faults(
         "methods/sid.py",
         METHODS,
         (
-            'self.fake.turn(self.sampler), Turn("student", self.student_loss)',
-            'Turn("student", self.student_loss), self.fake.turn(self.sampler)',
+            'return fake, Turn("student", partial(self.student_loss, rollout))',
+            'return Turn("student", partial(self.student_loss, rollout)), fake',
         ),
     ),
     *faults(
@@ -218,7 +218,9 @@ MUTANTS: tuple[Mutant, ...] = (
         ("scale = self.scale(", "scale = self.weight("),
         ("self.distance, scale, weight", "self.distance, scale"),
     ),
-    *faults("methods/diff_instruct.py", LOSSES, ("real, fake, weight)", "fake, real, weight)")),
+    *faults(
+        "methods/diff_instruct.py", LOSSES, ("p.real, p.fake, weight)", "p.fake, p.real, weight)")
+    ),
     *faults(
         "methods/diff_instruct.py", METHODS, ("with torch.no_grad():", "with torch.enable_grad():")
     ),

@@ -30,19 +30,26 @@ def denoising(prediction: Tensor, x0: Tensor, weight: Tensor | float = 1.0) -> T
 
 
 def sid(
-    x: Tensor, real: Tensor, fake: Tensor, alpha: float, weight: Tensor | float = 1.0
+    x: Tensor,
+    real: Tensor,
+    fake: Tensor,
+    alpha: float,
+    weight: Tensor | float = 1.0,
+    own: Tensor | None = None,
 ) -> Tensor:
-    """Score identity distillation: w <delta, (fake - x) + (1 - alpha) delta>.
+    """Score identity distillation: w <delta, (own - x) + (1 - alpha) delta>.
 
     Zhou et al. 2024, equation 23, https://arxiv.org/abs/2404.04057. With an exact fake score its
     expectation is (1 - alpha) times the (x_0-space) Fisher divergence; its gradient is exactly
     half of the Fisher gradient at alpha = 0.5, and SIM's with the squared distance (halved) at
-    alpha = 1. The value says nothing about progress: it may have either sign.
-    x, real, fake: (B, *) -> (B,).
+    alpha = 1. The value says nothing about progress: it may have either sign. `own` is f_psi
+    where it faces the sample, if guidance makes it another than `fake`.
+    x, real, fake, own: (B, *) -> (B,).
     """
-    same_shape(x=x, real=real, fake=fake)
+    own = fake if own is None else own
+    same_shape(x=x, real=real, fake=fake, own=own)
     delta = real - fake
-    return mean_flat(weight * delta * ((fake - x) + (1 - alpha) * delta))
+    return mean_flat(weight * delta * ((own - x) + (1 - alpha) * delta))
 
 
 def sim(
@@ -52,16 +59,19 @@ def sim(
     distance: Distance,
     scale: Tensor | float = 1.0,
     weight: Tensor | float = 1.0,
+    own: Tensor | None = None,
 ) -> Tensor:
-    """Score implicit matching: -w d'(y)^T k (fake - x) with y = k (fake - real).
+    """Score implicit matching: -w d'(y)^T k (own - x) with y = k (fake - real).
 
     Luo et al. 2024, theorem 3.1, https://arxiv.org/abs/2410.16794. `scale` k fixes the units in
     which the distance d measures: 1 for x_0 units, alpha / sigma^2 for scores. The gradient also
-    flows through the normaliser inside d'. x, real, fake: (B, *) -> (B,).
+    flows through the normaliser inside d'. `own` as in `sid`.
+    x, real, fake, own: (B, *) -> (B,).
     """
-    same_shape(x=x, real=real, fake=fake)
+    own = fake if own is None else own
+    same_shape(x=x, real=real, fake=fake, own=own)
     slope = distance.slope(scale * (fake - real))
-    return mean_flat(-weight * scale * slope * (fake - x))
+    return mean_flat(-weight * scale * slope * (own - x))
 
 
 def kl(x: Tensor, real: Tensor, fake: Tensor, weight: Tensor | float = 1.0) -> Tensor:

@@ -38,6 +38,19 @@ class Power(Weight):
 
 
 @dataclass(frozen=True)
+class SNR(Weight):
+    """offset + alpha^2 / sigma^2: few-step SiD's gamma_t = 4 + SNR_t for its adversarial terms.
+
+    Zhou et al. 2025, https://arxiv.org/abs/2505.12674; the offset keeps noisy times in play.
+    """
+
+    offset: float = 4.0
+
+    def __call__(self, x: Tensor, real: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return (self.offset + alpha**2 / sigma**2).detach()
+
+
+@dataclass(frozen=True)
 class EDMWeight(Weight):
     """(alpha^2 sd^2 + sigma^2) / (sigma sd)^2 = 1 / c_out^2, Karras et al. 2022, table 1."""
 

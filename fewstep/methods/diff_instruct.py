@@ -13,11 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
 from fewstep.core import Batch, Denoiser, Loss, Method, Nets, Sampler, Turn
-from fewstep.fake_score import FakeScore, generate, predict
+from fewstep.fake_score import FakeScore, Matching, Rollout, predict
+from fewstep.guidance import Guidance, Unguided
 from fewstep.losses.score import kl
 from fewstep.losses.weight import Power, Weight
 from fewstep.sample import FewStep
@@ -34,14 +36,20 @@ class DiffInstruct(Method):
     weight: Weight = Power()
     """w of the student's direction."""
     fake: FakeScore = FakeScore()
+    guidance: Guidance = Unguided()
+    """kappa_1 .. kappa_4, for a teacher that knows conditions; kappa_3 has no part here."""
+    matching: Matching = "uniform"
+    """Which of a few-step student's outputs are matched: each in turn, or the "final" one."""
 
     def turns(self, step: int) -> Sequence[Turn]:
-        return self.fake.turn(self.sampler), Turn("student", self.student_loss)
+        rollout = Rollout.at(step, self.sampler, self.matching)
+        fake = self.fake.turn(rollout, self.guidance)
+        return fake, Turn("student", partial(self.student_loss, rollout))
 
-    def student_loss(self, nets: Nets, teacher: Denoiser, batch: Batch) -> Loss:
+    def student_loss(self, rollout: Rollout, nets: Nets, teacher: Denoiser, batch: Batch) -> Loss:
         """The KL direction; both networks run without a graph."""
-        x = generate(nets, self.sampler, batch)
+        x = rollout(nets, batch)
         with torch.no_grad():
-            real, fake, alpha_t, sigma_t = predict(nets, teacher, batch, x, self.times)
-            weight = self.weight(x, real, alpha_t, sigma_t)
-        return Loss(kl(x, real, fake, weight).mean())
+            p = predict(nets, teacher, batch, x, self.times, self.guidance)
+            weight = self.weight(x, p.real, p.alpha, p.sigma)
+        return Loss(kl(x, p.real, p.fake, weight).mean())

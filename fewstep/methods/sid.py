@@ -9,15 +9,21 @@ directly, since psi depends on the student. Score identities give a loss that ca
 
 The student's gradient flows through x and through x_t into both frozen networks. Fake score and
 student alternate, one update each, the fake score first. No real data are used.
+
+With `guidance=LSG(1.5)` and a conditional teacher this is SiD-LSG (Zhou et al. 2024,
+https://arxiv.org/abs/2406.01561), with `FewStep(steps=4)` few-step SiD, and with `ZeroCFG()` or
+`AntiCFG()` its guidance-free forms (Zhou et al. 2025, https://arxiv.org/abs/2505.12674).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from fewstep.core import Batch, Denoiser, Loss, Method, Nets, Sampler, Turn
-from fewstep.fake_score import FakeScore, generate, predict
+from fewstep.fake_score import FakeScore, Matching, Rollout, predict
+from fewstep.guidance import Guidance, Unguided
 from fewstep.losses.score import sid
 from fewstep.losses.weight import L1, Weight
 from fewstep.sample import FewStep
@@ -36,13 +42,19 @@ class SiD(Method):
     weight: Weight = L1()
     """w of the student's loss."""
     fake: FakeScore = FakeScore()
+    guidance: Guidance = Unguided()
+    """kappa_1 .. kappa_4, for a teacher that knows conditions."""
+    matching: Matching = "uniform"
+    """Which of a few-step student's outputs are matched: each in turn, or the "final" one."""
 
     def turns(self, step: int) -> Sequence[Turn]:
-        return self.fake.turn(self.sampler), Turn("student", self.student_loss)
+        rollout = Rollout.at(step, self.sampler, self.matching)
+        fake = self.fake.turn(rollout, self.guidance)
+        return fake, Turn("student", partial(self.student_loss, rollout))
 
-    def student_loss(self, nets: Nets, teacher: Denoiser, batch: Batch) -> Loss:
+    def student_loss(self, rollout: Rollout, nets: Nets, teacher: Denoiser, batch: Batch) -> Loss:
         """Equation 23; no prediction is detached."""
-        x = generate(nets, self.sampler, batch)
-        real, fake, alpha_t, sigma_t = predict(nets, teacher, batch, x, self.times)
-        weight = self.weight(x, real, alpha_t, sigma_t)
-        return Loss(sid(x, real, fake, self.alpha, weight).mean())
+        x = rollout(nets, batch)
+        p = predict(nets, teacher, batch, x, self.times, self.guidance)
+        weight = self.weight(x, p.real, p.alpha, p.sigma)
+        return Loss(sid(x, p.real, p.fake, self.alpha, weight, p.own).mean())

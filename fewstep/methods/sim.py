@@ -13,9 +13,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from fewstep.core import Batch, Denoiser, Loss, Method, Nets, Sampler, Turn
-from fewstep.fake_score import FakeScore, generate, predict
+from fewstep.fake_score import FakeScore, Matching, Rollout, predict
+from fewstep.guidance import Guidance, Unguided
 from fewstep.losses.distance import Distance, PseudoHuber
 from fewstep.losses.score import sim
 from fewstep.losses.weight import Power, Weight
@@ -36,14 +38,20 @@ class SIM(Method):
     times: TimeLaw = Karras(tmax=800.0)
     """Noise levels of the student's loss."""
     fake: FakeScore = FakeScore()
+    guidance: Guidance = Unguided()
+    """kappa_1 .. kappa_4, for a teacher that knows conditions."""
+    matching: Matching = "uniform"
+    """Which of a few-step student's outputs are matched: each in turn, or the "final" one."""
 
     def turns(self, step: int) -> Sequence[Turn]:
-        return self.fake.turn(self.sampler), Turn("student", self.student_loss)
+        rollout = Rollout.at(step, self.sampler, self.matching)
+        fake = self.fake.turn(rollout, self.guidance)
+        return fake, Turn("student", partial(self.student_loss, rollout))
 
-    def student_loss(self, nets: Nets, teacher: Denoiser, batch: Batch) -> Loss:
+    def student_loss(self, rollout: Rollout, nets: Nets, teacher: Denoiser, batch: Batch) -> Loss:
         """Theorem 3.1; no prediction is detached."""
-        x = generate(nets, self.sampler, batch)
-        real, fake, alpha_t, sigma_t = predict(nets, teacher, batch, x, self.times)
-        scale = self.scale(x, real, alpha_t, sigma_t)
-        weight = self.weight(x, real, alpha_t, sigma_t)
-        return Loss(sim(x, real, fake, self.distance, scale, weight).mean())
+        x = rollout(nets, batch)
+        p = predict(nets, teacher, batch, x, self.times, self.guidance)
+        scale = self.scale(x, p.real, p.alpha, p.sigma)
+        weight = self.weight(x, p.real, p.alpha, p.sigma)
+        return Loss(sim(x, p.real, p.fake, self.distance, scale, weight, p.own).mean())

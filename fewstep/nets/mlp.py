@@ -30,7 +30,7 @@ class Block(nn.Module):
 
 
 class MLPNet(nn.Module):
-    """F(x, label, cond): (B, *shape), (B,), (B,) int64 or None -> (B, *shape)."""
+    """F(x, label, cond): (B, *shape), (B,), (B,) int64 or None -> (B, *shape); tapped."""
 
     def __init__(self, shape: tuple[int, ...], classes: int, width: int, blocks: int) -> None:
         super().__init__()
@@ -43,21 +43,41 @@ class MLPNet(nn.Module):
         self.mix = nn.Linear(width, width)
         self.first = nn.Linear(dim, width)
         self.blocks = nn.ModuleList(Block(width) for _ in range(blocks))
+        self.middle = (blocks + 1) // 2
         self.last = nn.Linear(width, dim)
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
 
-    def forward(self, x: Tensor, label: Tensor, cond: Tensor | None = None) -> Tensor:
+    def _embedded(self, x: Tensor, label: Tensor, cond: Tensor | None) -> Tensor:
         phase = label[:, None] * self.frequencies
         emb = self.time(torch.cat([phase.cos(), phase.sin()], 1))
         if self.label is not None:
             index = torch.full((len(x),), self.classes, device=x.device) if cond is None else cond
             emb = emb + self.label(index)
-        emb = F.silu(self.mix(emb))
-        h = self.first(x.flatten(1))
-        for block in self.blocks:
+        return F.silu(self.mix(emb))
+
+    def forward(self, x: Tensor, label: Tensor, cond: Tensor | None = None) -> Tensor:
+        return self.forward_with_features(x, label, cond)[0]
+
+    def encode(self, x: Tensor, label: Tensor, cond: Tensor | None = None) -> Tensor:
+        """The state half way through: (B, width)."""
+        return self._encoded(x, self._embedded(x, label, cond))
+
+    def forward_with_features(
+        self, x: Tensor, label: Tensor, cond: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """(F, the state half way through)."""
+        emb = self._embedded(x, label, cond)
+        h = features = self._encoded(x, emb)
+        for block in self.blocks[self.middle :]:
             h = block(h, emb)
-        return self.last(F.layer_norm(h, h.shape[1:])).reshape(x.shape)
+        return self.last(F.layer_norm(h, h.shape[1:])).reshape(x.shape), features
+
+    def _encoded(self, x: Tensor, emb: Tensor) -> Tensor:
+        h = self.first(x.flatten(1))
+        for block in self.blocks[: self.middle]:
+            h = block(h, emb)
+        return h
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ class MakeBlock(Protocol):
 
 
 class TappedUNet(nn.Module, ABC):
-    """A network body F with an encoder tap (see `fewstep.nets.tap`).
+    """A network body F with an encoder tap (see `fewstep.tap`).
 
     In all calls x: (B, C, H, W), noise: (B,) the noise label, labels: (B, classes) or None,
     augment: (B, A) or None; F is (B, out, H, W), features are (B, F, h, w).

@@ -4,7 +4,7 @@ Karras et al. 2022 (https://arxiv.org/abs/2206.00364) publish DDPM++, NCSN++ and
 under EDM, VP, VE and iDDPM preconditioning; SiD (https://arxiv.org/abs/2404.04057) and SiDA
 (https://arxiv.org/abs/2410.14919) publish one-step generators of the same form. Each is a class
 name, constructor arguments and named tensors; here these become a `Denoiser` on the path t =
-sigma, with an encoder tap (`fewstep.nets.tap`).
+sigma, with an encoder tap (`fewstep.tap`).
 """
 
 from __future__ import annotations

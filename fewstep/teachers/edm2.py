@@ -3,7 +3,7 @@
 Karras et al. 2024 (https://arxiv.org/abs/2312.02696) publish networks that denoise latents of
 Stable Diffusion's autoencoder (4 x 64 x 64) or pixels, conditional on ImageNet labels; their
 weights are stored in float16. They become a `Denoiser` on the path t = sigma, with an encoder tap
-(`fewstep.nets.tap`) and the log-variance head `logvar(t)`.
+(`fewstep.tap`) and the log-variance head `logvar(t)`.
 """
 
 from __future__ import annotations

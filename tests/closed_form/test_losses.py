@@ -15,7 +15,7 @@ from fewstep.draws import Draws
 from fewstep.fake_score import FakeScore
 from fewstep.losses.distance import Distance, NormPower, PseudoHuber, SquaredL2, SumOfPowers
 from fewstep.losses.score import denoising, kl, sid, sim
-from fewstep.losses.weight import L1, EDMWeight, Power, Weight
+from fewstep.losses.weight import L1, SNR, EDMWeight, Power, Weight
 from fewstep.methods.diff_instruct import DiffInstruct
 from fewstep.methods.pretrain import Pretrain
 from fewstep.methods.sid import SiD
@@ -85,6 +85,7 @@ WEIGHED = {
     Power(2, -2): [0.25 / 4, 4 / 0.25],
     Power(1, -4, 3.0): [3 * 0.5 / 16, 3 * 2 / 0.0625],
     EDMWeight(): [(0.0625 + 4) / 1, (1 + 0.25) / 0.0625],
+    SNR(): [4 + 0.25 / 4, 4 + 4 / 0.25],
     L1(): [1 / 1.5, 1e5],
 }
 

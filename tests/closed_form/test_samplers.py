@@ -153,7 +153,7 @@ def test_impossible_samplers_are_refused() -> None:
     with pytest.raises(ValueError, match="renoises with fresh noise: pass draws"):
         FewStep(steps=2)(Gaussian(MU, COV), Z)
     for t_init, steps in ((2.5, 0), (0.0, 1)):
-        with pytest.raises(ValueError, match="FewStep needs steps >= 1 and t_init > 0"):
+        with pytest.raises(ValueError, match="FewStep needs steps >= 1, t_init > 0 and rho > 0"):
             FewStep(t_init, steps)
     for steps, order in ((0, 2), (18, 3)):
         with pytest.raises(ValueError, match="Heun needs steps >= 1 and order 1 or 2"):

@@ -42,7 +42,7 @@ THINGS: list[object] = [
     *defaults(),
     *(make() for make in every().values()),
     *(*instances.PATHS, *instances.TIME_LAWS, *instances.DISTANCES, *instances.WEIGHTS),
-    *(*instances.SAMPLERS, *instances.METHODS),
+    *(*instances.SAMPLERS, *instances.METHODS, *instances.GUIDANCE),
     Optim(clip=0.5, betas=(0.5, 0.75), decay="cosine"),
     Model(MLP(8, 0), (3, 4), 2, VP(betas=(0.1, 0.2)), predicts="velocity"),
 ]
@@ -116,19 +116,19 @@ def test_nested_parts() -> None:
     assert digits().method.fake == FakeScore(weight=EDMWeight(0.75))  # type: ignore[attr-defined]
 
 
-METHODS = "DiffInstruct, Pretrain, SIM, SiD"
+METHODS = "DiffInstruct, Pretrain, SIM, SiD, SiDA"
 REFUSED = {
     "Sid()": "there is no 'Sid'; did you mean 'SiD'?",
     "sid": "there is no 'sid'; did you mean 'SiD'?",
     "SiD(sampler=Haun())": "there is no 'Haun'; did you mean 'Heun'?",
     "Method()": f"there is no 'Method'; choose from {METHODS}",
     "SiD(alhpa=1)": "SiD has no field 'alhpa'; did you mean 'alpha'?",
-    "SIM(FewStep(zzz=1))": "FewStep has no field 'zzz'; choose from steps, t_init",
+    "SIM(FewStep(zzz=1))": "FewStep has no field 'zzz'; choose from noise, rho, steps, t_init",
     "SiD(alpha='1')": "SiD.alpha is float, got '1'",
     "SiD(alpha=True)": "SiD.alpha is float, got True",
     "SiD(FewStep(steps=2.0))": "FewStep.steps is int, got 2.0",
-    "SiD(FewStep(steps=0))": "FewStep needs steps >= 1 and t_init > 0, got "
-    "FewStep(t_init=2.5, steps=0)",
+    "SiD(FewStep(steps=0))": "FewStep needs steps >= 1, t_init > 0 and rho > 0, got "
+    "FewStep(t_init=2.5, steps=0, noise='fresh', rho=1.0)",
     "SiD(sampler=3)": "SiD.sampler is Sampler, got 3",
     "SiD(sampler=Karras)": "expected a Sampler, got Karras",
     "SiD(times=Discrete((1, 'a')))": "Discrete.values is float, got 'a'",
@@ -136,10 +136,10 @@ REFUSED = {
     "argument: 'values'",
     "SiD(times=Karras(1, 2, 3, 4, 5))": "Karras has 4 fields, got 5 values",
     "SiD(times=Karras(1, lo=2))": "Karras.lo is given twice",
-    "SiD(**{'alpha': 1})": "SiD has no field '**'; choose from alpha, fake, sampler, times, "
-    "weight",
-    "SiD(output='fake')": "SiD has no field 'output'; choose from alpha, fake, sampler, times, "
-    "weight",
+    "SiD(**{'alpha': 1})": "SiD has no field '**'; choose from alpha, fake, guidance, matching, "
+    "sampler, times, weight",
+    "SiD(output='fake')": "SiD has no field 'output'; choose from alpha, fake, guidance, "
+    "matching, sampler, times, weight",
     "SiD(*[1])": "cannot read '*[1]' as a value",
     "Karras()": "expected a Method, got Karras",
     "SiD(": "cannot read 'SiD('; write it as Name(field=value, ...)",

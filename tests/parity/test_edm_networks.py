@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from fewstep.core import Denoiser
 from fewstep.nets.edm2 import MPConv, Precond
 from fewstep.nets.precond import Preconditioned
-from fewstep.nets.tap import Tapped
 from fewstep.path import VE
+from fewstep.tap import Tapped
 from tests.parity.golden import NAMES, Recorded, recorded
 
 

@@ -21,6 +21,7 @@ import json
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -128,16 +129,16 @@ class Replayed(SiD):
 
     def turns(self, step: int) -> Sequence[Turn]:
         turns = {turn.net: turn.loss for turn in super().turns(step)}
-        turns["student"] = self.unaugmented
+        turns["student"] = partial(self.unaugmented, turns["student"])
         return [Turn(net, turns[net]) for net in self.order]
 
-    def unaugmented(self, nets: Any, teacher: Any, batch: Batch) -> Loss:
+    def unaugmented(self, loss: Any, nets: Any, teacher: Any, batch: Batch) -> Loss:
         told: Any = {}
         for name, net in {"teacher": teacher, **nets}.items():
             told[name] = Unaugmented(net, self.after.get(name, torch.clone))
             if name in self.training:
                 net.train()
-        return self.student_loss(told, told["teacher"], batch)
+        return loss(told, told["teacher"], batch)
 
 
 class Spy:
@@ -258,7 +259,8 @@ def test_recorded_student_loss_is_itself_rounded_by_as_much(gold):
     spy = Spy(sid, 0)
     with pytest.MonkeyPatch.context() as patch, torch.no_grad():
         patch.setattr("fewstep.methods.sid.sid", spy)
-        method(gold).student_loss(nets, teacher, batch._replace(z=batch.z.double()))
+        replayed = {turn.net: turn.loss for turn in method(gold).turns(0)}
+        replayed["student"](nets, teacher, batch._replace(z=batch.z.double()))
     off = relative(spy.each[0], gold["gen"]["loss_elem"])
     assert MARKS["elem"] < off < MARKS["gen/elem"]
 

@@ -18,8 +18,10 @@ from torch import Tensor, nn
 
 from fewstep.core import Batch, Method, Nets, Turn
 from fewstep.draws import Draws
+from fewstep.guidance import Unguided
 from fewstep.methods.diff_instruct import DiffInstruct
 from fewstep.methods.sid import SiD
+from fewstep.methods.sida import SiDA
 from fewstep.methods.sim import SIM
 from fewstep.model import Model
 from fewstep.nets.mlp import MLP
@@ -74,10 +76,17 @@ def turns(method: Method) -> Iterator[Turn]:
     seen = set()
     for step in range(20):
         for turn in method.turns(step):
-            code = getattr(turn.loss, "__func__", turn.loss).__code__
-            if (turn.net, code) not in seen:
-                seen.add((turn.net, code))
+            key = turn.net, _identity(turn.loss)
+            if key not in seen:
+                seen.add(key)
                 yield turn
+
+
+def _identity(loss: Any) -> object:
+    """What tells two losses apart: their code, and the step of a rollout they are bound to."""
+    bound = getattr(loss, "args", ())
+    function = getattr(loss, "func", loss)
+    return getattr(function, "__func__", function).__code__, repr(bound)
 
 
 @each_method
@@ -136,14 +145,24 @@ def test_losses_are_finite_at_the_very_start(method: Method) -> None:
         assert gradients(nets, teacher, turn, torch.arange(8)).isfinite().all()
 
 
+def judged_as_a_batch(method: Method) -> bool:
+    """Whether it is SiDA as published, whose losses depend on what a batch is."""
+    return isinstance(method, SiDA) and method.fake.average == "batch"
+
+
 @each_method
 def test_accumulation_is_one_batch(method: Method) -> None:
+    """But for SiDA as published, where it must not be: the fakeness of the parts is averaged."""
     nets, teacher = scene(method)
+    differs = False
     for turn in turns(method):
         whole = gradients(nets, teacher, turn, torch.arange(12))
         for parts in (2, 3, 12):
             found = gradients(nets, teacher, turn, torch.arange(12), parts)
-            torch.testing.assert_close(found, whole, rtol=1e-9, atol=1e-12)
+            same = torch.allclose(found, whole, rtol=1e-9, atol=1e-12)
+            assert same or judged_as_a_batch(method)
+            differs = differs or not same
+    assert differs == judged_as_a_batch(method)
 
 
 @each_method
@@ -159,9 +178,13 @@ def test_order_within_a_batch_does_not_matter(method: Method) -> None:
 
 
 @pytest.mark.parametrize(
-    "thing", [*METHODS, *PATHS, *SAMPLERS, *TIME_LAWS, *instances.DISTANCES, *instances.WEIGHTS],
+    "thing",
+    [
+        *(*METHODS, *PATHS, *SAMPLERS, *TIME_LAWS),
+        *(*instances.DISTANCES, *instances.WEIGHTS, *instances.GUIDANCE),
+    ],
     ids=repr,
-)  # fmt: skip
+)
 def test_repr_evaluates_to_an_equal_object(thing: object) -> None:
     again = eval(repr(thing), dict(vars(instances)))
     assert again == thing
@@ -178,6 +201,14 @@ def test_wrong_shapes_are_refused_by_name(method: Method) -> None:
 
         def forward(self, xt: Tensor, t: Tensor, cond: Any = None) -> Tensor:
             return xt[:, :1]
+
+        def encode(self, xt: Tensor, t: Tensor, cond: Any = None) -> Tensor:
+            return xt
+
+        def forward_with_features(
+            self, xt: Tensor, t: Tensor, cond: Any = None
+        ) -> tuple[Tensor, Tensor]:
+            return xt[:, :1], xt
 
     wrong: Any = Wrong()
     for turn in turns(method):
@@ -201,6 +232,7 @@ def outcome(turn: Turn, nets: Nets, teacher: Any, batch: Batch) -> Tensor | str:
 def test_missing_inputs_are_refused(method: Method) -> None:
     nets, teacher = scene(method)
     draws = Draws.range(0, 6)
+    refused = 0
     for turn in turns(method):
         expected = turn.loss(nets, teacher, source(draws)).total
         found = outcome(turn, nets, teacher, source(draws)._replace(draws=None))
@@ -208,12 +240,13 @@ def test_missing_inputs_are_refused(method: Method) -> None:
             assert re.search(r"make it with Draws\.range|pass draws", found)
         else:
             assert torch.equal(found, expected)  # a loss that needs no draws
-        if method.needs_data:
-            name = type(method).__name__
-            with pytest.raises(ValueError, match=f"{name} needs data but Batch.x0 is None; give"):
-                turn.loss(nets, teacher, source(draws, data=False))
+        found = outcome(turn, nets, teacher, source(draws, data=False))
+        if isinstance(found, str):
+            assert re.match(r"\w+ needs data but Batch.x0 is None; give", found)
+            refused += 1
         else:
-            assert turn.loss(nets, teacher, source(draws, data=False)).total.isfinite()
+            assert torch.equal(found, expected)  # a loss that needs no data
+    assert (refused > 0) == method.needs_data
 
 
 @each_method
@@ -226,7 +259,10 @@ def test_conditions_reach_every_call_of_every_network(method: Method) -> None:
         batch = source(Draws.range(0, 6))
         turn.loss(nets, teacher, batch)
         assert seen
-        assert all(torch.equal(cond, batch.cond) for cond in seen)
+        free = [cond for cond in seen if cond is None]
+        assert all(cond is None or torch.equal(cond, batch.cond) for cond in seen)
+        assert len(free) < len(seen)
+        assert not free or getattr(method, "guidance", Unguided()) != Unguided()
 
 
 def test_published_order_and_graphs() -> None:

@@ -1,0 +1,78 @@
+"""The critic: a fake score that is its own discriminator.
+
+Zhou et al. 2024 (SiDA), https://arxiv.org/abs/2410.14919: the logits of real against fake are
+read off the fake score's encoder, without new parameters, and one update serves both tasks:
+
+    L_psi = E w |f_psi(x_t) - x|^2  +  (scale / D) E w_D BCE(encoder(x_t), encoder(x_t^real)),
+
+D the number of pixels: the published weight is against the *sum* of squares over pixels. Real and
+fake samples share the time, the noise and the condition.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from fewstep.core import Batch, Denoiser, Loss, Nets, Turn, need_data
+from fewstep.fake_score import Rollout, noised
+from fewstep.guidance import Guidance, guided, is_zero
+from fewstep.losses.adversarial import Average, Pool, averaged, discriminator, logits
+from fewstep.losses.score import denoising
+from fewstep.losses.weight import EDMWeight, Weight
+from fewstep.tap import tapped
+from fewstep.times import LogNormal, TimeLaw
+
+
+@dataclass(frozen=True)
+class Critic:
+    """How nets["fake"] learns to denoise and to tell; the defaults are SiDA's."""
+
+    times: TimeLaw = LogNormal()
+    """Noise levels of both losses."""
+    weight: Weight = EDMWeight()
+    """w of the denoising."""
+    judging: Weight = EDMWeight()
+    """w_D of the discriminator."""
+    scale: float = 1.0
+    """Weight of the discriminator against the denoising summed over pixels."""
+    average: Average = "batch"
+    """Whether w multiplies the adversarial loss of the whole "batch", or of each "sample"."""
+    pool: Pool = "channels"
+    """What of the features makes the logits: their mean over "channels" or over "space"."""
+
+    def turn(self, rollout: Rollout, guidance: Guidance) -> Turn:
+        """The update of the critic on samples of a rollout and real data."""
+        return Turn("fake", partial(self.loss, rollout, guidance))
+
+    def loss(
+        self, rollout: Rollout, guidance: Guidance, nets: Nets, teacher: Denoiser, batch: Batch
+    ) -> Loss:
+        """Both tasks from one pass over the fakes and half a pass over the real samples."""
+        x0, net = need_data(self, batch), nets["fake"]
+        with torch.no_grad():
+            x = rollout(nets, batch)
+        fake = noised(teacher.path, x, self.times, batch)
+        real = noised(teacher.path, x0, self.times, batch)  # the same times and noise
+        kappa = guidance.learning(batch)
+        (prediction,), features = guided(
+            net,  # type: ignore[arg-type]
+            fake.xt,
+            fake.t,
+            batch.cond,
+            [kappa],
+            tap=True,
+        )
+        assert features is not None
+        weight = self.weight(x, x, fake.alpha, fake.sigma)
+        told = denoising(prediction, x, weight).mean()
+        cond = None if is_zero(kappa) else batch.cond
+        on_real = logits(tapped(net).encode(real.xt, real.t, cond), self.pool)
+        on_fake = logits(features, self.pool)
+        judging = self.judging(x, x, fake.alpha, fake.sigma)
+        judged = averaged(discriminator(on_real, on_fake), judging, self.average).mean()
+        right = ((on_real > 0).float().mean() + (on_fake < 0).float().mean()) / 2
+        logs = {"denoising": told, "discriminator": judged, "right": right}
+        return Loss(told + self.scale / x[0].numel() * judged, logs)

@@ -1,0 +1,202 @@
+"""Classifier-free guidance, of the teacher and of the fake score.
+
+    f_kappa = f(x_t, none) + kappa (f(x_t, c) - f(x_t, none))        (Ho & Salimans 2022,
+                                                    https://arxiv.org/abs/2207.12598)
+
+Denoisers are affine in their network's output at a fixed x_t, so guiding x_0-predictions is the
+same as guiding noise or velocities. kappa = 0 and kappa = 1 cost one call, any other scale two.
+Score distillation has four places for a scale (Zhou et al. 2024, SiD-LSG,
+https://arxiv.org/abs/2406.01561): kappa_1 where the fake score learns, kappa_2 and kappa_3 where
+it stands in the student's loss, kappa_4 for the teacher:
+
+    <f_phi,k4 - f_psi,k2, f_psi,k3 - x> + (1 - alpha) |f_phi,k4 - f_psi,k2|^2.
+
+    Unguided       1, 1, 1, 1
+    LSG(k)         k, k, k, k       long and short guidance: all alike
+    ZeroCFG        0, 0, 0, 1       the fake score never hears the condition
+    AntiCFG(k)     k, k, k, 1       k < 0: the fake score is pushed away from it
+    RandomLSG      as LSG, with one scale drawn for each sample
+
+Zero-CFG and Anti-CFG are Zhou et al. 2025, https://arxiv.org/abs/2505.12674.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fewstep.core import Batch, Cond, Denoiser, need_draws
+from fewstep.tap import tapped
+
+Scale = float | Tensor
+"""One kappa for all samples, or one each: (B,)."""
+
+
+class Scales(NamedTuple):
+    """kappa_1 .. kappa_4."""
+
+    fake_loss: Scale = 1.0
+    fake: Scale = 1.0
+    own: Scale = 1.0
+    real: Scale = 1.0
+
+
+class Guidance(ABC):
+    """The four scales, and how often the fake score learns without a condition."""
+
+    drop: float = 0.1
+    """Share of conditions dropped where a guided fake score learns, so that it knows both."""
+
+    @abstractmethod
+    def scales(self, batch: Batch) -> Scales:
+        """kappa_1 .. kappa_4 for these samples."""
+
+    def learning(self, batch: Batch) -> Scale:
+        """kappa_1, set to 0 (no condition) for the samples whose condition is dropped.
+
+        Conditions are dropped if the fake score is used with and without one, in either loss.
+        """
+        kappas = self.scales(batch)
+        ours = kappas.fake_loss, kappas.fake, kappas.own
+        if not self.drop or all(is_one(k) for k in ours) or all(is_zero(k) for k in ours):
+            return kappas.fake_loss
+        dropped = need_draws(batch).uniform("fake/drop") < self.drop
+        kappa = torch.as_tensor(kappas.fake_loss, device=dropped.device).expand(len(dropped))
+        return torch.where(dropped, torch.zeros_like(kappa), kappa)
+
+
+def is_one(kappa: Scale) -> bool:
+    """Whether the unconditional branch is not needed."""
+    return isinstance(kappa, float | int) and kappa == 1
+
+
+def is_zero(kappa: Scale) -> bool:
+    """Whether the conditional branch is not needed."""
+    return isinstance(kappa, float | int) and kappa == 0
+
+
+@dataclass(frozen=True)
+class Unguided(Guidance):
+    """Every network hears the condition as it is."""
+
+    def scales(self, batch: Batch) -> Scales:
+        return Scales()
+
+
+@dataclass(frozen=True)
+class Kappas(Guidance):
+    """Any four scales."""
+
+    fake_loss: float = 1.0
+    """kappa_1."""
+    fake: float = 1.0
+    """kappa_2."""
+    own: float = 1.0
+    """kappa_3."""
+    real: float = 1.0
+    """kappa_4."""
+    drop: float = 0.1
+
+    def scales(self, batch: Batch) -> Scales:
+        return Scales(self.fake_loss, self.fake, self.own, self.real)
+
+
+@dataclass(frozen=True)
+class LSG(Guidance):
+    """Long and short guidance: the same scale everywhere; 1.5 for FID, 3 to 4.5 for alignment."""
+
+    kappa: float = 1.5
+    drop: float = 0.1
+
+    def scales(self, batch: Batch) -> Scales:
+        return Scales(self.kappa, self.kappa, self.kappa, self.kappa)
+
+
+@dataclass(frozen=True)
+class RandomLSG(Guidance):
+    """LSG with a scale for each sample, uniform on [low, high]."""
+
+    low: float = 1.0
+    high: float = 4.5
+    drop: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not self.low < self.high:
+            raise ValueError(f"RandomLSG needs low < high, got {self}")
+
+    def scales(self, batch: Batch) -> Scales:
+        kappa = self.low + (self.high - self.low) * need_draws(batch).uniform("kappa")
+        return Scales(kappa, kappa, kappa, kappa)
+
+
+@dataclass(frozen=True)
+class ZeroCFG(Guidance):
+    """The plain teacher against a fake score without condition: the cheapest choice."""
+
+    def scales(self, batch: Batch) -> Scales:
+        return Scales(0.0, 0.0, 0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class AntiCFG(Guidance):
+    """The plain teacher against a negatively guided fake score."""
+
+    kappa: float = -1.0
+    drop: float = 0.1
+
+    def scales(self, batch: Batch) -> Scales:
+        return Scales(self.kappa, self.kappa, self.kappa, 1.0)
+
+
+class Guided(NamedTuple):
+    """What `guided` found: one prediction a scale, and the encoder's features if asked for."""
+
+    predictions: list[Tensor]
+    features: Tensor | None
+
+
+def guided(
+    net: Denoiser, xt: Tensor, t: Tensor, cond: Cond, kappas: Sequence[Scale], tap: bool = False
+) -> Guided:
+    """f_kappa(x_t) for every kappa, with one call for each branch that any of them needs.
+
+    xt: (B, *), t: (B,) or (). `tap` asks a denoiser with an encoder tap for its features too: of
+    the conditional branch, or of the unconditional one where that is all that is computed. A
+    model without conditions (cond is None) takes scale 1 only.
+    """
+    if cond is None and not all(is_one(kappa) for kappa in kappas):
+        raise ValueError(
+            "guidance needs conditions, but this batch has none (an unconditional model); "
+            "use Unguided()"
+        )
+    first: Any = tapped(net).forward_with_features if tap else net
+    features = conditional = free = None
+    if not all(is_zero(kappa) for kappa in kappas):
+        conditional = first(xt, t, cond)
+        if tap:
+            conditional, features = conditional
+    if not all(is_one(kappa) for kappa in kappas):
+        alone = conditional is None
+        free = (first if alone else net)(xt, t, None)
+        if alone and tap:
+            free, features = free
+    return Guided([_mix(conditional, free, kappa) for kappa in kappas], features)
+
+
+def _mix(conditional: Tensor | None, free: Tensor | None, kappa: Scale) -> Tensor:
+    if is_one(kappa):
+        assert conditional is not None
+        return conditional
+    if is_zero(kappa):
+        assert free is not None
+        return free
+    assert conditional is not None
+    assert free is not None
+    if isinstance(kappa, Tensor):
+        kappa = kappa.to(free).reshape(-1, *(1,) * (free.ndim - 1))
+    return free + kappa * (conditional - free)

@@ -1,0 +1,56 @@
+"""The adversarial losses, on logits l of "real": l > 0 says real.
+
+    discriminator    (softplus(-l_real) + softplus(l_fake)) / 2      binary cross-entropy
+    generator        softplus(-clamp(l_fake, -10, 10))               non-saturating
+
+(Goodfellow et al. 2014, https://arxiv.org/abs/1406.2661). A discriminator may answer with a map
+of logits; a sample's loss is the mean over its own map. SiDA (Zhou et al. 2024,
+https://arxiv.org/abs/2410.14919) then replaces each sample's loss by the mean over the batch: the
+weight of sample i no longer multiplies the loss of sample i (`average="batch"`). As the product
+of two means this depends on what "the batch" is: split over accumulation parts or processes it is
+another loss. `average="sample"` is free of that.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from fewstep.losses.score import mean_flat
+from fewstep.path import same_shape
+
+Average = Literal["batch", "sample"]
+Pool = Literal["channels", "space"]
+
+
+def logits(features: Tensor, pool: Pool = "channels") -> Tensor:
+    """Encoder features (B, F, *) -> logits (B, N), at least float32.
+
+    The mean over channels, one logit a place (SiDA, no new parameters), or over places, one logit
+    a channel (for tokens that a layer norm leaves without a mean over channels).
+    """
+    if pool not in ("channels", "space"):
+        raise ValueError(f"pool is 'channels' or 'space', got {pool!r}")
+    features = features.float() if features.dtype.itemsize < 4 else features
+    flat = features.reshape(*features.shape[:2], -1)
+    return flat.mean(1) if pool == "channels" else flat.mean(2)
+
+
+def discriminator(real: Tensor, fake: Tensor) -> Tensor:
+    """Cross-entropy of telling real from fake, ln 2 at l = 0; logits (B, N) -> (B,)."""
+    same_shape(real=real, fake=fake)
+    return mean_flat(F.softplus(-real) + F.softplus(fake)) / 2
+
+
+def generator(fake: Tensor, bound: float = 10.0) -> Tensor:
+    """How little the fakes pass for real; logits (B, N) -> (B,). No gradient beyond `bound`."""
+    return mean_flat(F.softplus(-fake.clamp(-bound, bound)))
+
+
+def averaged(loss: Tensor, weight: Tensor, average: Average) -> Tensor:
+    """w_i l_i, or w_i mean_j l_j; loss: (B,), weight: (B, 1, ..., 1) or () -> (B,)."""
+    if average not in ("batch", "sample"):
+        raise ValueError(f"average is 'batch' or 'sample', got {average!r}")
+    return weight.flatten() * (loss.mean() if average == "batch" else loss)

@@ -1,0 +1,93 @@
+"""Adversarial Score identity Distillation (Zhou et al. 2024), https://arxiv.org/abs/2410.14919.
+
+SiD can be no better than the teacher's scores. SiDA lets the fake score's encoder judge real
+against generated samples as well (`fewstep.critic`), and the student answers to both:
+
+    L = (1 - share) E w <delta, (f_psi - x) + (1 - alpha) delta>  +  share gan E w' softplus(-l),
+
+l the critic's logits at the same x_t. Training starts with the critic alone, goes on as plain SiD,
+and becomes adversarial last. SiD2A is SiDA with a SiD student to start from.
+
+Few-step SiD's Diffusion-GAN (Zhou et al. 2025, https://arxiv.org/abs/2505.12674) is the same with
+several steps, each sample judged by itself, and adversarial weights gamma_t = 4 + SNR_t:
+`SiDA(FewStep(steps=4), fake=Critic(judging=SNR(), average="sample"), gan_weight=SNR())`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
+
+from fewstep.core import Batch, Denoiser, Loss, Method, Nets, Sampler, Turn
+from fewstep.critic import Critic
+from fewstep.fake_score import Matching, Rollout, predict
+from fewstep.guidance import Guidance, Unguided
+from fewstep.losses.adversarial import averaged, generator, logits
+from fewstep.losses.score import sid
+from fewstep.losses.weight import L1, Weight
+from fewstep.sample import FewStep
+from fewstep.times import Karras, TimeLaw
+
+
+@dataclass(frozen=True)
+class SiDA(Method):
+    """The defaults are the published ones, but for the schedule, which counts steps here."""
+
+    needs_data: ClassVar[bool] = True
+
+    sampler: Sampler = FewStep(t_init=2.5)
+    alpha: float = 1.0
+    """As for SiD."""
+    times: TimeLaw = Karras(tmax=800.0)
+    """Noise levels of the student's loss."""
+    weight: Weight = L1()
+    """w of the score loss."""
+    fake: Critic = Critic()
+    gan: float = 1e-4
+    """Weight of the adversarial term: the published scales 0.01 / 100."""
+    gan_weight: Weight = L1()
+    """w' of the adversarial term."""
+    share: float = 0.5
+    """The adversarial term's share once it has begun."""
+    student_from: int = 0
+    """First step that updates the student (published: after 100,000 pictures)."""
+    adversarial_from: int = 0
+    """First step with the adversarial term (published: after 200,000 pictures)."""
+    guidance: Guidance = Unguided()
+    """kappa_1 .. kappa_4, for a teacher that knows conditions."""
+    matching: Matching = "uniform"
+    """Which of a few-step student's outputs are matched: each in turn, or the "final" one."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.share <= 1:
+            raise ValueError(f"SiDA.share is between 0 and 1, got {self.share:g}")
+
+    def turns(self, step: int) -> Sequence[Turn]:
+        rollout = Rollout.at(step, self.sampler, self.matching)
+        critic = self.fake.turn(rollout, self.guidance)
+        if step < self.student_from:
+            return (critic,)
+        loss = self.student_loss if step >= self.adversarial_from else self.score_loss
+        return critic, Turn("student", partial(loss, rollout))
+
+    def score_loss(self, rollout: Rollout, nets: Nets, teacher: Denoiser, batch: Batch) -> Loss:
+        """SiD's."""
+        x = rollout(nets, batch)
+        p = predict(nets, teacher, batch, x, self.times, self.guidance)
+        weight = self.weight(x, p.real, p.alpha, p.sigma)
+        return Loss(sid(x, p.real, p.fake, self.alpha, weight, p.own).mean())
+
+    def student_loss(self, rollout: Rollout, nets: Nets, teacher: Denoiser, batch: Batch) -> Loss:
+        """Both terms, from one pass through teacher and critic each."""
+        x = rollout(nets, batch)
+        p = predict(nets, teacher, batch, x, self.times, self.guidance, tap=True)
+        assert p.features is not None
+        weight = self.weight(x, p.real, p.alpha, p.sigma)
+        score = sid(x, p.real, p.fake, self.alpha, weight, p.own).mean()
+        fooling = generator(logits(p.features, self.fake.pool))
+        weight = self.gan_weight(x, p.real, p.alpha, p.sigma)
+        adversarial = averaged(fooling, weight, self.fake.average).mean()
+        total = (1 - self.share) * score + self.share * self.gan * adversarial
+        return Loss(total, {"score": score, "adversarial": adversarial, "fooling": fooling.mean()})
