@@ -16,8 +16,9 @@ from functools import partial
 
 import torch
 
+from fewstep.augment import Augment
 from fewstep.core import Batch, Denoiser, Loss, Nets, Turn, need_data
-from fewstep.fake_score import Rollout, noised
+from fewstep.fake_score import Rollout, augmented, noised
 from fewstep.guidance import Guidance, guided, is_zero
 from fewstep.losses.adversarial import Average, Pool, averaged, discriminator, logits
 from fewstep.losses.score import denoising
@@ -42,6 +43,8 @@ class Critic:
     """Whether w multiplies the adversarial loss of the whole "batch", or of each "sample"."""
     pool: Pool = "channels"
     """What of the features makes the logits: their mean over "channels" or over "space"."""
+    augment: Augment | None = None
+    """How real and generated samples are moved first, each by itself."""
 
     def turn(self, rollout: Rollout, guidance: Guidance) -> Turn:
         """The update of the critic on samples of a rollout and real data."""
@@ -53,26 +56,20 @@ class Critic:
         """Both tasks from one pass over the fakes and half a pass over the real samples."""
         x0, net = need_data(self, batch), nets["fake"]
         with torch.no_grad():
-            x = rollout(nets, batch)
+            x, told = augmented(self.augment, rollout(nets, batch), batch)
+            x0, told_real = augmented(self.augment, x0, batch, "augment/real")
         fake = noised(teacher.path, x, self.times, batch)
         real = noised(teacher.path, x0, self.times, batch)  # the same times and noise
         kappa = guidance.learning(batch)
-        (prediction,), features = guided(
-            net,  # type: ignore[arg-type]
-            fake.xt,
-            fake.t,
-            batch.cond,
-            [kappa],
-            tap=True,
-        )
+        (prediction,), features = guided(net, fake.xt, fake.t, batch.cond, [kappa], True, told)
         assert features is not None
         weight = self.weight(x, x, fake.alpha, fake.sigma)
-        told = denoising(prediction, x, weight).mean()
+        denoised = denoising(prediction, x, weight).mean()
         cond = None if is_zero(kappa) else batch.cond
-        on_real = logits(tapped(net).encode(real.xt, real.t, cond), self.pool)
+        on_real = logits(tapped(net).encode(real.xt, real.t, cond, *told_real), self.pool)
         on_fake = logits(features, self.pool)
         judging = self.judging(x, x, fake.alpha, fake.sigma)
         judged = averaged(discriminator(on_real, on_fake), judging, self.average).mean()
         right = ((on_real > 0).float().mean() + (on_fake < 0).float().mean()) / 2
-        logs = {"denoising": told, "discriminator": judged, "right": right}
-        return Loss(told + self.scale / x[0].numel() * judged, logs)
+        logs = {"denoising": denoised, "discriminator": judged, "right": right}
+        return Loss(denoised + self.scale / x[0].numel() * judged, logs)

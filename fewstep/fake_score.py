@@ -19,6 +19,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from fewstep.augment import Augment
 from fewstep.core import Batch, Denoiser, Loss, Nets, Sampler, Turn, need_draws
 from fewstep.draws import Draws
 from fewstep.guidance import Guidance, Unguided, guided
@@ -89,6 +90,16 @@ def noised(path: NoisePath, x: Tensor, times: TimeLaw, batch: Batch) -> Noised:
     return Noised(perturb(path, x, eps, t), t, alpha, sigma)
 
 
+def augmented(
+    augment: Augment | None, x: Tensor, batch: Batch, name: str = "augment"
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """x moved, and what the network is told of it beside (x_t, t, cond)."""
+    if augment is None:
+        return x, ()
+    x, labels = augment(x, need_draws(batch).under(name))
+    return x, (labels,)
+
+
 def generate(nets: Nets, sampler: Sampler, batch: Batch) -> Tensor:
     """The student's samples for this batch, with a gradient through the last call: (B, *)."""
     return Rollout(sampler, sampler.calls)(nets, batch)
@@ -107,7 +118,7 @@ def predict(
     n = noised(teacher.path, x, times, batch)
     kappas = guidance.scales(batch)
     (real,), _ = guided(teacher, n.xt, n.t, batch.cond, [kappas.real])
-    net: Any = nets["fake"]
+    net = nets["fake"]
     (fake, own), features = guided(net, n.xt, n.t, batch.cond, [kappas.fake, kappas.own], tap)
     return Predictions(real, fake, own, n.alpha, n.sigma, features)
 
@@ -118,6 +129,8 @@ class FakeScore:
 
     times: TimeLaw = LogNormal()
     weight: Weight = EDMWeight()
+    augment: Augment | None = None
+    """How generated samples are moved first, for a network that has inputs for it."""
 
     def turn(self, sampler: Sampler | Rollout, guidance: Guidance = Unguided()) -> Turn:
         """The update of the fake score on samples of a rollout (of the whole `sampler`)."""
@@ -130,7 +143,8 @@ class FakeScore:
         """Denoising of the student's samples, which carry no gradient."""
         with torch.no_grad():
             x = rollout(nets, batch)
+            x, told = augmented(self.augment, x, batch)
         n = noised(teacher.path, x, self.times, batch)
         kappas = [guidance.learning(batch)]
-        (prediction,), _ = guided(nets["fake"], n.xt, n.t, batch.cond, kappas)  # type: ignore
+        (prediction,), _ = guided(nets["fake"], n.xt, n.t, batch.cond, kappas, more=told)
         return Loss(denoising(prediction, x, self.weight(x, x, n.alpha, n.sigma)).mean())

@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fewstep.core import Batch, Cond, Denoiser, need_draws
+from fewstep.core import Batch, Cond, need_draws
 from fewstep.tap import tapped
 
 Scale = float | Tensor
@@ -161,28 +161,36 @@ class Guided(NamedTuple):
 
 
 def guided(
-    net: Denoiser, xt: Tensor, t: Tensor, cond: Cond, kappas: Sequence[Scale], tap: bool = False
+    net: Any,
+    xt: Tensor,
+    t: Tensor,
+    cond: Cond,
+    kappas: Sequence[Scale],
+    tap: bool = False,
+    more: Sequence[Tensor] = (),
 ) -> Guided:
     """f_kappa(x_t) for every kappa, with one call for each branch that any of them needs.
 
     xt: (B, *), t: (B,) or (). `tap` asks a denoiser with an encoder tap for its features too: of
-    the conditional branch, or of the unconditional one where that is all that is computed. A
-    model without conditions (cond is None) takes scale 1 only.
+    the conditional branch, or of the unconditional one where that is all that is computed. `more`
+    goes to the denoiser after cond. A model without conditions (cond is None) takes scale 1 only.
     """
     if cond is None and not all(is_one(kappa) for kappa in kappas):
         raise ValueError(
             "guidance needs conditions, but this batch has none (an unconditional model); "
             "use Unguided()"
         )
-    first: Any = tapped(net).forward_with_features if tap else net
-    features = conditional = free = None
+    first = tapped(net).forward_with_features if tap else net
+    features: Tensor | None = None
+    conditional: Any = None
+    free: Any = None
     if not all(is_zero(kappa) for kappa in kappas):
-        conditional = first(xt, t, cond)
+        conditional = first(xt, t, cond, *more)
         if tap:
             conditional, features = conditional
     if not all(is_one(kappa) for kappa in kappas):
         alone = conditional is None
-        free = (first if alone else net)(xt, t, None)
+        free = (first if alone else net)(xt, t, None, *more)
         if alone and tap:
             free, features = free
     return Guided([_mix(conditional, free, kappa) for kappa in kappas], features)

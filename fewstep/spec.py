@@ -28,7 +28,18 @@ from typing import Any
 
 PACKAGES = ("methods", "nets", "recipes")
 MODULES = (
-    *("path", "times", "sample", "guidance", "fake_score", "critic", "optim", "ema", "model"),
+    *(
+        "path",
+        "times",
+        "sample",
+        "guidance",
+        "augment",
+        "fake_score",
+        "critic",
+        "optim",
+        "ema",
+        "model",
+    ),
     *("losses.distance", "losses.weight", "teachers.published"),
 )
 

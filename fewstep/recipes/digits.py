@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from fewstep.core import Source
@@ -25,6 +26,15 @@ from fewstep.times import Karras
 class Digits(Domain):
     """scikit-learn's bundled digits: 1,433 to train on, 364 held out."""
 
+    drop: float = 0.0
+    """Share of labels a teacher learns without, so that it can be guided."""
+    share: float = 1.0
+    """Share of the training digits that is used, the first ones."""
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.drop < 1 and 0 < self.share <= 1):
+            raise ValueError(f"Digits needs 0 <= drop < 1 and 0 < share <= 1, got {self}")
+
     def source(self, model: Model, data_free: bool) -> Source:
         if model.shape != data.SHAPE or model.classes not in (0, data.CLASSES):
             raise ValueError(
@@ -34,7 +44,8 @@ class Digits(Domain):
         if data_free:
             return Latents(model.shape, model.classes)
         train, _ = data.load()
-        return Images(train.x0, train.labels)
+        count = math.ceil(self.share * len(train.x0))
+        return Images(train.x0[:count], train.labels[:count], self.drop, data.CLASSES)
 
     def yardstick(self) -> Yardstick:
         train, held_out = data.load()
