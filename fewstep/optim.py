@@ -28,10 +28,14 @@ class Optim:
     decay: Literal["constant", "linear", "cosine"] = "constant"
     clip: float = math.inf
     """Largest gradient norm; larger gradients are scaled down to it."""
+    clip_value: float = math.inf
+    """Largest element of a gradient: all are clamped to +- this, before the norm is looked at."""
 
     def __post_init__(self) -> None:
-        if not (self.lr > 0 and self.clip > 0 and self.warmup >= 0):
-            raise ValueError(f"Optim needs lr > 0, clip > 0 and warmup >= 0, got {self}")
+        if not (self.lr > 0 and self.warmup >= 0):
+            raise ValueError(f"Optim needs lr > 0 and warmup >= 0, got {self}")
+        if not (self.clip > 0 and self.clip_value > 0):
+            raise ValueError(f"Optim needs clip > 0 and clip_value > 0, got {self}")
         if not (self.eps > 0 and self.weight_decay >= 0):
             raise ValueError(f"Optim needs eps > 0 and weight_decay >= 0, got {self}")
         if not all(0 <= beta < 1 for beta in self.betas):

@@ -121,13 +121,12 @@ def train(
                     state.optimizers[turn.net] = config.build(trained.parameters())
                 optimizer = state.optimizers[turn.net]
                 turn_logs = _backward(turn, state.nets, teacher, source, draws, accumulate)
-                norm = turn_logs["grad_norm"] = nn.utils.get_total_norm(
+                turn_logs["grad_norm"] = nn.utils.get_total_norm(
                     [p.grad for p in trained.parameters() if p.grad is not None]
                 )
                 values = dict(zip(turn_logs, _floats(turn_logs), strict=True))
                 if _guard(state, turn.net, values, patience):
-                    large = values["grad_norm"] > config.clip
-                    _descend(trained, optimizer, config, rate, norm if large else None)
+                    _descend(trained, optimizer, config, rate)
                     if turn.net == method.output:
                         ema.update(state.average, trained, batch, state.images)
                         state.images += batch
@@ -142,16 +141,12 @@ def train(
         yield Record(state.step, state.images, logs, state)
 
 
-def _descend(
-    net: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    config: Optim,
-    rate: float,
-    norm: Tensor | None,
-) -> None:
-    """One optimiser step along the gradient; clipped if it has the (too large) norm `norm`."""
-    if norm is not None:
-        nn.utils.clip_grads_with_norm_(net.parameters(), config.clip, norm)
+def _descend(net: nn.Module, optimizer: torch.optim.Optimizer, config: Optim, rate: float) -> None:
+    """One optimiser step along the gradient, clipped by element and then by norm."""
+    if config.clip_value < math.inf:
+        nn.utils.clip_grad_value_(net.parameters(), config.clip_value)
+    if config.clip < math.inf:
+        nn.utils.clip_grad_norm_(net.parameters(), config.clip)
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.step()

@@ -126,7 +126,8 @@ def test_learning_rates(optim: Optim, rates: dict[int, float]) -> None:
 
 
 def test_impossible_optimisers_are_refused() -> None:
-    bad = {"lr": 0.0, "eps": 0.0, "clip": 0.0, "warmup": -1, "weight_decay": -0.1}
+    bad = {"lr": 0.0, "eps": 0.0, "clip": 0.0, "clip_value": -1.0, "warmup": -1}
+    bad["weight_decay"] = -0.1
     for name, value in bad.items():
         with pytest.raises(ValueError, match=f"Optim needs .*{name} >"):
             Optim(**{name: value})  # type: ignore[arg-type]
@@ -142,6 +143,12 @@ def test_impossible_optimisers_are_refused() -> None:
         (Optim(0.1, (0.0, 0.0), eps=1.0), (-0.1 * 3 / 4, -0.1 * 4 / 5)),
         (Optim(0.1, (0.0, 0.0), eps=1.0, clip=1.0), (-0.1 * 0.6 / 1.6, -0.1 * 0.8 / 1.8)),
         (Optim(0.1, (0.0, 0.0), eps=1.0, clip=6.0), (-0.1 * 3 / 4, -0.1 * 4 / 5)),
+        (Optim(0.1, (0.0, 0.0), eps=1.0, clip_value=3.5), (-0.1 * 3 / 4, -0.1 * 3.5 / 4.5)),
+        (Optim(0.1, (0.0, 0.0), eps=1.0, clip_value=1.0), (-0.1 / 2, -0.1 / 2)),
+        (  # (3, 4) is clamped to (2, 2), which is scaled to norm 1; the other order differs
+            Optim(0.1, (0.0, 0.0), eps=1.0, clip_value=2.0, clip=1.0),
+            (-0.1 / (1 + math.sqrt(2)), -0.1 / (1 + math.sqrt(2))),
+        ),
         (Optim(0.1, (0.0, 0.0), eps=1.0, warmup=2), (-0.05 * 3 / 4, -0.05 * 4 / 5)),
     ],
 )
