@@ -10,20 +10,40 @@ newest one is set aside and the one before it serves.
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fewstep import parallel
 from fewstep.core import Method
 from fewstep.files import Damaged, pack, read_folder, unpack, write_folder
 from fewstep.optim import Optim
+from fewstep.precision import Scale
 from fewstep.training import State
 
 COUNTERS = ("step", "images", "drawn", "skipped", "streak")
+RETRIES = 3
+"""Checkpoints in a row that may fail to be written before the run stops."""
+
+
+def tensors(state: State) -> dict[str, dict[str, Tensor]]:
+    """Every tensor of `state`, as file -> name -> tensor."""
+    parts = {"nets": state.nets.state_dict(), "average": state.average.state_dict()}
+    parts |= {f"optim-{name}": _flatten(optim) for name, optim in state.optimizers.items()}
+    return parts
+
+
+def compare(state: State) -> None:
+    """Raise `Unequal` unless all processes hold the same state to the bit."""
+    parts = tensors(state)
+    named = {f"{part}.{name}": t for part in parts for name, t in parts[part].items()}
+    parallel.compare(named, f"at step {state.step}")
 
 
 def save(folder: Path, state: State, method: Method, keep: int = 2) -> Path:
@@ -31,19 +51,67 @@ def save(folder: Path, state: State, method: Method, keep: int = 2) -> Path:
 
     What a killed process left half-written goes too: a run folder has one writer.
     """
-    files = {
-        "nets.safetensors": pack(state.nets.state_dict()),
-        "average.safetensors": pack(state.average.state_dict()),
-    }
-    for name, optimizer in state.optimizers.items():
-        files[f"optim-{name}.safetensors"] = pack(_flatten(optimizer))
+    return _write(folder, *_snapshot(state, method), keep)
+
+
+def _snapshot(state: State, method: Method) -> tuple[dict[str, bytes], dict[str, Any]]:
+    """The files of a checkpoint, and what its manifest says, as they are now."""
+    files = {f"{name}.safetensors": pack(part) for name, part in tensors(state).items()}
     facts: dict[str, Any] = {key: getattr(state, key) for key in COUNTERS}
+    facts["scales"] = {net: [scale.value, scale.clean] for net, scale in state.scales.items()}
     facts["method"] = repr(method)
-    target = folder / f"step-{state.step:08d}"
+    return files, facts
+
+
+def _write(folder: Path, files: Mapping[str, bytes], facts: Mapping[str, Any], keep: int) -> Path:
+    target = folder / f"step-{facts['step']:08d}"
     write_folder(target, files, facts)
-    for old in [*find(folder)[:-keep], *folder.glob(".step-*.partial-*")]:
-        shutil.rmtree(old)
+    for old in [*folder.glob(".step-*-*"), *find(folder)[:-keep]]:
+        aside = old.with_name(f".{old.name.lstrip('.')}.old-{os.getpid()}")
+        old.replace(aside)  # no half-deleted folder under a good name
+        shutil.rmtree(aside)
     return target
+
+
+class Writer:
+    """Writes checkpoints while training goes on: copied to memory at once, to disk in a thread.
+
+    At most one is under way. A failure, such as a full disk, is told at the next `save`, which
+    writes anew; the third in a row, and one at `finish`, is raised. Leaving the block waits.
+    """
+
+    def __init__(self, folder: Path, method: Method) -> None:
+        self.folder, self.method = folder, method
+        self.pool = ThreadPoolExecutor(1)
+        self.job: Future[Path] | None = None
+        self.failures = 0
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.pool.shutdown()
+
+    def save(self, state: State) -> list[str]:
+        """Begin to write `state`; what is to be told of the one before."""
+        notes = []
+        try:
+            self.finish()
+            self.failures = 0
+        except OSError as error:
+            self.failures += 1
+            if self.failures == RETRIES:
+                raise
+            notes = [f"the last checkpoint could not be written ({error}); trying again now"]
+        files, facts = _snapshot(state, self.method)
+        self.job = self.pool.submit(_write, self.folder, files, facts, 2)
+        return notes
+
+    def finish(self) -> None:
+        """Wait until the last one is on disk; raises what went wrong with it."""
+        job, self.job = self.job, None
+        if job is not None:
+            job.result()
 
 
 def find(folder: Path) -> list[Path]:
@@ -95,6 +163,7 @@ def load(path: Path, state: State, method: Method, optim: Mapping[str, Optim]) -
         state.optimizers[name] = optimizer
     for key in COUNTERS:
         setattr(state, key, int(facts[key]))
+    state.scales = {net: Scale(*scale) for net, scale in facts.get("scales", {}).items()}
 
 
 def load_weights(net: nn.Module, tensors: Mapping[str, Tensor], origin: Path) -> None:

@@ -6,35 +6,29 @@ the same command again to continue an interrupted run; the same folder never mix
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Generator as Steps
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from fewstep import checkpoint
+from fewstep import checkpoint, parallel
 from fewstep.core import Denoiser, Source
-from fewstep.draws import Draws
 from fewstep.environment import environment
-from fewstep.eval.evaluate import Yardstick, score
-from fewstep.files import write
-from fewstep.gauges import by_level, diversity
 from fewstep.generator import Generator
 from fewstep.optim import Optim
 from fewstep.recipes.run import Domain, Run
-from fewstep.report.grid import grid, png
 from fewstep.run_folder import RunFolder, locked
 from fewstep.spec import encode, own_files
 from fewstep.student import load_student, save_student
 from fewstep.training import Record, State, train
+from fewstep.watch import Watch
 
-LOOK, SCORED = 500, 1000
-"""Pictures the gauges, and the quick distances, are computed on."""
+COMPARED = 100
+"""Steps between two checks that all processes hold the same numbers."""
 
 
 class Progress:
@@ -97,6 +91,7 @@ class Work:
             ema=run.ema,
             seed=run.seed,
             patience=run.patience,
+            precision=run.precision,
             state=state,
         )
 
@@ -171,101 +166,66 @@ def execute(
         "command": command,
         "environment": environment(),
     }
-    if folder.continues(facts) and folder.finished:
+    if parallel.first(lambda: folder.continues(facts) and folder.finished):
         yield Note(f"{out} is finished already")
         return
     work = prepare(run, recipe, teacher, device, init)
-    with locked(out):
-        yield from _train(work, folder, folder.open(facts))
+    with ExitStack() as held:
+
+        def claim() -> bool:
+            held.enter_context(locked(out))
+            return folder.open(facts)
+
+        yield from _train(work, folder, parallel.first(claim))
 
 
 def _train(work: Work, folder: RunFolder, continues: bool) -> Iterator[Progress]:
-    run, state = work.run, work.init()
+    """The same on every rank, but for what is written: that is rank 0's."""
+    run, state, alone = work.run, work.init(), parallel.rank() == 0
     if continues:
-        optim: dict[str, Optim] = dict.fromkeys(state.nets, run.optim)
-        found, notes = checkpoint.resume(folder.checkpoints, state, run.method, optim)
-        yield from map(Note, notes)
-        if found is not None:
-            yield Note(f"continuing from step {state.step} of {run.steps}")
-    for name in ("log.jsonl", "gauges.jsonl"):
-        folder.rewind(name, state.step or -1)  # step 0 is looked at again
+        yield from map(Note, _continue(work, state, folder))
     watch = Watch(run, folder, work.denoiser)
-    if state.step == 0:
-        watch.look(state)
-    saved = state.step
-    try:
-        for record in work.records(state):
-            watch.log(record)
-            last = record.step == run.steps
-            if record.step % run.draw_every == 0 or last:
-                watch.look(state)
-            if record.step % run.save_every == 0 or last:
-                checkpoint.save(folder.checkpoints, state, run.method)
-                saved = record.step
-            yield Step(record.step, run.steps, record.images, record.logs)
-    except GeneratorExit:
-        if state.step > saved:
-            checkpoint.save(folder.checkpoints, state, run.method)
-        raise
-    card = {"images": state.images, "steps": state.step, "seed": run.seed}
-    save_student(folder.student, state.average, run.model, run.method, card)
+    with checkpoint.Writer(folder.checkpoints, run.method) as writer:
+        if alone:
+            watch.begin(state)
+        saved = state.step
+        try:
+            for record in work.records(state):
+                last = record.step == run.steps
+                save = record.step % run.save_every == 0 or last
+                if save or record.step % COMPARED == 0:
+                    checkpoint.compare(state)
+                if alone:
+                    watch.log(record)
+                if alone and (record.step % run.draw_every == 0 or last):
+                    watch.look(state)
+                if alone and save:
+                    yield from map(Note, writer.save(state))
+                    saved = record.step
+                parallel.alive()
+                yield Step(record.step, run.steps, record.images, record.logs)
+        except GeneratorExit:
+            checkpoint.compare(state)
+            if alone and state.step > saved:
+                writer.save(state)
+                writer.finish()
+            raise
+        if alone:
+            writer.finish()
+            card = {"images": state.images, "steps": state.step, "seed": run.seed}
+            save_student(folder.student, state.average, run.model, run.method, card)
 
 
-@dataclass
-class Watch:
-    """Writes the log, the gauges and the pictures of a run."""
+def _continue(work: Work, state: State, folder: RunFolder) -> list[str]:
+    """Load the newest sound checkpoint that rank 0 finds on every rank; what is to be told."""
+    run = work.run
+    optim: dict[str, Optim] = dict.fromkeys(state.nets, run.optim)
 
-    run: Run
-    folder: RunFolder
-    teacher: Denoiser | None
-    yardstick: Yardstick | None = None
+    def newest() -> tuple[str, list[str]]:
+        found, notes = checkpoint.resume(folder.checkpoints, state, run.method, optim)
+        return str(found or ""), notes
 
-    def __post_init__(self) -> None:
-        self.yardstick = self.run.domain.yardstick()
-        self.every = max(1, self.run.steps // 500)
-        spent = [line.get("seconds", 0.0) for line in self.folder.lines("log.jsonl")]
-        self.began = time.perf_counter() - (spent[-1] if spent else 0.0)
-        self.skipped = 0
-
-    def log(self, record: Record) -> None:
-        """One line of log.jsonl, about 500 in a run, and every skipped update."""
-        skipped, self.skipped = record.state.skipped > self.skipped, record.state.skipped
-        if record.step % self.every == 0 or record.step == self.run.steps or skipped:
-            seconds = time.perf_counter() - self.began
-            line = {"step": record.step, "images": record.images, "seconds": round(seconds, 2)}
-            finite = {k: v if math.isfinite(v) else str(v) for k, v in record.logs.items()}
-            self.folder.append("log.jsonl", {**line, **finite})
-
-    @torch.no_grad()
-    def look(self, state: State) -> None:
-        """Pictures of the same noise, the gauges, and quick distances on few samples."""
-        run = self.run
-        generator = Generator(
-            state.average, run.method.sampler, run.model.shape, run.model.classes
-        )
-        cheap = generator.sampler.calls <= 4
-        x = generator.sample(range(SCORED if cheap else 80))
-        name = f"step-{state.step:08d}.png"
-        write(self.folder.grids / name, png(grid(x[:80].cpu(), columns=10)))
-        if not cheap:
-            return
-        every = torch.arange(len(x), device=x.device)
-        labels = every % run.model.classes if run.model.classes else None
-        line: dict[str, Any] = {"step": state.step, "images": state.images}
-        line["diversity"] = diversity(x[:LOOK], None if labels is None else labels[:LOOK])
-        line["levels"] = self._levels(state, x[:LOOK], None if labels is None else labels[:LOOK])
-        if self.yardstick is not None:
-            line["quick"] = {
-                "samples": len(x),
-                **score(x.cpu(), None if labels is None else labels.cpu(), self.yardstick),
-            }
-        self.folder.append("gauges.jsonl", line)
-
-    def _levels(self, state: State, x: Tensor, labels: Tensor | None) -> list[dict[str, float]]:
-        times = getattr(self.run.method, "times", None)
-        if self.teacher is None or times is None:
-            return []
-        fake: Any = dict(state.nets.items()).get("fake")
-        return by_level(
-            x, labels, self.teacher, fake, times, Draws.range(0, len(x), device=x.device)
-        )
+    path, notes = parallel.first(newest)
+    if path and parallel.rank():
+        checkpoint.load(Path(path), state, run.method, optim)
+    return [*notes, *([f"continuing from step {state.step} of {run.steps}"] if path else [])]

@@ -4,11 +4,13 @@
         ...                      # log, draw pictures, save: ordinary code, no callbacks
 
 The loop knows turns and nothing else of a method. It owns what every run needs: gradient
-accumulation, learning rates, the moving average, and a guard against non-finite numbers.
+accumulation, learning rates, the moving average, precision, a guard against non-finite numbers,
+and the averaging of gradients over the processes of `fewstep.parallel`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,10 +21,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fewstep import parallel
 from fewstep.core import Batch, Denoiser, Loss, Method, Nets, Source, Turn
 from fewstep.draws import Draws
 from fewstep.ema import EMA
 from fewstep.optim import Optim
+from fewstep.precision import Precision, Scale, lowered
 
 
 class Diverged(FloatingPointError):
@@ -46,6 +50,8 @@ class State:
     """Updates skipped because something was not finite."""
     streak: int = 0
     """How many of them since the last step without any."""
+    scales: dict[str, Scale] = field(default_factory=dict)
+    """The loss scale of each net, in float16."""
 
     @classmethod
     def init(cls, method: Method, teacher: Denoiser | None, net: nn.Module) -> State:
@@ -93,38 +99,35 @@ def train(
     ema: EMA = EMA(),
     seed: int = 0,
     patience: int = 10,
+    precision: Precision = "fp32",
     state: State | None = None,
 ) -> Iterator[Record]:
     """Train `method` to step `steps`, yielding a `Record` after each step.
 
     Main arguments: `net` is what the student (and the fake score) start from, usually a copy of
     the teacher; `source` turns draws into batches; `batch` is the number of samples an update
-    sees, computed in `accumulate` equal parts; `optim` is for all nets or by name.
+    sees, shared among the processes and computed by each in `accumulate` equal parts; `optim` is
+    for all nets or by name.
 
     Other: `seed` keys all randomness; `patience` is how many non-finite updates, without a clean
-    step between them, are skipped before `Diverged` is raised; `state` continues an earlier run.
+    step between them, are skipped before `Diverged` is raised; `precision` is that of the
+    networks' products; `state` continues an earlier run.
     """
-    if batch < 1 or accumulate < 1 or batch % accumulate:
-        raise ValueError(f"batch {batch} must be a positive multiple of accumulate {accumulate}")
+    _divisible(batch, accumulate)
     state = state or State.init(method, teacher, net)
     device = next(state.average.parameters()).device
+    task = Task(teacher, source, accumulate, precision, seed, device)
     while state.step < steps:
         logs: dict[str, float] = {}
         skipped = state.skipped
         for turn in _turns(method, state.nets, state.step):
             config = optim if isinstance(optim, Optim) else _named(optim, turn.net)
             rate = config.rate(state.step, steps)
-            draws = Draws.range(state.drawn, batch, seed, device)
-            state.drawn += batch
             with only(state.nets, turn.net) as trained:
                 if turn.net not in state.optimizers:
                     state.optimizers[turn.net] = config.build(trained.parameters())
                 optimizer = state.optimizers[turn.net]
-                turn_logs = _backward(turn, state.nets, teacher, source, draws, accumulate)
-                turn_logs["grad_norm"] = nn.utils.get_total_norm(
-                    [p.grad for p in trained.parameters() if p.grad is not None]
-                )
-                values = dict(zip(turn_logs, _floats(turn_logs), strict=True))
+                values = _gradient(turn, state, task, batch)
                 if _guard(state, turn.net, values, patience):
                     _descend(trained, optimizer, config, rate)
                     if turn.net == method.output:
@@ -139,6 +142,48 @@ def train(
             state.streak = 0
         logs["skipped"] = float(state.skipped)
         yield Record(state.step, state.images, logs, state)
+
+
+def _divisible(batch: int, accumulate: int) -> None:
+    if batch < 1 or accumulate < 1 or batch % (accumulate * parallel.size()):
+        several = f" x {parallel.size()} processes" if parallel.size() > 1 else ""
+        raise ValueError(
+            f"batch {batch} must be a positive multiple of accumulate {accumulate}{several}"
+        )
+
+
+class Task(NamedTuple):
+    """What the gradient of every turn depends on beside the state."""
+
+    teacher: Denoiser | None
+    source: Source
+    parts: int
+    """Equal parts this process computes its share of a batch in."""
+    precision: Precision
+    seed: int
+    device: torch.device
+
+
+def _gradient(turn: Turn, state: State, task: Task, batch: int) -> dict[str, float]:
+    """Leave the gradient over the next `batch` samples in the net; what is logged of it.
+
+    Each process takes its own samples; afterwards all hold the same gradient and numbers.
+    """
+    net, first = state.nets[turn.net], state.drawn
+    state.drawn += batch
+    if task.precision == "fp16":
+        state.scales.setdefault(turn.net, Scale())
+    scale = state.scales[turn.net].value if turn.net in state.scales else 1.0
+    logs = _backward(turn, state.nets, task, parallel.share(range(first, first + batch)), scale)
+    parallel.average_gradients(net)
+    means = parallel.mean(torch.stack([value.float() for value in logs.values()]))
+    gradients = [p.grad for p in net.parameters() if p.grad is not None]
+    if scale != 1:
+        torch._foreach_div_(gradients, scale)
+    norm = nn.utils.get_total_norm(gradients)
+    *numbers, size = torch.cat([means, norm.float()[None]]).tolist()  # one wait for the device
+    values = {**dict(zip(logs, numbers, strict=True)), "grad_norm": size}
+    return values | ({"scale": scale} if turn.net in state.scales else {})
 
 
 def _descend(net: nn.Module, optimizer: torch.optim.Optimizer, config: Optim, rate: float) -> None:
@@ -158,24 +203,35 @@ def _named(optim: Mapping[str, Optim], net: str) -> Optim:
     return optim[net]
 
 
-def _backward(
-    turn: Turn,
-    nets: Nets,
-    teacher: Denoiser | None,
-    source: Source,
-    draws: Draws,
-    parts: int,
-) -> dict[str, Tensor]:
-    """Accumulate the turn's gradient over `parts` equal parts; the mean of what it logs."""
+def _backward(turn: Turn, nets: Nets, task: Task, share: range, scale: float) -> dict[str, Tensor]:
+    """Accumulate the turn's gradient, times `scale`, over equal parts; the mean of its logs."""
     logs: dict[str, Tensor] = {}
-    for index in draws.index.chunk(parts):
-        piece: Batch = source(Draws(index, draws.seed, draws.prefix))
-        loss = turn.loss(nets, teacher, piece)  # type: ignore[arg-type]
-        _well_formed(loss, turn)
-        (loss.total / parts).backward()
+    count = len(share) // task.parts
+    for start in share[::count]:
+        with _seeded(task.seed, start, task.device):
+            piece: Batch = task.source(Draws.range(start, count, task.seed, task.device))
+            with lowered(task.precision, task.device):
+                loss = turn.loss(nets, task.teacher, piece)  # type: ignore[arg-type]
+            _well_formed(loss, turn)
+            (loss.total * scale / task.parts).backward()
         for key, value in {"loss": loss.total, **loss.logs}.items():
-            logs[key] = logs.get(key, 0) + value.detach() / parts
+            logs[key] = logs.get(key, 0) + value.detach() / task.parts
     return logs
+
+
+@contextmanager
+def _seeded(seed: int, number: int, device: torch.device) -> Iterator[None]:
+    """Start torch's generators from the first sample's number, then put them back.
+
+    Nothing here draws from them, but dropout in a network does, and has to resume too.
+    """
+    cuda = device.type == "cuda"
+    with torch.random.fork_rng([device] if cuda else []):
+        key = hashlib.blake2b(f"{seed}:torch:{number}".encode(), digest_size=7).digest()
+        torch.default_generator.manual_seed(int.from_bytes(key, "little"))
+        if cuda:
+            torch.cuda.manual_seed(int.from_bytes(key, "little"))
+        yield
 
 
 def _well_formed(loss: Loss, turn: Turn) -> None:
@@ -207,18 +263,19 @@ def _turns(method: Method, nets: Nets, step: int) -> Sequence[Turn]:
     return turns
 
 
-def _floats(logs: Mapping[str, Tensor]) -> list[float]:
-    """All logged scalars with one transfer from the device."""
-    return torch.stack([value.float() for value in logs.values()]).tolist()
-
-
 def _guard(state: State, net: str, values: Mapping[str, float], patience: int) -> bool:
-    """Whether the update is finite; counts, and raises at `patience` refusals on end."""
+    """Whether the update is finite; counts, and raises at `patience` refusals on end.
+
+    A gradient that a smaller loss scale can mend is skipped without using up patience.
+    """
     bad = [key for key in ("loss", "grad_norm") if not math.isfinite(values[key])]
+    absorbed = False
+    if net in state.scales and "loss" not in bad:
+        absorbed = state.scales[net].absorbs(finite=not bad)
     if not bad:
         return True
     state.skipped += 1
-    state.streak += 1
+    state.streak += not absorbed
     if state.streak >= patience:
         raise Diverged(
             f"{net}: {' and '.join(bad)} not finite in {state.streak} updates in a row, up to "

@@ -18,17 +18,8 @@ LOOP = {"fewstep.train", "fewstep.training"}
 CORE = (
     *("core", "path", "times", "draws", "losses", "methods", "nets", "sample", "train"),
     *("training", "ema", "optim", "checkpoint", "files", "model", "denoisers", "generator"),
-    *(
-        "student",
-        "spec",
-        "fake_score",
-        "critic",
-        "augment",
-        "guidance",
-        "tap",
-        "gauges",
-        "teachers",
-    ),
+    *("student", "spec", "fake_score", "critic", "augment", "guidance", "tap"),
+    *("gauges", "teachers", "parallel", "precision"),
 )
 MAX_LINES, MAX_FUNCTION = 300, 60
 

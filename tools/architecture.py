@@ -18,10 +18,13 @@ LAYERS = (
     ("a person", ("cli",)),
     (
         "a run",
-        ("recipes", "runner", "report", "run_folder", "eval", "gauges", "contents", "environment"),
+        (
+            *("recipes", "runner", "watch", "report", "run_folder"),
+            *("eval", "gauges", "contents", "environment"),
+        ),
     ),
     ("storage", ("student", "checkpoint", "spec", "files")),
-    ("the loop", ("training", "optim", "ema")),
+    ("the loop", ("training", "optim", "ema", "precision", "parallel")),
     ("algorithms", ("methods", "nets", "teachers", "data")),
     (
         "nouns",

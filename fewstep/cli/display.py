@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import time
@@ -31,7 +32,7 @@ class Bar:
         self.began = self.printed = time.perf_counter()
         self.start: int | None = None
         self.rich: Progress | None = None
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and not silent():
             self.rich = Progress(
                 TextColumn("{task.description:>18}"),
                 BarColumn(),
@@ -78,7 +79,13 @@ class Bar:
 
 def say(text: str) -> None:
     """A line for the person who waits, on standard error; results go to standard output."""
-    print(text, file=sys.stderr, flush=True)
+    if not silent():
+        print(text, file=sys.stderr, flush=True)
+
+
+def silent() -> bool:
+    """Whether this is one of several processes, and not the one that speaks for them."""
+    return os.environ.get("RANK", "0") != "0"
 
 
 class Stop:
@@ -86,27 +93,30 @@ class Stop:
 
     signal = 0
 
-    def __bool__(self) -> bool:
-        return self.signal != 0
-
-    @property
-    def code(self) -> int:
-        """130 after Ctrl-C; 75, "try again", after SIGTERM."""
-        return 130 if self.signal == signal.SIGINT else 75
+    @staticmethod
+    def code(number: int) -> int:
+        """130 after Ctrl-C; 75, "try again", after a signal of the system."""
+        return 130 if number == signal.SIGINT else 75
 
 
 @contextmanager
-def stopping() -> Iterator[Stop]:
-    """Within the block the first Ctrl-C or SIGTERM only sets a flag; a second one interrupts."""
+def stopping(launched: bool = False) -> Iterator[Stop]:
+    """Within the block Ctrl-C, SIGTERM or SIGUSR1 only sets a flag; a second one interrupts.
+
+    A launcher repeats a terminal's Ctrl-C and kills by itself what does not stop, so that in
+    `launched` processes a second signal changes nothing.
+    """
     stop = Stop()
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if stop:
+        if stop.signal and not launched:
             raise KeyboardInterrupt
-        stop.signal = number
-        say("\nstopping after this step; once more to stop at once")
+        if not stop.signal:
+            stop.signal = number
+            say("\nstopping after this step" + ("" if launched else "; once more to stop at once"))
 
-    old = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    watched = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    old = {number: signal.signal(number, handle) for number in watched}
     try:
         yield stop
     finally:

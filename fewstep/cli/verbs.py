@@ -57,6 +57,12 @@ def _run(verb: str, args: list[str], default: str) -> int:
             "--init", default="", help="folder of the network to start from (default: the teacher)"
         )
     parser.add_argument("--device", default="cpu", help="such as cuda or mps (default: cpu)")
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=120.0,
+        help="with several processes: seconds a step may take before all stop (default: 120)",
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the run and its cost only")
     parser.add_argument("-h", "--help", action="store_true", help="this, and the recipe's fields")
     own, rest = parser.parse_known_args(args)
@@ -85,7 +91,7 @@ def _run(verb: str, args: list[str], default: str) -> int:
     out = Path(own.out.replace("{recipe}", Path(name.partition(":")[0]).stem))
     command = shlex.join(["fewstep", verb, *args])
     teacher, init = getattr(own, "teacher", ""), getattr(own, "init", "")
-    return perform(run, out, name, teacher, command, own.dry_run, own.device, init)
+    return perform(run, out, name, teacher, command, own.dry_run, own.device, init, own.timeout)
 
 
 def demo(args: list[str]) -> int:

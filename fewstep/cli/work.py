@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import sys
+from collections.abc import Generator as Steps
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fewstep.cli.display import Bar, say, stopping
+from fewstep import parallel
+from fewstep.cli.display import Bar, Stop, say, stopping
 from fewstep.eval.evaluate import Yardstick, evaluate, real_scores
 from fewstep.files import read_json, write_json
 from fewstep.generator import Generator
 from fewstep.recipes.run import Domain, Run
 from fewstep.run_folder import RunFolder
-from fewstep.runner import Note, Step, execute, load_teacher, prepare
+from fewstep.runner import Note, Progress, Step, execute, load_teacher, prepare
 from fewstep.spec import decode, encode
 from fewstep.student import load_student
 
@@ -32,6 +35,7 @@ def perform(
     dry: bool = False,
     device: str = "cpu",
     init: str = "",
+    timeout: float = parallel.TIMEOUT,
 ) -> int:
     """Execute `run` in `out` with a progress bar, or (`dry`) only say what it would be."""
     if dry:
@@ -41,24 +45,39 @@ def perform(
         print(json.dumps(encode(run), indent=2))
         print(cost)
         return 0
-    work = execute(
-        run, out, recipe=recipe, teacher=teacher, command=command, device=device, init=init
-    )
-    with stopping() as stop, closing(work), Bar(recipe, run.steps) as bar:
+    try:
+        with (
+            stopping(parallel.launched()) as stop,
+            parallel.joined(device, timeout) as here,
+        ):
+            facts = {"recipe": recipe, "teacher": teacher, "command": command, "init": init}
+            work = execute(run, out, device=here, **facts)
+            bar, where = Bar(recipe, run.steps), f"{out}; continue with: {command}"
+            if asked := _follow(work, stop, bar, where):
+                return stop.code(asked)
+    except parallel.Lost as error:
+        print(f"fewstep: {error}", file=sys.stderr)
+        return 1
+    say(f"finished: {out}")
+    return 0
+
+
+def _follow(work: Steps[Progress, None, None], stop: Stop, bar: Bar, where: str) -> int:
+    """Show `work` until it ends, or is stopped and saved: then the number of the signal."""
+    with closing(work), bar:
         for progress in work:
             if isinstance(progress, Note):
                 bar.say(progress.text)
             if isinstance(progress, Step):
                 skipped = progress.logs["skipped"]
                 bar.update(progress.step, f"skipped {skipped:.0f}" if skipped else "")
-                if stop and progress.step < progress.steps:
+                asked = parallel.loudest(stop.signal)  # all stop at the same step, or none
+                if asked and progress.step < progress.steps:
                     work.close()
-                    bar.say(
-                        f"stopped at step {progress.step} of {progress.steps}, saved in {out}; "
-                        f"continue with: {command}"
-                    )
-                    return stop.code
-    say(f"finished: {out}")
+                    parallel.loudest(0)  # none leaves before rank 0 has saved
+                    at = f"{progress.step} of {progress.steps}"
+                    bar.say(f"stopped at step {at}, saved in {where}")
+                    return asked
     return 0
 
 

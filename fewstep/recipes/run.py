@@ -11,6 +11,7 @@ from fewstep.eval.evaluate import Yardstick
 from fewstep.generator import Generator
 from fewstep.model import Model
 from fewstep.optim import Optim
+from fewstep.precision import Precision
 
 
 class Domain(ABC):
@@ -57,6 +58,8 @@ class Run:
     """Steps between checkpoints."""
     patience: int = 10
     """Non-finite updates in a row that are skipped before the run stops."""
+    precision: Precision = "fp32"
+    """Of the networks' matrix products while training; weights and losses stay in float32."""
 
     @property
     def distils(self) -> bool:

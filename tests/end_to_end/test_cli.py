@@ -23,10 +23,10 @@ from fewstep.cli import VERBS
 from fewstep.nets.mlp import MLP
 from fewstep.recipes import digits as recipes
 from fewstep.report.grid import grid, to_uint8
-from fewstep.runner import Watch
 from fewstep.spec import decode
 from fewstep.student import load_student
 from fewstep.times import LogNormal
+from fewstep.watch import Watch
 from tests.end_to_end.command import DISTIL, SMALL, fewstep, tree
 
 NAMES = ("fd_digits", "precision", "recall", "accuracy", "swd", "nn", "calls", "ms_per_image")

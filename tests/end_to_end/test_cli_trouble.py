@@ -14,7 +14,7 @@ from fewstep.cli import doctor, work
 from fewstep.nets.mlp import MLP
 from fewstep.recipes import digits as recipes
 from fewstep.recipes.run import Run
-from fewstep.runner import Watch
+from fewstep.watch import Watch
 from tests.end_to_end.command import DISTIL, SMALL, fewstep, tree
 from tests.end_to_end.test_checkpoint import damage
 from tests.end_to_end.test_cli import WEIGHTS, interrupt

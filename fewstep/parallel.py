@@ -1,0 +1,245 @@
+"""Several processes as one: what the ranks of a `torchrun` tell each other.
+
+    with joined("cuda") as device:        # "cuda:3" on the fourth process of a machine
+        for record in train(...):         # the same call on every rank
+
+Every rank runs the same program on its own contiguous share of each batch, and the gradients of
+the net that is trained are averaged once an update, in flat buckets, after the accumulation.
+Nothing wraps a network, so frozen networks never communicate, whatever a method calls them for.
+One process is the case where every function here does nothing.
+
+What is agreed on by the host (flags, numbers, checks) goes over gloo and never waits for an
+accelerator; gradients go over NCCL between accelerators.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+T = TypeVar("T")
+
+TIMEOUT = 120.0
+"""Seconds without a step after which a rank counts as hanging."""
+START = 600.0
+"""The same for everything before the first step: loading, building, compiling."""
+BUCKET = 1 << 23
+"""Numbers averaged in one message."""
+
+
+class Lost(RuntimeError):
+    """Another rank has died or does not answer."""
+
+
+class Unequal(FloatingPointError):
+    """The ranks hold different numbers where they must hold the same."""
+
+
+def rank() -> int:
+    """Which of the processes this is; 0 where there is one."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def size() -> int:
+    """How many processes train together."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def launched() -> bool:
+    """Whether a launcher such as torchrun started this process as one of several."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+@contextmanager
+def joined(device: str = "cpu", timeout: float = TIMEOUT) -> Iterator[str]:
+    """Within the block the processes that torchrun started are one group; the rank's device.
+
+    "cuda" becomes the device of the local rank. A rank that does not call `alive` for `timeout`
+    seconds writes the stack of each of its threads to standard error and exits; a rank whose
+    partner died or hangs raises `Lost`. Does nothing in a process that was started alone.
+    """
+    if not launched() or dist.is_initialized():
+        yield device
+        return
+    if device == "cuda":
+        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    if device.startswith("cuda"):
+        torch.cuda.set_device(device)
+    backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
+    _watch(START)
+    with _talking():  # messages wait longer than a step may take: the stacks are told first
+        dist.init_process_group(backend, timeout=timedelta(seconds=START + timeout))
+    _limits["step"] = timeout
+    try:
+        yield device
+        dist.destroy_process_group()
+    finally:
+        _limits.clear()
+        faulthandler.cancel_dump_traceback_later()
+
+
+_limits: dict[str, float] = {}
+"""Seconds a step may take, while a group is joined."""
+
+
+def alive() -> None:
+    """Say that this rank has finished a step; from now on the next has `timeout` seconds."""
+    if "step" in _limits:
+        _watch(_limits["step"])
+
+
+def _watch(seconds: float) -> None:
+    """Unless called again in time, write all stacks to standard error and exit with code 1."""
+    faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__ or sys.stderr)
+
+
+@contextmanager
+def _talking() -> Iterator[None]:
+    """A failure of the connection as one sentence."""
+    try:
+        yield
+    except RuntimeError as error:  # torch's DistError is one
+        if isinstance(error, (Lost, NotImplementedError)):
+            raise
+        first = str(error).strip().splitlines()[0]
+        raise Lost(
+            f"process {os.environ.get('RANK', rank())} lost another one ({first}); its own "
+            "message says why; run the same command again to continue from the last checkpoint"
+        ) from error
+
+
+def share(samples: range) -> range:
+    """This rank's contiguous part of the sample numbers, whose count is a multiple of `size`."""
+    count = len(samples) // size()
+    return samples[rank() * count : (rank() + 1) * count]
+
+
+def mean(values: Tensor) -> Tensor:
+    """The mean over ranks, element by element; not finite where one rank's is not."""
+    if size() > 1:
+        values = values.clone()
+        with _talking():
+            dist.all_reduce(values)
+        values /= size()
+    return values
+
+
+def average_gradients(net: nn.Module) -> None:
+    """Replace every gradient of `net` by its mean over ranks; one that a rank lacks is zero.
+
+    A parameter without gradient on all ranks stays so, as with one process.
+    """
+    if size() == 1:
+        return
+    wanted = [p for p in net.parameters() if p.requires_grad]
+    present = torch.tensor([p.grad is not None for p in wanted], dtype=torch.uint8)
+    with _talking():
+        dist.all_reduce(present, dist.ReduceOp.MAX)
+    grads = []
+    for p, somewhere in zip(wanted, present.tolist(), strict=True):
+        if somewhere:
+            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+            grads.append(p.grad)
+    for bucket in _buckets(grads):
+        flat = mean(torch.cat([g.flatten() for g in bucket]))
+        for g, part in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
+            g.copy_(part.view_as(g))
+
+
+def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Runs of tensors of one type, of about `BUCKET` numbers."""
+    bucket: list[Tensor] = []
+    for t in tensors:
+        full = sum(b.numel() for b in bucket) >= BUCKET
+        if bucket and (full or t.dtype != bucket[0].dtype):
+            yield bucket
+            bucket = []
+        bucket.append(t)
+    if bucket:
+        yield bucket
+
+
+def loudest(number: int) -> int:
+    """The largest number of any rank: a flag that one has seen is seen by all."""
+    if size() == 1:
+        return number
+    value = torch.tensor(number)
+    with _talking():
+        dist.all_reduce(value, dist.ReduceOp.MAX)
+    return int(value)
+
+
+def first(function: Callable[[], T]) -> T:
+    """Call `function` on rank 0 alone and give its result, of JSON values, to all ranks.
+
+    A ValueError or OSError of it is raised on every rank, so that none waits for the others.
+    """
+    if size() == 1:
+        return function()
+    told: dict[str, Any] = {}
+    raised: Exception | None = None
+    if rank() == 0:
+        try:
+            told["result"] = function()
+        except (ValueError, OSError) as error:
+            told["error"], raised = str(error), error
+    told = _broadcast(told)
+    if raised is not None:
+        raise raised
+    if "error" in told:
+        raise ValueError(told["error"])
+    result: T = told["result"]
+    return result
+
+
+def _broadcast(value: dict[str, Any]) -> dict[str, Any]:
+    """Rank 0's value, as JSON text."""
+    text = bytearray(json.dumps(value).encode())
+    length = torch.tensor(len(text))
+    with _talking():
+        dist.broadcast(length, 0)
+        data = torch.frombuffer(text, dtype=torch.uint8) if rank() == 0 else None
+        data = torch.empty(int(length), dtype=torch.uint8) if data is None else data
+        dist.broadcast(data, 0)
+    found: dict[str, Any] = json.loads(bytes(data.tolist()))
+    return found
+
+
+def fingerprint(tensors: Mapping[str, Tensor]) -> Tensor:
+    """(len(tensors),) int64 sums of bit patterns, which one flipped bit changes."""
+    words = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    sums = [
+        t.detach().contiguous().view(words[t.element_size()]).sum(dtype=torch.int64)
+        for t in tensors.values()
+    ]
+    return torch.stack([s.cpu() for s in sums]) if sums else torch.zeros(0, dtype=torch.int64)
+
+
+def compare(tensors: Mapping[str, Tensor], when: str) -> None:
+    """Raise `Unequal` on all ranks unless they hold the same bits in all `tensors`."""
+    if size() == 1:
+        return
+    mine = fingerprint(tensors)
+    every = [torch.empty_like(mine) for _ in range(size())]
+    with _talking():
+        dist.all_gather(every, mine)
+    table = torch.stack(every)
+    usual = table.mode(0).values
+    for column in (table != usual).any(0).nonzero().flatten().tolist()[:1]:
+        ranks = (table[:, column] != usual[column]).nonzero().flatten().tolist()
+        odd = f"process {ranks[0]} differs from the others" if size() > 2 else "the two differ"
+        raise Unequal(
+            f"the processes hold different numbers in {list(tensors)[column]} {when}: {odd}; "
+            "memory or the network altered them, or a method draws random numbers of its own; "
+            "run the same command again to continue from the last checkpoint"
+        )

@@ -1,0 +1,90 @@
+"""What a run shows of itself while it trains: its log, its gauges and its pictures."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fewstep.core import Denoiser
+from fewstep.draws import Draws
+from fewstep.eval.evaluate import Yardstick, score
+from fewstep.files import write
+from fewstep.gauges import by_level, diversity
+from fewstep.generator import Generator
+from fewstep.recipes.run import Run
+from fewstep.report.grid import grid, png
+from fewstep.run_folder import RunFolder
+from fewstep.training import Record, State
+
+LOOK, SCORED = 500, 1000
+"""Pictures the gauges, and the quick distances, are computed on."""
+
+
+@dataclass
+class Watch:
+    """Writes the log, the gauges and the pictures of a run."""
+
+    run: Run
+    folder: RunFolder
+    teacher: Denoiser | None
+    yardstick: Yardstick | None = None
+
+    def begin(self, state: State) -> None:
+        """Drop the lines of steps that will be done again; the first look, if this is step 0."""
+        for name in ("log.jsonl", "gauges.jsonl"):
+            self.folder.rewind(name, state.step or -1)  # step 0 is looked at again
+        self.yardstick = self.run.domain.yardstick()
+        self.every = max(1, self.run.steps // 500)
+        spent = [line.get("seconds", 0.0) for line in self.folder.lines("log.jsonl")]
+        self.began = time.perf_counter() - (spent[-1] if spent else 0.0)
+        self.skipped = state.skipped
+        if state.step == 0:
+            self.look(state)
+
+    def log(self, record: Record) -> None:
+        """One line of log.jsonl, about 500 in a run, and every skipped update."""
+        skipped, self.skipped = record.state.skipped > self.skipped, record.state.skipped
+        if record.step % self.every == 0 or record.step == self.run.steps or skipped:
+            seconds = time.perf_counter() - self.began
+            line = {"step": record.step, "images": record.images, "seconds": round(seconds, 2)}
+            finite = {k: v if math.isfinite(v) else str(v) for k, v in record.logs.items()}
+            self.folder.append("log.jsonl", {**line, **finite})
+
+    @torch.no_grad()
+    def look(self, state: State) -> None:
+        """Pictures of the same noise, the gauges, and quick distances on few samples."""
+        run = self.run
+        generator = Generator(
+            state.average, run.method.sampler, run.model.shape, run.model.classes
+        )
+        cheap = generator.sampler.calls <= 4
+        x = generator.sample(range(SCORED if cheap else 80))
+        name = f"step-{state.step:08d}.png"
+        write(self.folder.grids / name, png(grid(x[:80].cpu(), columns=10)))
+        if not cheap:
+            return
+        every = torch.arange(len(x), device=x.device)
+        labels = every % run.model.classes if run.model.classes else None
+        line: dict[str, Any] = {"step": state.step, "images": state.images}
+        line["diversity"] = diversity(x[:LOOK], None if labels is None else labels[:LOOK])
+        line["levels"] = self._levels(state, x[:LOOK], None if labels is None else labels[:LOOK])
+        if self.yardstick is not None:
+            line["quick"] = {
+                "samples": len(x),
+                **score(x.cpu(), None if labels is None else labels.cpu(), self.yardstick),
+            }
+        self.folder.append("gauges.jsonl", line)
+
+    def _levels(self, state: State, x: Tensor, labels: Tensor | None) -> list[dict[str, float]]:
+        times = getattr(self.run.method, "times", None)
+        if self.teacher is None or times is None:
+            return []
+        fake: Any = dict(state.nets.items()).get("fake")
+        return by_level(
+            x, labels, self.teacher, fake, times, Draws.range(0, len(x), device=x.device)
+        )
