@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import torch._dynamo  # optimisers import it: seconds, saved in every forked process
 
 
 class Ended(NamedTuple):
