@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint mutants test-all asset clean
+.PHONY: demo test lint mutants drill test-all asset clean
 
 demo: $(STAMP)
 	$(BIN)/fewstep demo
@@ -21,7 +21,11 @@ lint: $(STAMP)
 mutants: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python tools/mutants.py
 
-test-all: test mutants
+# 200 kills, every part of the state forgotten once, 1,000 damaged files: about 10 minutes
+drill: $(STAMP)
+	$(BIN)/python tools/drill.py --kills 200 --corruptions 1000 --out runs/drill
+
+test-all: test mutants drill
 
 asset: $(STAMP)
 	$(BIN)/python tools/train_digit_features.py
