@@ -18,15 +18,11 @@ Precision = Literal["fp32", "bf16", "fp16"]
 
 
 def lowered(precision: Precision, device: torch.device) -> AbstractContextManager[Any]:
-    """The context a loss is computed in.
-
-    Casts of weights are not cached: a cast made without gradients would serve the same net with
-    gradients, and swallow them.
-    """
+    """The context a loss is computed in."""
     if precision == "fp32":
         return nullcontext()
     dtype = torch.bfloat16 if precision == "bf16" else torch.float16
-    return torch.autocast(device.type, dtype, cache_enabled=False)
+    return torch.autocast(device.type, dtype)
 
 
 @dataclass

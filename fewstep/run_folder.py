@@ -12,6 +12,7 @@ metrics.json  report.html
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from typing import Any
 
 from fewstep.files import Damaged, read_json, write, write_json
 
+TORN = ".*.partial-*"
+"""What was being written when a process was killed."""
 MODELS = ("teacher", "init")
 """What run.json names by folder: whole paths in use, stored relative where inside the run."""
 
@@ -62,6 +65,9 @@ class RunFolder:
     def open(self, facts: Mapping[str, Any]) -> bool:
         """Claim the (locked) folder for the run `facts`; whether it continues an earlier one."""
         continues = self.continues(facts)
+        for folder in (self.path, self.grids):  # of a process that was killed
+            for torn in folder.glob(TORN):
+                shutil.rmtree(torn) if torn.is_dir() else torn.unlink()
         if not continues:
             self.grids.mkdir(exist_ok=True)
             stored, home = dict(facts), self.path.resolve()
@@ -75,8 +81,8 @@ class RunFolder:
         """Refuse a folder that holds something but no run, other than runs in folders of it."""
         if (self.path / "run.json").exists() or not self.path.is_dir():
             return
-        names = sorted(p.name for p in self.path.iterdir() if p.name not in ("grids", ".lock"))
-        for name in names:
+        ours = {"grids", ".lock", *(p.name for p in self.path.glob(TORN))}
+        for name in sorted({p.name for p in self.path.iterdir()} - ours):
             if not (self.path / name / "run.json").exists():
                 raise ValueError(
                     f"{self.path} is in use: it holds {name} but no run; "
@@ -100,6 +106,15 @@ class RunFolder:
                     "choose another folder with --out"
                 )
         return True
+
+    def changes(self, environment: Mapping[str, str]) -> str:
+        """What bit-equality rests on and is not what it was: "torch was 2.12.0, now 2.13.0"."""
+        earlier = self.facts().get("environment", {})
+        return ", ".join(
+            f"{key} was {earlier[key]}, now {environment[key]}"
+            for key in ("fewstep", "python", "torch", "numpy", "device", "threads")
+            if earlier.get(key, environment.get(key)) != environment.get(key)
+        )
 
     def append(self, name: str, line: Mapping[str, Any]) -> None:
         """Add one JSON line to `name`."""

@@ -19,7 +19,6 @@ from fewstep import checkpoint, parallel
 from fewstep.core import Denoiser, Source
 from fewstep.environment import environment
 from fewstep.generator import Generator
-from fewstep.optim import Optim
 from fewstep.recipes.run import Domain, Run
 from fewstep.run_folder import RunFolder, locked
 from fewstep.spec import encode, own_files
@@ -54,7 +53,20 @@ class Step(Progress):
 
 def load_teacher(domain: Domain, path: str) -> Generator | None:
     """The teacher of a distillation: the model in `path`, or the domain's exact one."""
-    return load_student(path) if path else domain.exact()
+    return loaded(path) if path else domain.exact()
+
+
+def loaded(path: str) -> Generator:
+    """The finished model in the folder `path`, all of whose numbers are finite."""
+    found = load_student(path)
+    net: nn.Module = found.denoiser
+    for name, tensor in net.state_dict().items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise ValueError(
+                f"{path} holds numbers that are not finite, in {name}: its training diverged, or "
+                "its file was converted wrongly; choose another model"
+            )
+    return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +98,7 @@ class Work:
             self.source,
             batch=run.batch,
             steps=run.steps,
-            optim=run.optim,
+            optim=run.optims(state.nets),
             accumulate=run.accumulate,
             ema=run.ema,
             seed=run.seed,
@@ -98,7 +110,7 @@ class Work:
 
 def starting_point(run: Run, init: str) -> nn.Module:
     """The network in the folder `init`, which must be what `run.model` describes."""
-    found = load_student(init)
+    found = loaded(init)
     if found.model != run.model:
         raise ValueError(f"{init} holds {found.model}, but the run's network is {run.model}")
     net: nn.Module = found.denoiser
@@ -172,11 +184,14 @@ def execute(
     work = prepare(run, recipe, teacher, device, init)
     with ExitStack() as held:
 
-        def claim() -> bool:
+        def claim() -> tuple[bool, str]:
             held.enter_context(locked(out))
-            return folder.open(facts)
+            return folder.open(facts), folder.changes(facts["environment"])
 
-        yield from _train(work, folder, parallel.first(claim))
+        continues, changes = parallel.first(claim)
+        if changes:
+            yield Note(f"{changes}: the rest of the run may differ in the last bits")
+        yield from _train(work, folder, continues)
 
 
 def _train(work: Work, folder: RunFolder, continues: bool) -> Iterator[Progress]:
@@ -219,7 +234,7 @@ def _train(work: Work, folder: RunFolder, continues: bool) -> Iterator[Progress]
 def _continue(work: Work, state: State, folder: RunFolder) -> list[str]:
     """Load the newest sound checkpoint that rank 0 finds on every rank; what is to be told."""
     run = work.run
-    optim: dict[str, Optim] = dict.fromkeys(state.nets, run.optim)
+    optim = run.optims(state.nets)
 
     def newest() -> tuple[str, list[str]]:
         found, notes = checkpoint.resume(folder.checkpoints, state, run.method, optim)

@@ -98,6 +98,7 @@ def survive(folder: Path, seed: str, kills: int, in_saves: int, whole: Life) -> 
 
 def campaign(out: Path, seed: int, kills: int, in_saves: int) -> dict[str, Any]:
     """Runs until `kills` processes have been killed; finished ones are remembered in `out`."""
+    shutil.rmtree(out / "undisturbed", ignore_errors=True)
     whole = live(out / "undisturbed")
     if whole.code:
         raise SystemExit(f"the undisturbed run failed: {whole.told}")
@@ -167,7 +168,7 @@ def corrupt(out: Path, seed: int, count: int) -> dict[str, Any]:
     source = checkpoint.find(out / "half" / "checkpoints")[-1]
     run: Run = decode(read_json(out / "half" / "run.json")["run"], Run)
     state = prepare(run, "mixture", "").init()
-    optim = dict.fromkeys(state.nets, run.optim)
+    optim = run.optims(state.nets)
     before = _all(state)
     rng, seen, done = random.Random(f"corrupt:{seed}"), 0, 0
     kinds = dict.fromkeys(("flip", "cut", "zero"), 0)

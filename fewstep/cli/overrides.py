@@ -34,9 +34,10 @@ def resolve(run: Run, args: Sequence[str], prog: str, others: Sequence[str] = ()
         flag = queue.pop(0)
         name, _, value = flag.partition("=")
         path = name.removeprefix("--").replace("-", "_").split(".")
-        if name.startswith("--") and is_dataclass(_look(run, path)):
+        if name.startswith("--") and is_dataclass(part := _look(run, path)):
             if not value and not queue:
-                raise ValueError(f"{name} needs a value, such as {_look(run, path)!r}")
+                example = part() if isinstance(part, type) else part
+                raise ValueError(f"{name} needs a value, such as {example!r}")
             run = _put(run, path, value or queue.pop(0))
         else:
             rest.append(flag)
@@ -63,9 +64,14 @@ def help_text(run: Run, prog: str) -> str:
 
 
 def _look(node: Any, path: Sequence[str]) -> Any:
-    """The value of the field at `path`, or None where there is no such field."""
+    """The value of the field at `path`, its class where it is optional and unset, or None."""
     for name in path:
-        node = getattr(node, name) if name in getattr(node, "__dataclass_fields__", ()) else None
+        if name not in getattr(node, "__dataclass_fields__", ()) or isinstance(node, type):
+            return None
+        hint = typing.get_type_hints(type(node))[name]
+        node = getattr(node, name)
+        if node is None:
+            node = next((option for option in typing.get_args(hint) if is_dataclass(option)), None)
     return node
 
 

@@ -80,7 +80,7 @@ def _run(verb: str, args: list[str], default: str) -> int:
         print(help_text(run, f"fewstep {verb} {name}"))
         print(
             'A whole part is replaced by an expression: --method "SIM()", '
-            "--method my_file.py:MyMethod."
+            '--method my_file.py:MyMethod, --fake-optim "Optim(lr=1e-5)".'
         )
         return 0
     run = resolve(run, rest, f"fewstep {verb} {name}", parser.flags())

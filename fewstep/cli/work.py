@@ -12,6 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fewstep import parallel
 from fewstep.cli.display import Bar, Stop, say, stopping
 from fewstep.eval.evaluate import Yardstick, evaluate, real_scores
@@ -55,11 +57,25 @@ def perform(
             bar, where = Bar(recipe, run.steps), f"{out}; continue with: {command}"
             if asked := _follow(work, stop, bar, where):
                 return stop.code(asked)
-    except parallel.Lost as error:
-        print(f"fewstep: {error}", file=sys.stderr)
+    except (RuntimeError, MemoryError) as error:
+        if not (text := _failure(error)):
+            raise
+        print(f"fewstep: {text}", file=sys.stderr)
         return 1
     say(f"finished: {out}")
     return 0
+
+
+def _failure(error: Exception) -> str:
+    """A sentence for what is wrong with the machine and not with the program; else nothing."""
+    if isinstance(error, parallel.Lost):
+        return str(error)
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error):
+        return (
+            "the memory does not suffice; compute each batch in more parts with --accumulate, or "
+            "lower --batch; what was saved is kept"
+        )
+    return ""
 
 
 def _follow(work: Steps[Progress, None, None], stop: Stop, bar: Bar, where: str) -> int:
@@ -132,8 +148,6 @@ def table(metrics: Mapping[str, Mapping[str, float]]) -> str:
 
 def few_threads() -> None:
     """At most two threads, unless the person says otherwise: small networks gain no more."""
-    import torch
-
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(min(2, torch.get_num_threads()))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from fewstep.core import Method, Source
@@ -47,7 +48,9 @@ class Run:
     accumulate: int = 1
     """Equal parts a batch is computed in; more parts, less memory, the same result."""
     optim: Optim = Optim()
-    """The optimiser of every net."""
+    """The optimiser of the result, and of every net without another."""
+    fake_optim: Optim | None = None
+    """Another optimiser for the nets that serve it, such as the fake score."""
     ema: EMA = EMA()
     """The moving average that becomes the result."""
     seed: int = 0
@@ -65,6 +68,11 @@ class Run:
     def distils(self) -> bool:
         """Whether a teacher is distilled, rather than trained."""
         return self.method.output == "student"
+
+    def optims(self, nets: Iterable[str]) -> dict[str, Optim]:
+        """The optimiser of each net."""
+        other = self.fake_optim or self.optim
+        return {net: self.optim if net == self.method.output else other for net in nets}
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "accumulate", "draw_every", "save_every", "patience"):

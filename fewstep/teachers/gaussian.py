@@ -96,12 +96,13 @@ class GaussianMixture(nn.Module):
         return prior - 0.5 * (quad + offset.shape[-1] * math.log(2 * math.pi))
 
     def forward(self, xt: Tensor, t: Tensor, cond: Cond = None) -> Tensor:
-        """E[x_0 | x_t]: xt (B, D), t (B,) or () -> (B, D)."""
-        offset, variance, alpha = self._whitened(xt, t)
-        posterior = self._log_joint(offset, variance, cond).softmax(1)
-        shrunk = alpha * self.variances / variance * offset
-        mean = self.means + torch.einsum("bke,kde->bkd", shrunk, self.basis)
-        return (posterior[..., None] * mean).sum(1)
+        """E[x_0 | x_t]: xt (B, D), t (B,) or () -> (B, D); exact under autocast too."""
+        with torch.autocast(xt.device.type, enabled=False):
+            offset, variance, alpha = self._whitened(xt, t)
+            posterior = self._log_joint(offset, variance, cond).softmax(1)
+            shrunk = alpha * self.variances / variance * offset
+            mean = self.means + torch.einsum("bke,kde->bkd", shrunk, self.basis)
+            return (posterior[..., None] * mean).sum(1)
 
     def log_prob(self, xt: Tensor, t: Tensor, cond: Cond = None) -> Tensor:
         """log p_t(x_t): (B, D), (B,) or () -> (B,)."""

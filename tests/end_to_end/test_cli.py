@@ -180,7 +180,12 @@ def interrupt(monkeypatch: Any, step: int, number: int, times: int = 1) -> None:
 
 @pytest.mark.parametrize(
     ("number", "times", "code"),
-    [(signal.SIGINT, 1, 130), (signal.SIGTERM, 1, 75), (signal.SIGINT, 2, 130)],
+    [
+        (signal.SIGINT, 1, 130),
+        (signal.SIGTERM, 1, 75),
+        (signal.SIGUSR1, 1, 75),
+        (signal.SIGINT, 2, 130),
+    ],
 )
 def test_a_stopped_run_continues_to_the_same_bits(
     number: int, times: int, code: int, finished: Path, tmp_path: Path, monkeypatch: Any
@@ -188,11 +193,12 @@ def test_a_stopped_run_continues_to_the_same_bits(
     """One signal: saved at once. Two: not even that, and the last checkpoint serves."""
     monkeypatch.chdir(tmp_path)
     args = (*DISTIL, "--teacher", str(finished / "runs" / "teacher"), "--out", "x")
-    handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    watched = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    handlers = [signal.getsignal(n) for n in watched]
     with monkeypatch.context() as patch:
         interrupt(patch, 11, number, times)
         stopped = fewstep(*args)
-    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
+    assert [signal.getsignal(n) for n in watched] == handlers
     command = f"fewstep {' '.join(args)}"
     last = {
         1: f"stopped at step 11 of 20, saved in x; continue with: {command}",
