@@ -107,6 +107,11 @@ def measured(path: Path, samples: int, draws: int) -> Metrics:
         )
     domain: Domain = decode(facts["run"].get("domain"), Domain)  # the method may be a file's
     yardstick = domain.yardstick()
+    if yardstick is None:
+        raise ValueError(
+            f"{path} cannot be measured: its domain, {type(domain).__name__}, has no yardstick; "
+            "'fewstep report' and 'fewstep sample' show what it makes"
+        )
     models = {"student" if facts.get("distils", True) else "teacher": load_student(path)}
     if "student" in models and (teacher := load_teacher(domain, facts.get("teacher", ""))):
         models = {"teacher": teacher, **models}

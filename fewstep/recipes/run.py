@@ -22,9 +22,9 @@ class Domain(ABC):
     def source(self, model: Model, data_free: bool) -> Source:
         """Batches for `model`; noise and labels alone if `data_free`."""
 
-    @abstractmethod
-    def yardstick(self) -> Yardstick:
-        """How samples of this domain are measured."""
+    def yardstick(self) -> Yardstick | None:
+        """How samples of this domain are measured; None where nothing measures them."""
+        return None
 
     def exact(self) -> Generator | None:
         """The exact teacher of a domain that is known in closed form."""

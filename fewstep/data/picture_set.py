@@ -1,0 +1,205 @@
+"""Checked pictures of one shape, as uint8, in memory where they fit; and batches of them.
+
+Every picture is decoded once before training starts, so that damaged and ill-sized ones are named
+then. A set that does not fit in memory is decoded again batch by batch; that it was found sound is
+remembered, so that a continued run starts at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fewstep.core import Batch
+from fewstep.data.images import fit, pixels, standard
+from fewstep.data.problems import Problems, Unfit
+from fewstep.data.readers import Reader
+from fewstep.data.source import epoch_order
+from fewstep.draws import Draws
+
+MEMORY = 2 << 30
+"""Bytes of pictures that are held in memory."""
+PART = 256
+"""Pictures that are decoded at a time."""
+
+Shape = tuple[int, ...]
+
+
+@lru_cache(maxsize=1)
+def pool() -> ThreadPoolExecutor:
+    """Threads for decoding, which happens outside Python's lock."""
+    return ThreadPoolExecutor(min(8, os.cpu_count() or 1), "decode")
+
+
+def array(reader: Reader, row: int, shape: Shape, resolution: int = 0) -> np.ndarray:
+    """Picture `row` as (C, H, W) uint8, which is `shape`; `Unfit` says why it is not.
+
+    With a `resolution` any picture is brought to `shape`: cut to a square and resized.
+    """
+    image = reader.image(row)
+    if resolution:
+        image = fit(standard(image).convert("L" if shape[0] == 1 else "RGB"), resolution)
+    x = pixels(image).transpose(2, 0, 1)
+    if x.shape != shape:
+        raise Unfit(f"of another shape than {_text(shape)}", _text(x.shape))
+    return x
+
+
+def _text(shape: Shape) -> str:
+    return "x".join(map(str, shape))
+
+
+def every(
+    reader: Reader, rows: Tensor, job: Callable[[int, int], None], problems: Problems
+) -> Iterator[int]:
+    """job(place, row) for all rows, in threads; yields how many are done, collects the unfit."""
+
+    def attempt(place: int) -> tuple[int, Unfit] | None:
+        try:
+            job(place, int(rows[place]))
+        except Unfit as error:
+            return place, error
+        return None
+
+    for start in range(0, len(rows), PART):
+        stop = min(start + PART, len(rows))
+        for bad in pool().map(attempt, range(start, stop)):
+            if bad is not None:
+                place, error = bad
+                problems.add(str(error), reader.names[int(rows[place])], error.detail)
+        yield stop
+
+
+@dataclass(frozen=True, eq=False)
+class PictureSet:
+    """The pictures `rows` of a reader, all of one shape."""
+
+    reader: Reader
+    rows: Tensor
+    shape: Shape
+    """(C, H, W)"""
+    resolution: int = 0
+    held: Tensor | None = None
+    """(N, C, H, W) uint8, or None where they are decoded when they are wanted."""
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def take(self, places: Tensor) -> Tensor:
+        """(B, C, H, W) uint8 pictures at the `places` (B,) of this set."""
+        if self.held is not None:
+            return self.held[places]
+        out = np.empty((len(places), *self.shape), np.uint8)
+        problems = Problems(self.reader.path)
+
+        def job(place: int, row: int) -> None:
+            out[place] = array(self.reader, row, self.shape, self.resolution)
+
+        for _ in every(self.reader, self.rows[places], job, problems):
+            pass
+        problems.refuse()
+        return torch.from_numpy(out)
+
+
+def spread(count: int, size: int) -> Tensor:
+    """`count` rows of a set of `size`, evenly spread; all of them for 0."""
+    if not count or count >= size:
+        return torch.arange(size)
+    return torch.arange(count) * size // count
+
+
+def load(
+    reader: Reader, rows: Tensor, shape: Shape, resolution: int = 0, memory: int = MEMORY
+) -> PictureSet:
+    """The pictures `rows` of `reader`, every one found sound and of `shape`, or a ValueError."""
+    held = None
+    if len(rows) * int(np.prod(shape)) <= memory:
+        held = torch.empty(len(rows), *shape, dtype=torch.uint8)
+    marker = None if held is not None else Marker.of(reader, shape, resolution)
+    if marker is None or not marker.there():
+        problems = Problems(reader.path)
+        into = None if held is None else held.numpy()
+
+        def job(place: int, row: int) -> None:
+            x = array(reader, row, shape, resolution)
+            if into is not None:
+                into[place] = x
+
+        for _ in every(reader, rows, job, problems):
+            pass
+        problems.refuse()
+        if marker is not None and len(rows) == len(reader):
+            marker.put()
+    return PictureSet(reader, rows, shape, resolution, held)
+
+
+@dataclass(frozen=True)
+class Marker:
+    """An empty file that says: these pictures were all found sound. Losing it costs time alone."""
+
+    path: Path
+
+    @classmethod
+    def of(cls, reader: Reader, shape: Shape, resolution: int = 0) -> Marker:
+        """In the user's cache, named after the pictures' place and their fingerprint."""
+        what = f"{reader.path.resolve()} {reader.fingerprint()} {shape} {resolution}"
+        home = os.environ.get("XDG_CACHE_HOME") or f"{os.environ.get('HOME', '/tmp')}/.cache"
+        name = hashlib.sha256(what.encode()).hexdigest()[:32]
+        return cls(Path(home) / "fewstep" / "sound" / name)
+
+    def there(self) -> bool:
+        """Whether these pictures were found sound before."""
+        return self.path.is_file()
+
+    def put(self) -> None:
+        """Remember it, where there is a place to."""
+        with suppress(OSError):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.touch()
+
+
+@dataclass(frozen=True, eq=False)
+class Shuffled:
+    """Batches of pictures in [-1, 1], visited epoch by epoch; each mirrored half of the time."""
+
+    pictures: PictureSet
+    labels: Tensor | None = None
+    """(N,) int64 of the pictures."""
+    flip: bool = False
+
+    def __call__(self, draws: Draws) -> Batch:
+        device = draws.index.device
+        rows = epoch_order(draws, len(self.pictures)).cpu()
+        x0 = self.pictures.take(rows).to(device).float() / 127.5 - 1
+        if self.flip:
+            mirrored = draws.uniform("flip") < 0.5
+            x0 = torch.where(mirrored[:, None, None, None], x0.flip(-1), x0)
+        cond = None if self.labels is None else self.labels[rows].to(device)
+        return Batch(draws.normal("z", x0.shape[1:]), cond, x0, draws)
+
+
+@dataclass(frozen=True, eq=False)
+class LabelsAlone:
+    """Data-free: z of `shape`, and the labels that `Shuffled` would give, without any picture.
+
+    So labels are as frequent as in the data, as in SiD's official training, which reads labels
+    from the data set and never its pixels.
+    """
+
+    shape: Shape
+    labels: Tensor
+
+    def __call__(self, draws: Draws) -> Batch:
+        rows = epoch_order(draws, len(self.labels)).cpu()
+        cond = self.labels[rows].to(draws.index.device)
+        return Batch(draws.normal("z", self.shape), cond, None, draws)

@@ -1,0 +1,95 @@
+"""Pictures of one's own as the domain of any recipe: a folder, a zip file or an .npz.
+
+fewstep train digits_teacher --domain "Pictures('my.zip', flip=True)" ...
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from fewstep.core import Source
+from fewstep.data.picture_set import LabelsAlone, Shuffled, load, spread
+from fewstep.data.problems import Unfit
+from fewstep.data.readers import Reader, reader_of
+from fewstep.data.source import Latents
+from fewstep.model import Model
+from fewstep.recipes.run import Domain
+
+
+@dataclass(frozen=True)
+class Pictures(Domain):
+    """Pictures on disk, for training. There is no measure of how good samples of them are."""
+
+    path: str = ""
+    """A folder, .zip or .npz; empty: none at hand, for data-free methods alone."""
+    resolution: int = 0
+    """0: as they are; otherwise cut to their middle square and resized to this."""
+    flip: bool = False
+    """Mirror each picture half of the time."""
+    labels: bool = True
+    """Labels are those of the pictures; otherwise data-free methods draw them uniformly."""
+    max_items: int = 0
+    """Use that many, evenly spread over the set; 0: all."""
+
+    def __post_init__(self) -> None:
+        if self.resolution < 0 or self.max_items < 0:
+            raise ValueError(f"Pictures needs resolution and max_items of 0 or more, got {self}")
+
+    def source(self, model: Model, data_free: bool) -> Source:
+        if not self.path:
+            if not data_free:
+                raise ValueError("this method learns from data: say --domain \"Pictures('PATH')\"")
+            return Latents(model.shape, model.classes)
+        reader = reader_of(self.path)
+        rows = spread(self.max_items, len(reader))
+        labels = self._labels(reader, rows, model, data_free)
+        if data_free:
+            if labels is None:
+                return Latents(model.shape, model.classes)
+            return LabelsAlone(model.shape, labels)
+        self._same_shape(reader, model)
+        pictures = load(reader, rows, model.shape, self.resolution)
+        return Shuffled(pictures, labels, self.flip)
+
+    def _labels(
+        self, reader: Reader, rows: Tensor, model: Model, data_free: bool
+    ) -> Tensor | None:
+        """The labels that the model is to be given, None where it takes none."""
+        if not model.classes or (data_free and not self.labels):
+            return None
+        hint = "; Pictures(labels=False) draws them uniformly" if data_free else ""
+        if reader.labels is None or not self.labels:
+            why = "has no labels" if self.labels else "is used without its labels"
+            raise ValueError(
+                f"{self.path} {why}, but the model has {model.classes} classes{hint}; "
+                "--model.classes 0 is for a model without"
+            )
+        top = int(reader.labels.max())
+        if top >= model.classes:
+            raise ValueError(
+                f"{self.path} has labels up to {top}, but the model has {model.classes} classes"
+            )
+        return reader.labels[rows]
+
+    def _same_shape(self, reader: Reader, model: Model) -> None:
+        """Refuse a set of another shape at its first picture, before all are read."""
+        if len(model.shape) != 3 or model.shape[0] not in (1, 3):
+            raise ValueError(f"pictures are (1 or 3, H, W), got Model.shape {model.shape}")
+        if self.resolution:
+            if model.shape[1:] != (self.resolution, self.resolution):
+                raise ValueError(
+                    f"Pictures.resolution is {self.resolution}, but Model.shape {model.shape}"
+                )
+            return
+        try:
+            first = reader.header(0)
+        except Unfit:
+            return  # it will be named with all the others
+        shape = (len(first.getbands()), first.height, first.width)
+        if shape != model.shape:
+            raise ValueError(
+                f"{self.path} holds pictures of {shape}, but the model is for {model.shape}; "
+                "Pictures(resolution=...) resizes them, 'fewstep data pack' does so once"
+            )
