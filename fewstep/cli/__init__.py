@@ -19,6 +19,7 @@ VERBS = {
     "report": "make one self-contained page of a run",
     "inspect": "tell what is inside a model file or folder, without executing any of it",
     "convert": "make a model folder of an EDM, EDM2, SiD or SiDA snapshot",
+    "data": "pack pictures into one file to train on, check and show what a set holds",
     "doctor": "check the installation and the machine",
 }
 

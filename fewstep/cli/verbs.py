@@ -189,6 +189,13 @@ def convert(args: list[str]) -> int:
     return 0
 
 
+def data(args: list[str]) -> int:
+    """Pack, check and show pictures to train on."""
+    from fewstep.cli.data import run
+
+    return run(args)
+
+
 def doctor(args: list[str]) -> int:
     """Check the installation and the machine."""
     _parser(

@@ -36,9 +36,15 @@ def _oversized() -> str:
 
 
 def decode(data: bytes) -> Image.Image:
-    """The whole picture; `Unfit` where it is damaged or oversized."""
+    """The whole picture; `Unfit` where it is damaged or oversized.
+
+    A PNG's checksums are compared too: its pixels can come out of a file that is cut short.
+    """
     image = peek(data)
     try:
+        if image.format == "PNG":
+            image.verify()  # after which it must be opened anew
+            image = peek(data)
         image.load()
     except Exception:  # as above
         raise Unfit("damaged") from None

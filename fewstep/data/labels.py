@@ -2,7 +2,8 @@
 
     {"labels": [["00000/img00000000.png", 6], ["00000/img00000001.png", 9], ...]}
 
-A list without entries, null, or no list at all means no labels. Vectors in place of numbers are
+A list without entries, null, or no list at all means no labels; "classes", a list of names, may
+stand beside it. Vectors in place of numbers are
 refused: no network here takes them.
 """
 
@@ -24,8 +25,8 @@ LIMIT = 256 << 20
 CLASSES = 2**31
 
 
-def parse(data: bytes, origin: object) -> list[Any] | None:
-    """The pairs of name and label in a dataset.json; None where it has no labels."""
+def parse(data: bytes, origin: object) -> tuple[list[Any] | None, list[str]]:
+    """A dataset.json's pairs of name and label, None if it has no labels; names of classes."""
     try:
         told = json.loads(data.decode("utf-8"))
     except (ValueError, RecursionError) as error:
@@ -35,7 +36,9 @@ def parse(data: bytes, origin: object) -> list[Any] | None:
         raise ValueError(
             f'{origin}: {FILE} is not of the form {{"labels": [[name, number], ...]}}'
         )
-    return pairs or None
+    classes = told.get("classes")
+    words = classes if isinstance(classes, list) else []
+    return pairs or None, words if all(isinstance(word, str) for word in words) else []
 
 
 def assign(pairs: Sequence[Any], names: Sequence[str], origin: object) -> Tensor:
@@ -86,5 +89,5 @@ def content(path: Path) -> bytes:
 
 def from_file(path: Path, names: Sequence[str]) -> Tensor | None:
     """The labels that a file of the form of dataset.json gives the pictures `names`."""
-    pairs = parse(content(path), path)
+    pairs, _ = parse(content(path), path)
     return None if pairs is None else assign(pairs, names, path)

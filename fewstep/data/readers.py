@@ -38,7 +38,7 @@ class Reader:
     labels: Tensor | None = None
     """(N,) int64, or None for pictures without labels."""
     classes: list[str] = field(default_factory=list)
-    """The class folders, in the order of their labels; empty for labels from elsewhere."""
+    """Names of the classes in the order of their labels; empty where they are not known."""
 
     def __len__(self) -> int:
         return len(self.names)
@@ -123,9 +123,9 @@ def _files(
         raise ValueError(f"{path} holds no picture ({', '.join(sorted(SUFFIXES))})")
     found: Tensor | None = None
     classes: list[str] = []
-    pairs = labels.parse(given, path) if given is not None else None
+    pairs, named = labels.parse(given, path) if given is not None else (None, [])
     if pairs is not None:
-        found = labels.assign(pairs, names, path)
+        found, classes = labels.assign(pairs, names, path), named
     elif given is None and (by_folder := labels.folders(names)):
         found, classes = by_folder
 

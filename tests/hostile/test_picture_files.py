@@ -54,6 +54,7 @@ FLIPPED = bytearray(WHOLE)
 FLIPPED[len(WHOLE) // 2] ^= 4
 PICTURES: dict[str, tuple[bytes, str]] = {
     "cut": (WHOLE[: len(WHOLE) // 2], "1 damaged: "),
+    "cut at the end": (WHOLE[:-16], "1 damaged: "),
     "bit": (bytes(FLIPPED), "1 damaged: "),
     "empty": (b"", "1 damaged: "),
     "text": (b"this is no picture", "1 damaged: "),

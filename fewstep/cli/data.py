@@ -1,0 +1,140 @@
+"""fewstep data: pack pictures into one file, check and show what a set holds."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace, RawDescriptionHelpFormatter
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from fewstep.cli.display import Bar, say, stopping
+from fewstep.cli.parser import Parser, printable
+
+FEW = 20
+"""Classes that are listed one by one."""
+
+
+def parser() -> Parser:
+    """The arguments of `fewstep data`."""
+    top = Parser(
+        prog="fewstep data",
+        description="Sets of pictures: folders, zip files with dataset.json, .npz arrays.",
+        formatter_class=RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    kinds = top.add_subparsers(dest="what", metavar="pack|check", required=True)
+    pack = kinds.add_parser("pack", help="make one zip file of equal squares", allow_abbrev=False)
+    pack.add_argument("source", type=Path, help="a folder, .zip or .npz")
+    pack.add_argument("out", type=Path, help="the .zip to write")
+    pack.add_argument(
+        "--resolution", type=int, default=0, help="width and height (default: as they are)"
+    )
+    pack.add_argument(
+        "--crop",
+        choices=("center", "dhariwal"),
+        default="center",
+        help="how the middle square is cut out and resized: as StyleGAN and EDM do (center, "
+        "Lanczos), or as ADM and EDM2 do (dhariwal) (default: center)",
+    )
+    pack.add_argument(
+        "--labels",
+        default="auto",
+        help="auto (dataset.json, or class folders), none, or a file like dataset.json",
+    )
+    check = kinds.add_parser("check", help="read every picture, count, show", allow_abbrev=False)
+    check.add_argument("source", type=Path, help="a folder, .zip or .npz")
+    check.add_argument(
+        "--sheet", type=Path, default=Path("sheet.png"), help="some of them (default: sheet.png)"
+    )
+    check.add_argument("--json", action="store_true", help="for machines")
+    top.epilog = pack.format_usage() + check.format_usage()
+    return top
+
+
+def run(args: list[str]) -> int:
+    """`fewstep data args`; the exit code."""
+    own = parser().parse_args(args)
+    return pack(own) if own.what == "pack" else check(own)
+
+
+def pack(own: Namespace) -> int:
+    """Write one zip file."""
+    from fewstep.data import labels
+    from fewstep.data.pack import Packer
+    from fewstep.data.readers import reader_of
+
+    reader = reader_of(own.source)
+    found = reader.labels if own.labels == "auto" else None
+    if own.labels not in ("auto", "none"):
+        found = labels.from_file(Path(own.labels), reader.names)
+    packer = Packer(reader, own.out, own.resolution, own.crop, found)
+    for title, steps in (("looking", packer.look()), ("packing", packer.write())):
+        with stopping() as stop, closing(steps) as progress, Bar(title, len(reader)) as bar:
+            for done in progress:
+                bar.update(done)
+                if stop:
+                    bar.say(f"stopped at {done} of {len(reader)}; nothing was written")
+                    return stop.code
+    if packer.enlarged:
+        say(f"{packer.enlarged:,} of {len(reader):,} pictures were smaller and were enlarged")
+    print(own.out)
+    return 0
+
+
+def check(own: Namespace) -> int:
+    """Read every picture, tell what there is, and draw some."""
+    import torch
+
+    from fewstep.data.picture_set import Marker, array, every, spread
+    from fewstep.data.problems import Problems, Unfit
+    from fewstep.data.readers import reader_of
+    from fewstep.files import write
+    from fewstep.report.grid import grid, png
+
+    reader = reader_of(own.source)
+    problems = Problems(own.source)
+    try:
+        first = reader.header(0)
+    except Unfit as error:
+        raise ValueError(f"{own.source}: the first, {reader.names[0]}, is {error}") from None
+    shape = (len(first.getbands()), first.height, first.width)
+    shown, step = set(spread(100, len(reader)).tolist()), max(1, min(shape[1:]) // 96)
+    pictures: dict[int, torch.Tensor] = {}
+
+    def job(place: int, row: int) -> None:
+        x = array(reader, row, shape)
+        if row in shown:
+            pictures[row] = torch.from_numpy(x[:, ::step, ::step].copy()).float() / 127.5 - 1
+
+    with Bar("reading", len(reader)) as bar:
+        for done in every(reader, torch.arange(len(reader)), job, problems):
+            bar.update(done)
+    problems.refuse()
+    Marker.of(reader, shape).put()
+    write(own.sheet, png(grid(torch.stack([pictures[row] for row in sorted(pictures)]), 10)))
+    facts: dict[str, Any] = {"path": str(own.source), "pictures": len(reader), "shape": shape}
+    if reader.labels is not None:
+        counts = torch.bincount(reader.labels).tolist()
+        facts |= {"classes": len(counts), "names": reader.classes, "counts": counts}
+    facts["sheet"] = str(own.sheet)
+    print(json.dumps(facts, indent=2) if own.json else printable_facts(facts))
+    return 0
+
+
+def printable_facts(facts: dict[str, Any]) -> str:
+    """Facts about a set as lines for a person."""
+    channels, height, width = facts["shape"]
+    kind = "grey" if channels == 1 else "RGB"
+    lines = [f"{facts['pictures']:,} pictures of {width}x{height} pixels, {kind}; all sound"]
+    counts = facts.get("counts")
+    if counts is None:
+        lines.append("no labels")
+    else:
+        lines.append(
+            f"labels 0 to {len(counts) - 1}, {min(counts):,} to {max(counts):,} pictures each"
+        )
+        for label, count in enumerate(counts if len(counts) <= FEW else []):
+            name = facts["names"][label] if label < len(facts["names"]) else ""
+            lines.append(f"{label:>6} {count:>10,}  {name}".rstrip())
+    return "\n".join(map(printable, [*lines, f"some of them: {facts['sheet']}"]))
