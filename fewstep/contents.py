@@ -144,7 +144,7 @@ def _folder(path: Path) -> Facts:
             "files": files
         }
     counters = {key: manifest[key] for key in (*COUNTERS, "method") if key in manifest}
-    kind = "checkpoint" if "step" in counters else str(manifest.get("kind", "unknown"))
+    kind = str(manifest.get("kind", "checkpoint" if "step" in counters else "unknown"))
     what = f"{kind}, digests correct"
     return {"what": what, "folder": str(path), **counters, "files": files}
 

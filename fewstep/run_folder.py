@@ -5,6 +5,7 @@ log.jsonl           a line for each logged step
 gauges.jsonl        a line for each time the student was looked at
 grids/              pictures of the same noise over time
 checkpoints/        what is needed to continue
+averages/           power-function averages, if the run keeps any
 student/            the finished model
 metrics.json  report.html
 """
@@ -40,6 +41,10 @@ class RunFolder:
     @property
     def student(self) -> Path:
         return self.path / "student"
+
+    @property
+    def averages(self) -> Path:
+        return self.path / "averages"
 
     @property
     def grids(self) -> Path:

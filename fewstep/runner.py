@@ -19,6 +19,7 @@ from fewstep import checkpoint, parallel
 from fewstep.core import Denoiser, Source
 from fewstep.environment import environment
 from fewstep.generator import Generator
+from fewstep.posthoc import Averages
 from fewstep.recipes.run import Domain, Run
 from fewstep.run_folder import RunFolder, locked
 from fewstep.spec import encode, own_files
@@ -200,6 +201,7 @@ def _train(work: Work, folder: RunFolder, continues: bool) -> Iterator[Progress]
     if continues:
         yield from map(Note, _continue(work, state, folder))
     watch = Watch(run, folder, work.denoiser)
+    averages = Averages(run.power, folder.averages, state, run.method.output)
     with checkpoint.Writer(folder.checkpoints, run.method) as writer:
         if alone:
             watch.begin(state)
@@ -210,11 +212,13 @@ def _train(work: Work, folder: RunFolder, continues: bool) -> Iterator[Progress]
                 save = record.step % run.save_every == 0 or last
                 if save or record.step % COMPARED == 0:
                     checkpoint.compare(state)
+                averages.update(state)
                 if alone:
                     watch.log(record)
                 if alone and (record.step % run.draw_every == 0 or last):
                     watch.look(state)
                 if alone and save:
+                    averages.save(state, regular=True)
                     yield from map(Note, writer.save(state))
                     saved = record.step
                 parallel.alive()
@@ -222,6 +226,7 @@ def _train(work: Work, folder: RunFolder, continues: bool) -> Iterator[Progress]
         except GeneratorExit:
             checkpoint.compare(state)
             if alone and state.step > saved:
+                averages.save(state, regular=False)
                 writer.save(state)
                 writer.finish()
             raise

@@ -28,18 +28,8 @@ from typing import Any
 
 PACKAGES = ("methods", "nets", "recipes")
 MODULES = (
-    *(
-        "path",
-        "times",
-        "sample",
-        "guidance",
-        "augment",
-        "fake_score",
-        "critic",
-        "optim",
-        "ema",
-        "model",
-    ),
+    *("path", "times", "sample", "guidance", "augment", "fake_score", "critic"),
+    *("optim", "ema", "ema_power", "model"),
     *("losses.distance", "losses.weight", "teachers.published"),
 )
 

@@ -20,26 +20,14 @@ LAYERS = (
         "a run",
         (
             *("recipes", "runner", "watch", "report", "run_folder"),
-            *("eval", "gauges", "contents", "environment"),
+            *("eval", "gauges", "contents", "environment", "posthoc"),
         ),
     ),
     ("storage", ("student", "checkpoint", "spec", "files")),
-    ("the loop", ("training", "optim", "ema", "precision", "parallel")),
+    ("the loop", ("training", "optim", "ema", "ema_power", "precision", "parallel")),
     ("algorithms", ("methods", "nets", "teachers", "data")),
-    (
-        "nouns",
-        (
-            "generator",
-            "model",
-            "critic",
-            "fake_score",
-            "guidance",
-            "sample",
-            "denoisers",
-            "tap",
-            "core",
-        ),
-    ),
+    ("shared by methods", ("critic", "fake_score", "guidance", "augment", "tap")),
+    ("nouns", ("generator", "model", "sample", "denoisers", "core")),
     ("mathematics", ("losses", "path", "times", "draws")),
 )
 

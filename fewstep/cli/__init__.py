@@ -19,6 +19,7 @@ VERBS = {
     "report": "make one self-contained page of a run",
     "inspect": "tell what is inside a model file or folder, without executing any of it",
     "convert": "make a model folder of an EDM, EDM2, SiD or SiDA snapshot",
+    "ema": "make a model of another average of a run's weights, after the training",
     "data": "pack pictures into one file to train on, check and show what a set holds",
     "doctor": "check the installation and the machine",
 }
@@ -31,6 +32,7 @@ EPILOG = """examples:
   fewstep evaluate runs/sid && fewstep report runs/sid
   fewstep inspect edm-cifar10-32x32-cond-vp.pkl
   fewstep convert edm-cifar10-32x32-cond-vp.pkl teachers/cifar10
+  fewstep ema runs/sid --sigma-rel 0.13 --out runs/longer
 
 'fewstep VERB --help' tells more. A run that was stopped continues with the same command.
 Exit codes: 0 done, 1 failed, 2 wrong input (one sentence says what to do), 75 stopped by the

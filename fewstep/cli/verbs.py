@@ -196,6 +196,27 @@ def data(args: list[str]) -> int:
     return run(args)
 
 
+def ema(args: list[str]) -> int:
+    """Another average of a run's weights."""
+    parser = _parser(
+        "ema",
+        "Make a model of another average of a run's weights, of any length, from the averages "
+        "that it stored (--power.sigma-rel 0.05 0.1). Karras et al. 2024, arXiv 2312.02696.",
+    )
+    parser.add_argument("run", type=Path, help="a run folder")
+    parser.add_argument(
+        "--sigma-rel", type=float, required=True, help="length as a part of the training: 0.13"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="the folder, new or empty")
+    own = parser.parse_args(args)
+    from fewstep.posthoc import write
+
+    mismatch = write(own.run, own.sigma_rel, own.out)
+    say(f"the profile is met to {100 * mismatch:.2g} %")
+    print(own.out)
+    return 0
+
+
 def doctor(args: list[str]) -> int:
     """Check the installation and the machine."""
     _parser(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from fewstep.core import Method, Source
 from fewstep.ema import EMA
+from fewstep.ema_power import PowerEMA
 from fewstep.eval.evaluate import Yardstick
 from fewstep.generator import Generator
 from fewstep.model import Model
@@ -53,6 +54,8 @@ class Run:
     """Another optimiser for the nets that serve it, such as the fake score."""
     ema: EMA = EMA()
     """The moving average that becomes the result."""
+    power: PowerEMA = PowerEMA()
+    """Further averages, stored with each checkpoint, from which 'fewstep ema' makes any other."""
     seed: int = 0
     """Keys every random number of the run."""
     draw_every: int = 100

@@ -1,0 +1,104 @@
+"""Averages of weights with a power-function profile, and any other one after the training.
+
+Karras et al. 2024 (https://arxiv.org/abs/2312.02696), section 3. The average at time t (here:
+images) weighs the weights of an earlier time by a power of that time,
+
+    average_gamma(t) = integral p(tau) theta(tau) dtau,
+    p(tau) = (gamma + 1) tau^gamma / t^(gamma + 1) on [0, t],                      (equation 1)
+
+so that its length is a fixed part of the training: the standard deviation of p is sigma_rel t,
+
+    sigma_rel = (gamma + 1)^(1/2) / ((gamma + 2) (gamma + 3)^(1/2)).               (equation 3)
+
+Two averages that are stored now and then give a good approximation of all others: the combination
+of stored ones whose profile is nearest to the wanted one, by least squares (appendix C).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+LIMIT = 12**-0.5
+"""sigma_rel of a plain mean, gamma = 0; lengths below it are meant here."""
+
+
+@dataclass(frozen=True)
+class PowerEMA:
+    """Which averages a run keeps for reconstruction; none by default.
+
+    They are stored with every checkpoint and not deleted: each is as large as the network. EDM2
+    keeps 0.05 and 0.10.
+    """
+
+    sigma_rel: tuple[float, ...] = ()
+    """Lengths as parts of the training, such as (0.05, 0.10)."""
+
+    def __post_init__(self) -> None:
+        for sigma in self.sigma_rel:
+            gamma_of(sigma)
+        if len(set(self.sigma_rel)) < len(self.sigma_rel):
+            raise ValueError(f"PowerEMA needs lengths that differ, got {self}")
+
+
+def gamma_of(sigma_rel: float) -> float:
+    """gamma of a length, 0 < sigma_rel < 12^(-1/2); ValueError for others (algorithm 2).
+
+    The root of (gamma + 2)^2 (gamma + 3) = (gamma + 1) / sigma_rel^2 that is positive.
+    """
+    if not 0 < sigma_rel < LIMIT:
+        raise ValueError(f"sigma_rel is between 0 and {LIMIT:.4f}, got {sigma_rel}")
+    s = sigma_rel**-2
+    return float(np.roots([1, 7, 16 - s, 12 - s]).real.max())
+
+
+def sigma_rel_of(gamma: float) -> float:
+    """The length of the profile tau^gamma (equation 3)."""
+    return float((gamma + 1) ** 0.5 / ((gamma + 2) * (gamma + 3) ** 0.5))
+
+
+def beta(gamma: float, t: float, step: float = 1.0) -> float:
+    """What is kept of the average in the update from t - step to t (equation 2)."""
+    return float((1 - step / t) ** (gamma + 1))
+
+
+def overlap(gamma: Tensor, t: Tensor, other: Tensor, s: Tensor) -> Tensor:
+    """The integral of p_(gamma, t) p_(other, s), elementwise and broadcast (appendix C).
+
+    (gamma + 1) (other + 1) / (gamma + other + 1) (min / max)^(power of the later) / max
+    """
+    later = torch.where(t < s, other, gamma)
+    ratio = torch.minimum(t, s) / torch.maximum(t, s)
+    scale = (gamma + 1) * (other + 1) / (gamma + other + 1)
+    return scale * ratio**later / torch.maximum(t, s)
+
+
+def combination(
+    gammas: Sequence[float], times: Sequence[float], gamma: float, time: float
+) -> tuple[Tensor, float]:
+    """The combination of stored profiles (gammas[i], times[i]) nearest to (gamma, time).
+
+    Returns its coefficients (N,) in float64, and the distance of the profiles relative to the
+    wanted one's norm: 0 where it is met, 1 where nothing of it is.
+    """
+    g, t = torch.tensor([[*gammas, gamma], [*times, time]], dtype=torch.float64)
+    gram = overlap(g[:, None], t[:, None], g[None], t[None])
+    # Relative to the profiles' norms, which grow with gamma and shrink with t.
+    norm = gram.diagonal().sqrt()
+    gram = gram / (norm[:, None] * norm)
+    stored, wanted = gram[:-1, :-1], gram[:-1, -1]
+    x = torch.linalg.lstsq(stored, wanted[:, None], driver="gelsd").solution[:, 0]
+    square = 1 - 2 * (x @ wanted) + x @ stored @ x
+    return x * norm[-1] / norm[:-1], float(square.clamp(min=0).sqrt())
+
+
+@torch.no_grad()
+def update(average: nn.Module, net: nn.Module, kept: float) -> None:
+    """average <- kept average + (1 - kept) net; buffers are copied."""
+    torch._foreach_lerp_(list(average.parameters()), list(net.parameters()), 1 - kept)
+    for old, new in zip(average.buffers(), net.buffers(), strict=True):
+        old.copy_(new)
