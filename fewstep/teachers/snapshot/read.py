@@ -62,7 +62,7 @@ def read(path: str | Path, limits: Limits = Limits()) -> Snapshot:
     that is not such a file, and never executes, imports or calls what a file names. Memory stays
     within a small multiple of the file's size.
     """
-    data = _content(Path(path), limits)
+    data = content(Path(path), limits)
     try:
         return parse(data, limits)
     except UnsafeSnapshotError as error:
@@ -76,7 +76,7 @@ def parse(data: bytes, limits: Limits = Limits()) -> Snapshot:
     return _snapshot(kind, tree, hashlib.sha256(data).hexdigest(), budget)
 
 
-def _content(path: Path, limits: Limits) -> bytes:
+def content(path: Path, limits: Limits) -> bytes:
     """The whole of a regular file; a copy in memory cannot change or shrink while it is read."""
     try:
         facts = path.stat()

@@ -20,11 +20,11 @@ from fewstep.teachers.snapshot.machine import Machine
 from fewstep.teachers.snapshot.records import Global, Storage, whole
 from fewstep.teachers.snapshot.words import STORAGES, Words
 
-_MAGIC = 0x1950A86A20F9469CFC6C
-_FORMAT = 1001
+MAGIC = 0x1950A86A20F9469CFC6C
+FORMAT = 1001
 
 
-class _StorageWords:
+class StorageWords:
     """The vocabulary of a storage file: types of storages, and one identifier."""
 
     def __init__(self) -> None:
@@ -62,7 +62,7 @@ def check_identifier(pid: Any) -> None:
 
 def nested(view: memoryview, budget: Budget) -> Storage:
     """The storage that a bytes literal holds."""
-    position, words = 0, _StorageWords()
+    position, words = 0, StorageWords()
 
     def part() -> Any:
         nonlocal position
@@ -73,7 +73,7 @@ def nested(view: memoryview, budget: Budget) -> Storage:
 
     magic, version, facts = part(), part(), part()
     numbers = whole(magic) and whole(version)
-    require(numbers and (magic, version) == (_MAGIC, _FORMAT), "a storage of another format")
+    require(numbers and (magic, version) == (MAGIC, FORMAT), "a storage of another format")
     little = type(facts) is dict and facts.get("little_endian") is True
     require(little, "a storage is not little-endian")
     pid, keys = part(), part()

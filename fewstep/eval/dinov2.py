@@ -1,0 +1,96 @@
+"""The features of FD-DINOv2, from a local folder of transformers' Dinov2Model.
+
+Oquab et al. 2023, https://arxiv.org/abs/2304.07193; as a measure of generators Stein et al. 2023,
+https://arxiv.org/abs/2306.04675, who use ViT-L/14 (1024 features): pictures resized to 224x224
+by antialiased bicubic interpolation, ImageNet's mean and deviation, and the class token after
+the last normalisation.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fewstep.eval.features import Published, channels_first
+from fewstep.files import digest, read_json
+
+SIDE = 224
+MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def positions(table: Tensor, side: int) -> Tensor:
+    """Position embeddings (1, 1 + n^2, D) for side x side patches: (1, 1 + side^2, D).
+
+    DINOv2's own code stretches the n x n table by (side + 0.1) / n, not by side / n as
+    transformers does; the features of the published statistics have the former.
+    """
+    n = math.isqrt(table.shape[1] - 1)
+    grid = table[:, 1:].reshape(1, n, n, -1).permute(0, 3, 1, 2)
+    if n != side:
+        scale = (side + 0.1) / n
+        grid = F.interpolate(grid.float(), scale_factor=(scale, scale), mode="bicubic")
+    return torch.cat([table[:, :1], grid.to(table).flatten(2).mT], 1)
+
+
+class Dinov2(Published):
+    """Features (B, dim) of pictures; no logits."""
+
+    family, label = "fd_dinov2", "dinov2"
+
+    def __init__(self, model: Any, sha256: str, device: torch.device | str = "cpu") -> None:
+        """`model` is a Dinov2Model; its position embeddings are set to those for 224x224."""
+        super().__init__(sha256)
+        self.dim: int = model.config.hidden_size
+        table = positions(
+            model.embeddings.position_embeddings.detach(), SIDE // model.config.patch_size
+        )
+        model.embeddings.position_embeddings = nn.Parameter(table)
+        self.model = model.requires_grad_(False).eval().to(device)
+        self.device = device
+        self.mean, self.deviation = (
+            torch.tensor(values, device=device)[:, None, None] for values in (MEAN, DEVIATION)
+        )
+
+    @torch.no_grad()
+    def __call__(self, pictures: Tensor) -> tuple[Tensor, None]:
+        x = channels_first(pictures, self.device)
+        x = F.interpolate(x, (SIDE, SIDE), mode="bicubic", antialias=True)
+        x = (x / 255 - self.mean) / self.deviation
+        features: Tensor = self.model(x).pooler_output
+        return features, None
+
+
+def load(folder: Path, device: torch.device | str = "cpu") -> Dinov2:
+    """The network in `folder`, which holds config.json and model.safetensors.
+
+    ValueError where transformers is missing or the folder holds something else.
+    """
+    try:
+        from transformers import Dinov2Model
+    except ImportError:
+        raise ValueError(
+            f"{folder}: DINOv2 needs transformers; install it with: pip install transformers"
+        ) from None
+    weights = folder / "model.safetensors"
+    facts = read_json(folder / "config.json")
+    if not isinstance(facts, dict) or facts.get("model_type") != "dinov2":
+        raise ValueError(f"{folder / 'config.json'} does not describe a DINOv2")
+    if not weights.is_file():
+        raise ValueError(f"{folder} holds no model.safetensors")
+    try:
+        model, told = Dinov2Model.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, output_loading_info=True
+        )
+    except (OSError, RuntimeError, ValueError, TypeError) as error:
+        raise ValueError(f"{folder} is no usable DINOv2: {str(error).splitlines()[0]}") from None
+    wrong = sorted(told["missing_keys"]) + sorted(told["unexpected_keys"])
+    if wrong:
+        raise ValueError(f"{weights} is not of its config.json: {len(wrong)} names, {wrong[0]}")
+    if SIDE % model.config.patch_size:
+        raise ValueError(f"{folder}: patches of {model.config.patch_size} do not tile {SIDE}")
+    return Dinov2(model.float(), digest(weights), device)

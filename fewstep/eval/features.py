@@ -1,0 +1,102 @@
+"""Feature networks: what turns pictures into the vectors that distances are computed on.
+
+Whatever has a name, a dimension and a call can measure (`Features`). Those of the literature are
+recognised by the digest of their weights (`Published`), and what is measured gets its name in
+`titled`, and nowhere else, so that no number is called an FID that is none.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from fewstep.eval import torchscript
+
+SAMPLES = 50_000
+"""Generated pictures in a number that may be compared with published ones."""
+
+
+class Features(Protocol):
+    """A feature network; anything with these three will do."""
+
+    @property
+    def name(self) -> str:
+        """Short, in small letters, digits and dashes: it is part of every number's name."""
+
+    @property
+    def dim(self) -> int:
+        """Length of a feature vector."""
+
+    def __call__(self, pictures: Tensor) -> tuple[Tensor, Tensor | None]:
+        """uint8 (B, H, W, 1 or 3) -> features (B, dim), and logits (B, classes) or None."""
+
+
+class Known(NamedTuple):
+    """A published file of weights."""
+
+    title: str
+    """The name of the Frechet distance in its features."""
+    file: str
+
+
+KNOWN = {
+    "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2": Known(
+        "FID", "pt_inception-2015-12-05-6726825d.pth"
+    ),
+    torchscript.SHA256: Known("FID", "inception-2015-12-05.pt"),
+}
+"""By SHA-256. That of DINOv2's weights is not known here, so it is not among them."""
+
+
+class Published:
+    """Base of the networks of the literature: recognised, or named after their digest."""
+
+    family: str
+    """"fid" or "fd_dinov2", as in EDM2's reference statistics."""
+    label: str
+    dim: int
+
+    def __init__(self, sha256: str) -> None:
+        self.sha256 = sha256
+
+    @property
+    def name(self) -> str:
+        """ "inception"; "inception-1f3a5c7e" where the file is not a known one."""
+        return self.label if self.sha256 in KNOWN else f"{self.label}-{self.sha256[:8]}"
+
+
+def titled(score: str, features: Features, samples: int) -> str:
+    """What a score ("FD", "IS", "KID", ...) on `samples` pictures is called.
+
+    Only 50,000 pictures in features of a known published file carry the published name: "FID",
+    "IS". All else says what it is: "FD(inception, 5000)".
+    """
+    known = KNOWN.get(features.sha256) if isinstance(features, Published) else None
+    if known is None or samples != SAMPLES:
+        return f"{score}({features.name}, {samples})"
+    return known.title if score == "FD" else score
+
+
+def family(features: Features) -> str:
+    """The features' name in files of reference statistics."""
+    return features.family if isinstance(features, Published) else features.name
+
+
+def channels_first(pictures: Tensor, device: torch.device | str) -> Tensor:
+    """uint8 (B, H, W, 1 or 3) -> float (B, 3, H, W), values 0 to 255; grey becomes three times."""
+    if pictures.dtype != torch.uint8 or pictures.ndim != 4 or pictures.shape[3] not in (1, 3):
+        raise ValueError(
+            "pictures to measure are uint8 (B, H, W, 1 or 3), got "
+            f"{str(pictures.dtype).removeprefix('torch.')} {tuple(pictures.shape)}"
+        )
+    x = pictures.to(device).permute(0, 3, 1, 2).float()
+    return x.expand(-1, 3, -1, -1)
+
+
+def to_uint8(x: Tensor) -> Tensor:
+    """(B, 1 or 3, H, W) in [-1, 1] -> uint8 (B, H, W, C), as pictures are stored and measured."""
+    if x.ndim != 4 or x.shape[1] not in (1, 3):
+        raise ValueError(f"only pictures (B, 1 or 3, H, W) are measured, got {tuple(x.shape)}")
+    return (x * 127.5 + 128).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
