@@ -7,24 +7,97 @@ all. Report them together, beside real held-out data and the teacher.
 
 from __future__ import annotations
 
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
+
+from fewstep.eval.fid import distance, moments
 
 CHUNK = 4096
 """Points whose distances to all others are held in memory at once."""
 
 
 def frechet(a: Tensor, b: Tensor) -> float:
-    """|m_a - m_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)) of features a: (N, D), b: (M, D).
+    """The Frechet distance of Gaussians fitted to features a: (N, D), b: (M, D); see `fid`."""
+    return distance(moments(a), moments(b))
 
-    Heusel et al. 2017, https://arxiv.org/abs/1706.08500, in float64, with unbiased covariances;
-    the trace of the root is the sum of the roots of the eigenvalues of S_a S_b.
+
+def kid(a: Tensor, b: Tensor, subsets: int = 100, size: int = 1000, seed: int = 0) -> float:
+    """Kernel inception distance of features a: (N, D), b: (M, D): unbiased, may be negative.
+
+    The squared maximum mean discrepancy under the kernel (x.y / D + 1)^3, without the pairs of a
+    point with itself, Binkowski et al. 2018, https://arxiv.org/abs/1801.01401; the mean over
+    `subsets` of `size` points of each, drawn without replacement (fixed by `seed`), or one of all
+    points where the sets are no larger. In float64.
     """
-    a, b = a.double(), b.double()
-    gap = ((a.mean(0) - b.mean(0)) ** 2).sum()
-    cov_a, cov_b = (torch.atleast_2d(torch.cov(x.T)) for x in (a, b))
-    root = torch.linalg.eigvals(cov_a @ cov_b).real.clamp_min(0).sqrt().sum()
-    return float(gap + cov_a.trace() + cov_b.trace() - 2 * root)
+    generator = torch.Generator().manual_seed(seed)
+    size = min(size, len(a), len(b))
+    if size < 2:
+        raise ValueError("the kernel distance needs at least two points in each set")
+    if size == len(a) == len(b):
+        return _mmd(a.double(), b.double())
+    found = []
+    for _ in range(subsets):
+        x, y = (
+            part[torch.randperm(len(part), generator=generator)[:size].to(part.device)].double()
+            for part in (a, b)
+        )
+        found.append(_mmd(x, y))
+    return sum(found) / subsets
+
+
+def _mmd(x: Tensor, y: Tensor) -> float:
+    """The unbiased estimate for x, y: (n, D)."""
+    n = len(x)
+    xx, yy, xy = ((p @ q.T / x.shape[1] + 1).pow(3) for p, q in ((x, x), (y, y), (x, y)))
+    within = xx.sum() - xx.trace() + yy.sum() - yy.trace()
+    return float(within / (n * (n - 1)) - 2 * xy.mean())
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """What the inception score needs of the predictions p(y | x) for a set of pictures."""
+
+    count: int
+    certainty: float
+    """The sum over pictures of sum_y p log p."""
+    total: Tensor
+    """(classes,): the sum of p over pictures, float64."""
+
+    @classmethod
+    def of(cls, logits: Tensor) -> Predictions:
+        """From logits (N, classes)."""
+        log_p = logits.double().log_softmax(1)
+        p = log_p.exp()
+        certainty = torch.where(p > 0, p * log_p, 0.0).sum()
+        return cls(len(logits), float(certainty), p.sum(0).cpu())
+
+    def __add__(self, other: Predictions) -> Predictions:
+        return Predictions(
+            self.count + other.count,
+            self.certainty + other.certainty,
+            self.total + other.total,
+        )
+
+    def score(self) -> float:
+        """exp of the mean Kullback-Leibler divergence of p(y | x) to their mean p(y)."""
+        q = self.total / self.count
+        entropy = -torch.where(q > 0, q * q.log(), 0.0).sum()
+        return math.exp(self.certainty / self.count + float(entropy))
+
+
+def inception_score(parts: Sequence[Predictions]) -> tuple[float, float]:
+    """Mean and (population) standard deviation of the score of each part.
+
+    Salimans et al. 2016, https://arxiv.org/abs/1606.03498, who cut 50,000 pictures into ten; one
+    part of all of them scores higher.
+    """
+    scores = [part.score() for part in parts]
+    return statistics.fmean(scores), statistics.pstdev(scores)
 
 
 def _radii(x: Tensor, k: int) -> Tensor:
