@@ -16,6 +16,7 @@ VERBS = {
     "distill": "distil a teacher to a few steps by a recipe",
     "sample": "make pictures with a finished model",
     "evaluate": "measure a finished run beside its teacher and real data",
+    "stats": "make the reference statistics that published measures need",
     "report": "make one self-contained page of a run",
     "inspect": "tell what is inside a model file or folder, without executing any of it",
     "convert": "make a model folder of an EDM, EDM2, SiD or SiDA snapshot",

@@ -102,7 +102,8 @@ def inception_score(parts: Sequence[Predictions]) -> tuple[float, float]:
 
 def _radii(x: Tensor, k: int) -> Tensor:
     """Distance of each point of x: (N, D) to its k-th nearest other point: (N,)."""
-    return torch.cat([torch.cdist(p, x).kthvalue(k + 1, dim=1).values for p in x.split(CHUNK)])
+    nearest = (torch.cdist(p, x).topk(k + 1, dim=1, largest=False) for p in x.split(CHUNK))
+    return torch.cat([found.values[:, -1] for found in nearest])
 
 
 def _inside(x: Tensor, centres: Tensor, radii: Tensor) -> float:

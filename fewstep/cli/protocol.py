@@ -1,0 +1,136 @@
+"""fewstep stats, and fewstep evaluate --protocol: published measures, with progress."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fewstep.cli.display import Bar, say
+from fewstep.eval.networks import load_features
+from fewstep.eval.protocol import Protocol, summary, table
+from fewstep.eval.reference import Gatherer, read_reference
+from fewstep.files import digest, write_json
+from fewstep.run_folder import RunFolder, locked
+from fewstep.runner import usable
+from fewstep.student import load_student
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+
+
+def make_stats(data: Path, features: str, out: Path, keep: int, device: str, batch: int) -> None:
+    """Write the reference statistics of the pictures in `data` to `out`."""
+    if out.suffix != ".npz" or not out.absolute().parent.is_dir():
+        raise ValueError(f"--out must be an .npz file in an existing folder, got {out}")
+    if keep < 0 or batch < 1:
+        raise ValueError("--keep must not be negative, and --batch at least 1")
+    where = usable(device)
+    total, batches = pictures(data, batch)
+    gatherer = Gatherer(load_features(features, where), keep)
+    with Bar("measuring", total) as bar:
+        for done in gatherer.run(batches):
+            bar.update(done)
+    gatherer.save(out)
+
+
+def pictures(data: Path, batch: int) -> tuple[int, Iterator[Tensor]]:
+    """How many pictures `data` holds, and these as batches of uint8 (B, H, W, 1 or 3).
+
+    An .npz file with `images` (as 'fewstep sample' writes) or `arr_0`, or a folder of pictures of
+    one size, in the order of their names.
+    """
+    if data.is_dir():
+        paths = sorted(p for p in data.rglob("*") if p.suffix.lower() in PICTURES)
+        if not paths:
+            raise ValueError(f"{data} holds no pictures ({', '.join(PICTURES)})")
+        return len(paths), _from_files(paths, batch)
+    if data.suffix != ".npz" or not data.is_file():
+        raise ValueError(f"{data} is neither an .npz file nor a folder of pictures")
+    try:
+        with np.load(data, allow_pickle=False) as file:
+            name = next((n for n in ("images", "arr_0") if n in file.files), "")
+            images = file[name] if name else None
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{data} is no readable .npz file ({error})") from None
+    if images is None or images.dtype != np.uint8 or images.ndim != 4:
+        raise ValueError(f"{data} holds no images: an array 'images' of uint8 (N, H, W, C)")
+    return len(images), iter(torch.from_numpy(images).split(batch))
+
+
+def _from_files(paths: list[Path], batch: int) -> Iterator[Tensor]:
+    from PIL import Image
+
+    for start in range(0, len(paths), batch):
+        stack = []
+        for path in paths[start : start + batch]:
+            try:
+                with Image.open(path) as image:
+                    stack.append(np.asarray(image.convert("RGB")))
+            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+                raise ValueError(f"{path} is no readable picture ({error})") from None
+            if stack[-1].shape != stack[0].shape:
+                size, first = stack[-1].shape[:2], stack[0].shape[:2]
+                raise ValueError(
+                    f"{path} is {size[0]}x{size[1]}, others are {first[0]}x{first[1]}"
+                )
+        yield torch.from_numpy(np.stack(stack))
+
+
+def evaluate_protocol(
+    path: Path, features: str, reference: Path, samples: int, runs: int, batch: int, device: str
+) -> str:
+    """Measure the model in `path` by the 50k protocol; the scores as text.
+
+    Writes PATH/evaluation/<features>-<samples>.json, and keeps features beside it.
+    """
+    folder = RunFolder(path)
+    if (path / "run.json").is_file() and not folder.finished:
+        raise ValueError(
+            f"{path} is not finished; continue it with: "
+            f"{folder.facts().get('command', 'its command')}"
+        )
+    where = usable(device)
+    generator = load_student(path, where)
+    network = load_features(features, where)
+    real = read_reference(reference, network)
+    manifest = (path / "student" if folder.finished else path) / "manifest.json"
+    name = f"{network.name}-{samples}"
+    place = path / "evaluation" / name
+    protocol = Protocol(generator, network, place, digest(manifest), samples, runs, batch)
+    with locked(place):
+        _make(protocol)
+        scores = []
+        with Bar("scoring runs", runs) as bar:
+            for run in range(runs):
+                scores.append(protocol.scores(run, real, where))
+                bar.update(run + 1)
+    report: dict[str, Any] = {
+        "features": network.name,
+        "samples": samples,
+        "labels": "seed modulo classes" if generator.classes else "none",
+        "reference": {"file": reference.name, "sha256": real.sha256, "pictures": real.count},
+        "model": protocol.model,
+        "runs": scores,
+        **summary(scores, lead=next(name for name in scores[0] if name != "seeds")),
+    }
+    write_json(path / "evaluation" / f"{name}.json", report)
+    return table(report)
+
+
+def _make(protocol: Protocol) -> None:
+    """Make what is missing, with a bar."""
+    missing = protocol.missing()
+    there = len(protocol.parts()) - len(missing)
+    if there:
+        say(f"{there} of {len(protocol.parts())} parts are there already")
+    done, total = 0, sum(part.size for part in missing)
+    with Bar("measuring", total) as bar:
+        for part in missing:
+            for count in protocol.make(part):
+                done += count
+                bar.update(done, f"run {part.run}")

@@ -1,0 +1,171 @@
+"""The protocol of published numbers: 50,000 pictures a run, several runs, all of them reported.
+
+Run r makes the pictures of seeds r n, ..., (r + 1) n - 1, with label = seed modulo the number of
+classes, rounds them to 8 bits, and measures their features. The work is cut into ten parts a run,
+each kept in a folder with digests: an interrupted evaluation continues where it was, and another
+reference needs no pictures made again.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fewstep.eval.features import SAMPLES, Features, titled, to_uint8
+from fewstep.eval.fid import Gather, distance
+from fewstep.eval.metrics import Predictions, inception_score, kid, precision_recall
+from fewstep.eval.reference import Reference
+from fewstep.files import Damaged, pack, read_folder, unpack, write_folder
+from fewstep.generator import Generator
+
+PARTS = 10
+"""Parts of a run, which are those of the inception score too."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Samples first, ..., last - 1 of a run."""
+
+    run: int
+    number: int
+    first: int
+    last: int
+
+    @property
+    def size(self) -> int:
+        return self.last - self.first
+
+
+@dataclass(frozen=True, eq=False)
+class Protocol:
+    """The evaluation of one generator in one kind of features."""
+
+    generator: Generator
+    features: Features
+    folder: Path
+    """Where parts are kept."""
+    model: str
+    """What identifies the generator: the digest of its manifest. Parts of another are redone."""
+    samples: int = SAMPLES
+    runs: int = 3
+    batch: int = 250
+
+    def __post_init__(self) -> None:
+        if self.samples < 2 * PARTS or self.runs < 1 or self.batch < 1:
+            raise ValueError(
+                f"an evaluation needs at least {2 * PARTS} samples and one run, got "
+                f"{self.samples} and {self.runs}"
+            )
+
+    def parts(self) -> list[Part]:
+        """All parts of all runs."""
+        ends = [part * self.samples // PARTS for part in range(PARTS + 1)]
+        return [
+            Part(run, i, run * self.samples + ends[i], run * self.samples + ends[i + 1])
+            for run in range(self.runs)
+            for i in range(PARTS)
+        ]
+
+    def missing(self) -> list[Part]:
+        """The parts that are not there yet, are damaged, or are of something else."""
+        return [part for part in self.parts() if not self._there(part)]
+
+    def make(self, part: Part) -> Iterator[int]:
+        """Make and measure one part; yields after each batch the pictures in it."""
+        features, predictions = [], None
+        for first in range(part.first, part.last, self.batch):
+            seeds = range(first, min(first + self.batch, part.last))
+            x = self.generator.sample(seeds, batch=self.batch)
+            if not bool(x.isfinite().all()):
+                raise ValueError("the generator makes pictures with values that are not finite")
+            found, logits = self.features(to_uint8(x))
+            features.append(found.float().cpu())
+            if logits is not None:
+                here = Predictions.of(logits)
+                predictions = here if predictions is None else predictions + here
+            yield len(seeds)
+        tensors = {"features": torch.cat(features)}
+        if predictions is not None:
+            certainty = torch.tensor(predictions.certainty, dtype=torch.float64)
+            tensors |= {"certainty": certainty, "total": predictions.total}
+        write_folder(self._place(part), {"part.safetensors": pack(tensors)}, self._facts(part))
+
+    def scores(self, run: int, reference: Reference, device: torch.device | str) -> dict[str, Any]:
+        """All scores of a run whose parts are there, under the names that they have earned."""
+        gather, features, predictions = Gather(), [], []
+        for part in self.parts()[run * PARTS : (run + 1) * PARTS]:
+            stored = unpack(self._place(part) / "part.safetensors")
+            features.append(stored["features"])
+            gather.add(stored["features"].to(device))
+            if "total" in stored:
+                certainty = float(stored["certainty"])
+                predictions.append(Predictions(part.size, certainty, stored["total"]))
+        out: dict[str, Any] = {"seeds": [run * self.samples, (run + 1) * self.samples - 1]}
+
+        def add(score: str, value: float) -> None:
+            out[titled(score, self.features, self.samples)] = value
+
+        add("FD", distance(gather.moments(), reference.moments))
+        if predictions:
+            mean, spread = inception_score(predictions)
+            add("IS", mean)
+            add("IS std", spread)
+            add("IS of one part", inception_score([sum(predictions[1:], predictions[0])])[0])
+        if reference.kept is not None:
+            real, fake = reference.kept.to(device), torch.cat(features).to(device)
+            add("KID", kid(real, fake))
+            precision, recall = precision_recall(real, fake)
+            add("precision", precision)
+            add("recall", recall)
+        return out
+
+    def _place(self, part: Part) -> Path:
+        return self.folder / f"run-{part.run}" / f"part-{part.number}"
+
+    def _facts(self, part: Part) -> dict[str, Any]:
+        """What a part is of; stored beside it."""
+        return {
+            "kind": "features of samples",
+            "features": self.features.name,
+            "model": self.model,
+            "seeds": [part.first, part.last - 1],
+        }
+
+    def _there(self, part: Part) -> bool:
+        try:
+            facts = read_folder(self._place(part))
+        except (Damaged, ValueError):
+            return False
+        return all(facts.get(key) == value for key, value in self._facts(part).items())
+
+
+def summary(runs: Sequence[Mapping[str, Any]], lead: str) -> dict[str, Any]:
+    """The best run, by the distance called `lead`; mean and deviation of each score."""
+    best = min(range(len(runs)), key=lambda run: float(runs[run][lead]))
+    names = [name for name in runs[0] if name != "seeds"]
+    values = {name: [float(run[name]) for run in runs] for name in names}
+    return {
+        "best run": best,
+        "best": {name: values[name][best] for name in names},
+        "mean": {name: statistics.fmean(values[name]) for name in names},
+        "std": {name: statistics.stdev(values[name]) if len(runs) > 1 else 0.0 for name in names},
+    }
+
+
+def table(report: Mapping[str, Any]) -> str:
+    """All runs, the best, the mean and its deviation, as aligned text."""
+    rows = {f"run {i}": run for i, run in enumerate(report["runs"])}
+    rows |= {f"best ({report['best run']})": report["best"], "mean": report["mean"]}
+    rows |= {"std": report["std"]}
+    names = list(report["best"])
+    width = max(len(name) for name in names)
+    lines = [" " * width + "".join(f"{row:>12}" for row in rows)]
+    for name in names:
+        cells = "".join(f"{values[name]:>12.5g}" for values in rows.values())
+        lines.append(f"{name:{width}}{cells}")
+    return "\n".join(lines)

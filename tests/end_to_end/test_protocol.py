@@ -1,0 +1,212 @@
+"""fewstep stats and fewstep evaluate --protocol: values, names, and continuing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fewstep.eval.features import to_uint8
+from fewstep.eval.metrics import Predictions, frechet, inception_score, kid, precision_recall
+from fewstep.student import load_student
+from tests.end_to_end.command import fewstep, tree
+
+MINE = '''
+import torch
+
+class Small:
+    """The mean of each quarter; it tells when it is called."""
+
+    name, dim = "small", 4
+    calls = 0
+
+    def __call__(self, pictures):
+        Small.calls += len(pictures)
+        if Small.calls > Small.limit:
+            raise KeyboardInterrupt
+        x = pictures.float()[..., 0] / 255
+        x = x.view(-1, 2, 4, 2, 4).mean((2, 4)).flatten(1)
+        return x, 5 * x
+
+    limit = 10**9
+'''
+EVALUATE = ("evaluate", "runs/sid", "--protocol", "fid50k", "--features", "mine.py:Small")
+SHORT = (*EVALUATE, "--reference", "ref.npz", "--samples", "120", "--runs", "2")
+
+
+@pytest.fixture
+def place(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A finished run, a network of one's own, and reference statistics of the digits."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(finished / "runs", "runs")
+    Path("mine.py").write_text(MINE)
+    from fewstep.data import digits
+
+    np.savez("digits.npz", images=to_uint8(digits.load()[0].x0).numpy())
+    made = fewstep("stats", "digits.npz", "--features", "mine.py:Small", "--out", "ref.npz")
+    assert (made.code, made.out) == (0, "ref.npz\n")
+    return tmp_path
+
+
+def features(images: np.ndarray) -> torch.Tensor:
+    """Small's, by numpy."""
+    x = images[..., 0].astype(np.float32) / 255
+    return torch.from_numpy(x.reshape(-1, 2, 4, 2, 4).mean((2, 4)).reshape(-1, 4))
+
+
+def test_the_numbers_are_those_of_the_pictures(place: Path) -> None:
+    """Each run against the metrics of its own pictures; best, mean and deviation of the runs."""
+    done = fewstep(*SHORT)
+    assert done.code == 0, done.err
+    report = json.loads(Path("runs/sid/evaluation/small-120.json").read_text())
+    real = features(np.load("digits.npz")["images"])
+    assert report["reference"]["pictures"] == len(real) == 1433
+    assert np.load("ref.npz")["kept"].shape == (1433, 4)
+    generator = load_student("runs/sid")
+    for run in (0, 1):
+        seeds = range(run * 120, (run + 1) * 120)
+        x = features(to_uint8(generator.sample(seeds)).numpy())
+        mean, spread = inception_score([Predictions.of(5 * part) for part in x.split(12)])
+        precision, recall = precision_recall(real, x)
+        expected = {
+            "FD(small, 120)": frechet(x, real),
+            "IS(small, 120)": mean,
+            "IS std(small, 120)": spread,
+            "IS of one part(small, 120)": Predictions.of(5 * x).score(),
+            "KID(small, 120)": kid(real, x),
+            "precision(small, 120)": precision,
+            "recall(small, 120)": recall,
+        }
+        found = report["runs"][run]
+        assert found.pop("seeds") == [run * 120, run * 120 + 119]
+        assert found == pytest.approx(expected, rel=1e-5, abs=1e-7)
+    distances = [run["FD(small, 120)"] for run in report["runs"]]
+    assert report["best run"] == distances.index(min(distances))
+    assert report["best"] == report["runs"][report["best run"]]
+    assert report["mean"]["FD(small, 120)"] == pytest.approx(sum(distances) / 2)
+    deviation = abs(distances[0] - distances[1]) / 2**0.5
+    assert report["std"]["FD(small, 120)"] == pytest.approx(deviation)
+    assert "FID" not in done.out + json.dumps(report)
+    assert f"{min(distances):.5g}" in done.out
+
+
+def test_an_interrupted_evaluation_continues(place: Path) -> None:
+    """Stopped in the middle, damaged in one part: the rest is kept, the report is the same."""
+    whole = place / "whole"
+    shutil.copytree("runs/sid", whole)
+    command = ["evaluate", "whole", *SHORT[2:]]
+    assert fewstep(*command).code == 0
+    text = Path("mine.py").read_text()
+    Path("mine.py").write_text(text.replace("10**9", "100"))
+    stopped = fewstep(*SHORT, "--batch", "5")
+    assert stopped.code == 130
+    assert "run the same command again to continue" in stopped.err
+    parts = Path("runs/sid/evaluation/small-120")
+    made = sorted(p.parent.name for p in parts.rglob("manifest.json"))
+    assert made == [f"part-{i}" for i in range(8)]  # 96 pictures
+    stored = parts / "run-0" / "part-3" / "part.safetensors"
+    stored.write_bytes(stored.read_bytes()[:-1])
+    Path("mine.py").write_text(text)
+    done = fewstep(*SHORT, "--batch", "5")
+    assert done.code == 0, done.err
+    assert "7 of 20 parts are there already" in done.err
+    assert sys.modules["file_mine"].Small.calls == 240 - 7 * 12
+    reports = [
+        json.loads((p / "evaluation/small-120.json").read_text())
+        for p in (Path("runs/sid"), whole)
+    ]
+    for one, two in zip(reports[0]["runs"], reports[1]["runs"], strict=True):
+        assert one.pop("seeds") == two.pop("seeds")
+        assert one == pytest.approx(two, rel=1e-5, abs=1e-7)
+    again = fewstep(*SHORT, "--batch", "5")
+    assert again.out == done.out
+    assert sys.modules["file_mine"].Small.calls == 0
+
+
+def test_another_model_in_the_same_folder_is_measured_anew(place: Path) -> None:
+    few = (*SHORT[2:], "--samples", "20", "--runs", "1")
+    assert fewstep("evaluate", "runs/sid", *few).code == 0
+    shutil.rmtree("runs/sid/student")
+    shutil.copytree("runs/teacher/student", "runs/sid/student")
+    done = fewstep("evaluate", "runs/sid", *few)
+    assert "parts are there" not in done.err
+    direct = fewstep("evaluate", "runs/teacher/student", *few)  # any model's folder
+    assert direct.out == done.out
+
+
+def test_statistics_of_a_folder_of_pictures(place: Path) -> None:
+    """The same as of the arrays in the same order; grey pictures come as three channels."""
+    images = np.load("digits.npz")["images"][:30]
+    Path("pictures/sub").mkdir(parents=True)
+    for i, image in enumerate(images):
+        folder = "pictures/sub" if i >= 20 else "pictures"
+        Image.fromarray(image[..., 0]).save(f"{folder}/{i:03d}.png")
+    Path("pictures/note.txt").write_text("not a picture")
+    made = fewstep(
+        "stats", "pictures", "--features", "mine.py:Small", "--out", "f.npz", "--batch", "7"
+    )
+    assert made.code == 0, made.err
+    x = features(images).double()
+    assert np.load("f.npz")["count"] == 30
+    np.testing.assert_allclose(np.load("f.npz")["mu"], x.mean(0).numpy(), rtol=1e-6)
+    np.testing.assert_allclose(
+        np.load("f.npz")["sigma"], torch.cov(x.T).numpy(), rtol=1e-5, atol=1e-9
+    )
+
+
+STATS = "stats digits.npz --features mine.py:Small --out"
+FID = "evaluate runs/sid --protocol fid50k"
+CASES = {
+    "stats": "fewstep stats needs: data, --out; fewstep stats --help tells more",
+    "stats digits.npz --out r.npz": "a feature network is needed: --features PATH, or set "
+    "FEWSTEP_INCEPTION; docs/evaluation.md tells where to get one",
+    f"{STATS} r.txt": "--out must be an .npz file in an existing folder, got r.txt",
+    f"{STATS} no/r.npz": "--out must be an .npz file in an existing folder, got no/r.npz",
+    f"{STATS} r.npz --keep -1": "--keep must not be negative, and --batch at least 1",
+    f"{STATS} r.npz --device abacus": "this machine has no device 'abacus'; leave --device out "
+    "for the CPU",
+    "stats no.npz --features mine.py:Small --out r.npz": "no.npz is neither an .npz file nor a "
+    "folder of pictures",
+    "stats ref.npz --features mine.py:Small --out r.npz": "ref.npz holds no images: an array "
+    "'images' of uint8 (N, H, W, C)",
+    "stats empty --features mine.py:Small --out r.npz": "empty holds no pictures (.png, .jpg, "
+    ".jpeg, .webp, .bmp)",
+    "stats mixed --features mine.py:Small --out r.npz": "mixed/b.png is 4x4, others are 8x8",
+    "stats hurt --features mine.py:Small --out r.npz": "hurt/a.png is no readable picture "
+    "(cannot identify image file 'hurt/a.png')",
+    FID: "--protocol fid50k needs --reference FILE; 'fewstep stats' makes one",
+    f"{FID} --reference no.npz --features mine.py:Small": "there is no file no.npz",
+    f"{FID} --reference ref.npz --features w.pth": "w.pth is no feature network: expected "
+    "Inception's weights (.pth, .pt, .safetensors), a DINOv2 folder, or my_file.py:Name",
+    f"{FID} --reference ref.npz --features mine.py:Small --runs 0": "an evaluation needs at "
+    "least 20 samples and one run, got 50000 and 0",
+    f"{FID} --reference ref.npz --features mine.py:Small --samples 19": "an evaluation needs at "
+    "least 20 samples and one run, got 19 and 3",
+    "evaluate runs/sid --reference ref.npz": "--reference needs --protocol fid50k",
+    f"{FID.replace('runs/sid', 'empty')} --reference ref.npz --features mine.py:Small": "empty "
+    "holds no finished model (no manifest.json in it)",
+    f"{FID.replace('runs/sid', 'half')} --reference ref.npz --features mine.py:Small": "half is "
+    "not finished; continue it with: fewstep train half",
+}
+
+
+def test_wrong_input_is_one_sentence(place: Path, monkeypatch: Any) -> None:
+    monkeypatch.delenv("FEWSTEP_INCEPTION", raising=False)
+    for name in ("empty", "mixed", "hurt", "half"):
+        Path(name).mkdir()
+    for name, side in (("a", 8), ("b", 4)):
+        Image.new("L", (side, side)).save(f"mixed/{name}.png")
+    Path("hurt/a.png").write_text("hello")
+    Path("half/run.json").write_text('{"run": {}, "command": "fewstep train half"}')
+    before = tree(place)
+    for command, message in CASES.items():
+        assert fewstep(*command.split()) == (2, "", f"fewstep: {message}\n"), command
+    after = tree(place)
+    assert {name for name in after if "__pycache__" not in name} == set(before)
