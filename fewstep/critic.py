@@ -18,7 +18,7 @@ import torch
 
 from fewstep.augment import Augment
 from fewstep.core import Batch, Denoiser, Loss, Nets, Turn, need_data
-from fewstep.fake_score import Rollout, augmented, noised
+from fewstep.fake_score import Rollout, augmented, log_variance, noised
 from fewstep.guidance import Guidance, guided, is_zero
 from fewstep.losses.adversarial import Average, Pool, averaged, discriminator, logits
 from fewstep.losses.score import denoising
@@ -45,6 +45,8 @@ class Critic:
     """What of the features makes the logits: their mean over "channels" or over "space"."""
     augment: Augment | None = None
     """How real and generated samples are moved first, each by itself."""
+    logvar: bool = False
+    """As for `FakeScore`; the discriminator's loss is divided by e^u too."""
 
     def turn(self, rollout: Rollout, guidance: Guidance) -> Turn:
         """The update of the critic on samples of a rollout and real data."""
@@ -63,12 +65,13 @@ class Critic:
         kappa = guidance.learning(batch)
         (prediction,), features = guided(net, fake.xt, fake.t, batch.cond, [kappa], True, told)
         assert features is not None
-        weight = self.weight(x, x, fake.alpha, fake.sigma)
-        denoised = denoising(prediction, x, weight).mean()
+        u = log_variance(nets, fake, self.logvar)
+        weight = self.weight(x, x, fake.alpha, fake.sigma) * (-u).exp()
+        denoised = denoising(prediction, x, weight).mean() + u.mean()
         cond = None if is_zero(kappa) else batch.cond
         on_real = logits(tapped(net).encode(real.xt, real.t, cond, *told_real), self.pool)
         on_fake = logits(features, self.pool)
-        judging = self.judging(x, x, fake.alpha, fake.sigma)
+        judging = self.judging(x, x, fake.alpha, fake.sigma) * (-u).exp()
         judged = averaged(discriminator(on_real, on_fake), judging, self.average).mean()
         right = ((on_real > 0).float().mean() + (on_fake < 0).float().mean()) / 2
         logs = {"denoising": denoised, "discriminator": judged, "right": right}

@@ -51,6 +51,8 @@ class Predictions(NamedTuple):
     """f_psi(x_t) with kappa_3, where it is compared with the sample."""
     alpha: Tensor
     sigma: Tensor
+    trust: Tensor
+    """e^-u with the log-variance u that the fake score gives its loss at t; 1 without one."""
     features: Tensor | None = None
     """What the fake score's encoder made of x_t, where it was tapped."""
 
@@ -100,6 +102,20 @@ def augmented(
     return x, (labels,)
 
 
+def log_variance(nets: Nets, n: Noised, wanted: bool) -> Tensor:
+    """u(t) of the fake score's head (EDM2, https://arxiv.org/abs/2312.02696, section 2.4).
+
+    (B, 1, ..., 1) as alpha; zero unless `wanted`.
+    """
+    if not wanted:
+        return torch.zeros_like(n.sigma)
+    net: Any = nets["fake"]
+    if not hasattr(net, "logvar"):
+        raise ValueError(f"{type(net).__name__} has no log-variance head; say logvar=False")
+    u: Tensor = net.logvar(n.t)
+    return u.reshape(n.sigma.shape)
+
+
 def generate(nets: Nets, sampler: Sampler, batch: Batch) -> Tensor:
     """The student's samples for this batch, with a gradient through the last call: (B, *)."""
     return Rollout(sampler, sampler.calls)(nets, batch)
@@ -113,6 +129,7 @@ def predict(
     times: TimeLaw,
     guidance: Guidance = Unguided(),
     tap: bool = False,
+    logvar: bool = False,
 ) -> Predictions:
     """Teacher and fake score at x moved to times drawn from `times`, guided."""
     n = noised(teacher.path, x, times, batch)
@@ -120,7 +137,8 @@ def predict(
     (real,), _ = guided(teacher, n.xt, n.t, batch.cond, [kappas.real])
     net = nets["fake"]
     (fake, own), features = guided(net, n.xt, n.t, batch.cond, [kappas.fake, kappas.own], tap)
-    return Predictions(real, fake, own, n.alpha, n.sigma, features)
+    trust = (-log_variance(nets, n, logvar)).exp()
+    return Predictions(real, fake, own, n.alpha, n.sigma, trust, features)
 
 
 @dataclass(frozen=True)
@@ -131,6 +149,8 @@ class FakeScore:
     weight: Weight = EDMWeight()
     augment: Augment | None = None
     """How generated samples are moved first, for a network that has inputs for it."""
+    logvar: bool = False
+    """Learn the loss's own size u with the network's head `logvar(t)`: e^-u loss + u."""
 
     def turn(self, sampler: Sampler | Rollout, guidance: Guidance = Unguided()) -> Turn:
         """The update of the fake score on samples of a rollout (of the whole `sampler`)."""
@@ -147,4 +167,6 @@ class FakeScore:
         n = noised(teacher.path, x, self.times, batch)
         kappas = [guidance.learning(batch)]
         (prediction,), _ = guided(nets["fake"], n.xt, n.t, batch.cond, kappas, more=told)
-        return Loss(denoising(prediction, x, self.weight(x, x, n.alpha, n.sigma)).mean())
+        u = log_variance(nets, n, self.logvar)
+        weight = self.weight(x, x, n.alpha, n.sigma) * (-u).exp()
+        return Loss(denoising(prediction, x, weight).mean() + u.mean())

@@ -1,4 +1,4 @@
-"""What a run will cost, from three steps actually taken."""
+"""What a run will cost, from three steps actually taken: its last, when all of it has begun."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ def estimate(work: Work) -> str:
     """A few lines: parameters, memory of weights and optimisers, time on this machine."""
     run, net = work.run, work.net
     longer = replace(run, steps=max(run.steps, STEPS + 1))
-    steps = replace(work, run=longer).records(work.init())
+    state = work.init()
+    state.step = longer.steps - STEPS - 1
+    steps = replace(work, run=longer).records(state)
     record = next(steps)
     began = time.perf_counter()
     for record in islice(steps, STEPS):  # noqa: B007
@@ -26,7 +28,7 @@ def estimate(work: Work) -> str:
     frozen = sum(p.numel() for p in net.parameters()) + sum(
         p.numel() for p in record.state.average.parameters()
     )
-    turns = ", ".join(turn.net for turn in run.method.turns(0))
+    turns = ", ".join(turn.net for turn in run.method.turns(run.steps - 1))
     memory = (4 * trained + frozen) * 4 / 2**20
     return (
         f"one step: {turns}\n"

@@ -73,9 +73,9 @@ def pack(own: Namespace) -> int:
         with stopping() as stop, closing(steps) as progress, Bar(title, len(reader)) as bar:
             for done in progress:
                 bar.update(done)
-                if stop:
+                if stop.signal:
                     bar.say(f"stopped at {done} of {len(reader)}; nothing was written")
-                    return stop.code
+                    return stop.code(stop.signal)
     if packer.enlarged:
         say(f"{packer.enlarged:,} of {len(reader):,} pictures were smaller and were enlarged")
     print(own.out)

@@ -26,6 +26,7 @@ from fewstep.spec import decode, encode
 from fewstep.student import load_student
 
 Metrics = dict[str, dict[str, float]]
+NO_TEACHER = "what it costs is known with a teacher: pass --teacher too"
 
 
 def perform(
@@ -43,7 +44,8 @@ def perform(
     if dry:
         from fewstep.cli.cost import estimate
 
-        cost = estimate(prepare(run, recipe, teacher, device, init))
+        known = teacher or not run.distils or run.domain.exact() is not None
+        cost = estimate(prepare(run, recipe, teacher, device, init)) if known else NO_TEACHER
         print(json.dumps(encode(run), indent=2))
         print(cost)
         return 0

@@ -55,6 +55,6 @@ class SiD(Method):
     def student_loss(self, rollout: Rollout, nets: Nets, teacher: Denoiser, batch: Batch) -> Loss:
         """Equation 23; no prediction is detached."""
         x = rollout(nets, batch)
-        p = predict(nets, teacher, batch, x, self.times, self.guidance)
-        weight = self.weight(x, p.real, p.alpha, p.sigma)
+        p = predict(nets, teacher, batch, x, self.times, self.guidance, logvar=self.fake.logvar)
+        weight = self.weight(x, p.real, p.alpha, p.sigma) * p.trust
         return Loss(sid(x, p.real, p.fake, self.alpha, weight, p.own).mean())

@@ -20,9 +20,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
+from torch import Tensor
+
 from fewstep.core import Batch, Denoiser, Loss, Method, Nets, Sampler, Turn
 from fewstep.critic import Critic
-from fewstep.fake_score import Matching, Rollout, predict
+from fewstep.fake_score import Matching, Predictions, Rollout, predict
 from fewstep.guidance import Guidance, Unguided
 from fewstep.losses.adversarial import averaged, generator, logits
 from fewstep.losses.score import sid
@@ -75,19 +77,27 @@ class SiDA(Method):
     def score_loss(self, rollout: Rollout, nets: Nets, teacher: Denoiser, batch: Batch) -> Loss:
         """SiD's."""
         x = rollout(nets, batch)
-        p = predict(nets, teacher, batch, x, self.times, self.guidance)
-        weight = self.weight(x, p.real, p.alpha, p.sigma)
-        return Loss(sid(x, p.real, p.fake, self.alpha, weight, p.own).mean())
+        p = self._predict(nets, teacher, batch, x, tap=False)
+        return Loss(self._score(x, p).mean())
+
+    def _predict(
+        self, nets: Nets, teacher: Denoiser, batch: Batch, x: Tensor, tap: bool
+    ) -> Predictions:
+        logvar = self.fake.logvar
+        return predict(nets, teacher, batch, x, self.times, self.guidance, tap, logvar)
+
+    def _score(self, x: Tensor, p: Predictions) -> Tensor:
+        weight = self.weight(x, p.real, p.alpha, p.sigma) * p.trust
+        return sid(x, p.real, p.fake, self.alpha, weight, p.own)
 
     def student_loss(self, rollout: Rollout, nets: Nets, teacher: Denoiser, batch: Batch) -> Loss:
         """Both terms, from one pass through teacher and critic each."""
         x = rollout(nets, batch)
-        p = predict(nets, teacher, batch, x, self.times, self.guidance, tap=True)
+        p = self._predict(nets, teacher, batch, x, tap=True)
         assert p.features is not None
-        weight = self.weight(x, p.real, p.alpha, p.sigma)
-        score = sid(x, p.real, p.fake, self.alpha, weight, p.own).mean()
+        score = self._score(x, p).mean()
         fooling = generator(logits(p.features, self.fake.pool))
-        weight = self.gan_weight(x, p.real, p.alpha, p.sigma)
+        weight = self.gan_weight(x, p.real, p.alpha, p.sigma) * p.trust
         adversarial = averaged(fooling, weight, self.fake.average).mean()
         total = (1 - self.share) * score + self.share * self.gan * adversarial
         return Loss(total, {"score": score, "adversarial": adversarial, "fooling": fooling.mean()})

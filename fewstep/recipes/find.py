@@ -1,4 +1,7 @@
-"""Finding recipes by name: every public function of this package that returns a `Run`."""
+"""Finding recipes by name: every public function of this package that returns a `Run`.
+
+A module of many recipes has them in a table, `RECIPES`, by name.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +19,10 @@ Recipe = Callable[[], Run]
 
 
 def in_module(module: object) -> dict[str, Recipe]:
-    """The recipes defined in a module."""
+    """The recipes defined in a module, and those of its table `RECIPES`."""
     name = getattr(module, "__name__", "")
-    return {
+    table: dict[str, Recipe] = getattr(module, "RECIPES", {})
+    return table | {
         key: value
         for key, value in vars(module).items()
         if inspect.isfunction(value)

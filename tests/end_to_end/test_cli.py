@@ -22,6 +22,7 @@ import fewstep as package
 from fewstep.cli import VERBS
 from fewstep.nets.mlp import MLP
 from fewstep.recipes import digits as recipes
+from fewstep.recipes.score_identity import RECIPES
 from fewstep.report.grid import grid, to_uint8
 from fewstep.spec import decode
 from fewstep.student import load_student
@@ -49,11 +50,8 @@ def test_version_and_recipes() -> None:
     assert fewstep("--version") == (0, f"fewstep {package.__version__}\n", "")
     code, out, err = fewstep("recipes")
     names = [line.split()[0] for line in out.splitlines()]
-    assert (code, names, err) == (
-        0,
-        ["digits", "digits_teacher", "mixture", "mixture_teacher"],
-        "",
-    )
+    assert (code, err, names) == (0, "", sorted(names))
+    assert {"digits", "digits_teacher", "mixture", "mixture_teacher", *RECIPES} <= set(names)
     assert "Distil the digits teacher to one step with SiD" in out
 
 
@@ -80,6 +78,15 @@ def test_dry_run_prints_the_run_and_its_cost(tmp_path: Path, monkeypatch: Any) -
     count = sum(p.numel() for p in run.model.build().parameters())
     assert f"one step: denoiser\ntrained parameters: {count:,} (" in out[end:]
     assert "for 3 steps (24 images)" in out[end:]
+
+
+def test_dry_run_without_a_teacher_prints_the_run_alone() -> None:
+    code, out, err = fewstep("distill", "sida_ffhq64", "--dry-run", "--optim.lr", "2e-5")
+    data, end = json.JSONDecoder().raw_decode(out)
+    assert (code, err) == (0, "")
+    assert out[end:].strip() == "what it costs is known with a teacher: pass --teacher too"
+    run = RECIPES["sida_ffhq64"]()
+    assert decode(data) == replace(run, optim=replace(run.optim, lr=2e-5))
 
 
 def test_the_folder_of_a_run(finished: Path) -> None:

@@ -77,8 +77,6 @@ CASES = {
     # teachers
     D: "digits needs a teacher: train one first (see 'fewstep recipes'), then pass its run "
     "folder with --teacher",
-    f"{D} --dry-run": "digits needs a teacher: train one first (see 'fewstep recipes'), then "
-    "pass its run folder with --teacher",
     f"{D} --teacher nowhere": "nowhere holds no finished model (no manifest.json in it)",
     f"{D} --teacher hurt": f"hurt/student/model.safetensors {DIGEST}",
     f"{D} --teacher teacher/checkpoints/step-00000030": "teacher/checkpoints/step-00000030 is a "
