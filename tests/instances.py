@@ -21,7 +21,14 @@ from fewstep.guidance import (
     Unguided,
     ZeroCFG,
 )
-from fewstep.losses.distance import Distance, NormPower, PseudoHuber, SquaredL2, SumOfPowers
+from fewstep.losses.distance import (
+    Distance,
+    Exponential,
+    NormPower,
+    PseudoHuber,
+    SquaredL2,
+    SumOfPowers,
+)
 from fewstep.losses.weight import L1, SNR, EDMWeight, Power, Weight
 from fewstep.methods.diff_instruct import DiffInstruct
 from fewstep.methods.pretrain import Pretrain
@@ -61,6 +68,7 @@ DISTANCES: tuple[Distance, ...] = (
     NormPower(3.0),
     NormPower(4.0),
     SumOfPowers(4.0),
+    Exponential(0.05),
 )
 
 WEIGHTS: tuple[Weight, ...] = (

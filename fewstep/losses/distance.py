@@ -77,6 +77,27 @@ class SumOfPowers(Distance):
 
 
 @dataclass(frozen=True)
+class Exponential(Distance):
+    """d = exp(beta |y|^2) - 1: steeper than any power.
+
+    For differences y of covariance C its gradient has no mean where 2 beta C has an eigenvalue of
+    1 or more: keep beta far below.
+    """
+
+    beta: float = 0.01
+
+    def __post_init__(self) -> None:
+        if self.beta <= 0:
+            raise ValueError(f"Exponential.beta must be positive, got {self.beta}")
+
+    def value(self, y: Tensor) -> Tensor:
+        return (self.beta * squared_norm(y).flatten()).expm1()
+
+    def slope(self, y: Tensor) -> Tensor:
+        return 2 * self.beta * y * (self.beta * squared_norm(y)).exp()
+
+
+@dataclass(frozen=True)
 class PseudoHuber(Distance):
     """d = sqrt(|y|^2 + c^2) - c: quadratic near 0, linear far out, so it normalises itself."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -13,7 +14,14 @@ from torch import Tensor, nn
 from fewstep.core import Batch, Method, Nets
 from fewstep.draws import Draws
 from fewstep.fake_score import FakeScore
-from fewstep.losses.distance import Distance, NormPower, PseudoHuber, SquaredL2, SumOfPowers
+from fewstep.losses.distance import (
+    Distance,
+    Exponential,
+    NormPower,
+    PseudoHuber,
+    SquaredL2,
+    SumOfPowers,
+)
 from fewstep.losses.score import denoising, kl, sid, sim
 from fewstep.losses.weight import L1, SNR, EDMWeight, Power, Weight
 from fewstep.methods.diff_instruct import DiffInstruct
@@ -34,6 +42,7 @@ VALUES: dict[Distance, list[float]] = {
     NormPower(3.0): [125.0, 5**1.5],
     NormPower(4.0): [625.0, 25.0],
     SumOfPowers(4.0): [337.0, 17.0],
+    Exponential(0.05): [math.expm1(1.25), math.expm1(0.25)],
 }
 
 
@@ -53,7 +62,7 @@ def test_slope_is_the_derivative_of_the_value_and_differentiable_at_zero(
     torch.testing.assert_close(distance.slope(Y), slope, rtol=1e-13, atol=1e-13)
     at_zero = torch.zeros(3, 2, dtype=F64, requires_grad=True)
     (curvature,) = torch.autograd.grad(distance.slope(at_zero).sum(), at_zero)
-    expected = {SquaredL2(): 2.0, PseudoHuber(0.5): 2.0}.get(distance, 0.0)
+    expected = {SquaredL2(): 2.0, PseudoHuber(0.5): 2.0, Exponential(0.05): 0.1}.get(distance, 0.0)
     assert distance.slope(at_zero).abs().max() == 0
     torch.testing.assert_close(curvature, torch.full_like(curvature, expected))
 
