@@ -51,12 +51,19 @@ def save(folder: Path, state: State, method: Method, keep: int = 2) -> Path:
 
     What a killed process left half-written goes too: a run folder has one writer.
     """
-    return _write(folder, *_snapshot(state, method), keep)
+    files, facts = _snapshot(state, method)
+    return _write(folder, files, facts, keep)
 
 
 def _snapshot(state: State, method: Method) -> tuple[dict[str, bytes], dict[str, Any]]:
-    """The files of a checkpoint, and what its manifest says, as they are now."""
-    files = {f"{name}.safetensors": pack(part) for name, part in tensors(state).items()}
+    """The files of a checkpoint, and what its manifest says, as they are now.
+
+    All ranks put sharded tensors together, rank 0 alone makes files of them.
+    """
+    files = {}
+    for name, part in tensors(state).items():
+        whole = {key: parallel.full(t) for key, t in part.items()}
+        files[f"{name}.safetensors"] = pack(whole) if parallel.rank() == 0 else b""
     facts: dict[str, Any] = {key: getattr(state, key) for key in COUNTERS}
     facts["scales"] = {net: [scale.value, scale.clean] for net, scale in state.scales.items()}
     facts["method"] = repr(method)
@@ -76,8 +83,9 @@ def _write(folder: Path, files: Mapping[str, bytes], facts: Mapping[str, Any], k
 class Writer:
     """Writes checkpoints while training goes on: copied to memory at once, to disk in a thread.
 
-    At most one is under way. A failure, such as a full disk, is told at the next `save`, which
-    writes anew; the third in a row, and one at `finish`, is raised. Leaving the block waits.
+    All ranks call it, rank 0 writes. At most one is under way. A failure, such as a full disk, is
+    told at the next `save`, which writes anew; the third in a row, and one at `finish`, is
+    raised. Leaving the block waits.
     """
 
     def __init__(self, folder: Path, method: Method) -> None:
@@ -104,7 +112,8 @@ class Writer:
                 raise
             notes = [f"the last checkpoint could not be written ({error}); trying again now"]
         files, facts = _snapshot(state, self.method)
-        self.job = self.pool.submit(_write, self.folder, files, facts, 2)
+        if parallel.rank() == 0:
+            self.job = self.pool.submit(_write, self.folder, files, facts, 2)
         return notes
 
     def finish(self) -> None:
@@ -178,7 +187,8 @@ def load_weights(net: nn.Module, tensors: Mapping[str, Tensor], origin: Path) ->
         ]
         more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
         raise ValueError(f"{origin} does not fit: {'; '.join(differences[:3])}{more}")
-    net.load_state_dict(dict(tensors))
+    state = net.state_dict()
+    net.load_state_dict({name: parallel.scatter(t, state[name]) for name, t in tensors.items()})
 
 
 def _flatten(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -192,8 +202,10 @@ def _flatten(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 def _unflatten(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
     states: dict[int, dict[str, Tensor]] = {}
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for name, value in tensors.items():
         index, key = name.split(".", 1)
-        states.setdefault(int(index), {})[key] = value
+        like = parameters[int(index)] if value.ndim else value  # a count of steps is no moment
+        states.setdefault(int(index), {})[key] = parallel.scatter(value, like)
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": states, "param_groups": groups})

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from fewstep.parallel import local
+
 
 @dataclass(frozen=True)
 class EMA:
@@ -34,6 +36,7 @@ class EMA:
     def update(self, average: nn.Module, net: nn.Module, batch: int, images: int) -> None:
         """average <- beta average + (1 - beta) net; buffers are copied."""
         beta = self.decay(batch, images)
-        torch._foreach_lerp_(list(average.parameters()), list(net.parameters()), 1 - beta)
-        for kept, new in zip(average.buffers(), net.buffers(), strict=True):
-            kept.copy_(new)
+        kept, new = ([local(p) for p in module.parameters()] for module in (average, net))
+        torch._foreach_lerp_(kept, new, 1 - beta)
+        for buffer, other in zip(average.buffers(), net.buffers(), strict=True):
+            buffer.copy_(other)

@@ -118,6 +118,29 @@ def _talking() -> Iterator[None]:
         ) from error
 
 
+def full(t: Tensor) -> Tensor:
+    """All of a tensor that the ranks hold parts of; to be called on all ranks."""
+    whole: Tensor = t.full_tensor() if hasattr(t, "full_tensor") else t
+    return whole
+
+
+def local(t: Tensor) -> Tensor:
+    """This rank's part of a tensor; all of it, if it is not sharded."""
+    part: Tensor = t.to_local() if hasattr(t, "to_local") else t
+    return part
+
+
+def scatter(whole: Tensor, like: Tensor) -> Tensor:
+    """This rank's part of `whole`, if `like` is sharded, as `like` is."""
+    if local(like) is like:
+        return whole
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    assert isinstance(like, DTensor)
+    whole = whole.to(like.device)
+    return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None)
+
+
 def share(samples: range) -> range:
     """This rank's contiguous part of the sample numbers, whose count is a multiple of `size`."""
     count = len(samples) // size()
@@ -137,11 +160,12 @@ def mean(values: Tensor) -> Tensor:
 def average_gradients(net: nn.Module) -> None:
     """Replace every gradient of `net` by its mean over ranks; one that a rank lacks is zero.
 
-    A parameter without gradient on all ranks stays so, as with one process.
+    A parameter without gradient on all ranks stays so, as with one process. Those of sharded
+    parameters were averaged when they were made (`fewstep.sharding`).
     """
-    if size() == 1:
+    wanted = [p for p in net.parameters() if p.requires_grad and local(p) is p]
+    if size() == 1 or not wanted:
         return
-    wanted = [p for p in net.parameters() if p.requires_grad]
     present = torch.tensor([p.grad is not None for p in wanted], dtype=torch.uint8)
     with _talking():
         dist.all_reduce(present, dist.ReduceOp.MAX)
@@ -226,7 +250,11 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> Tensor:
 
 
 def compare(tensors: Mapping[str, Tensor], when: str) -> None:
-    """Raise `Unequal` on all ranks unless they hold the same bits in all `tensors`."""
+    """Raise `Unequal` on all ranks unless they hold the same bits in all `tensors`.
+
+    Of a sharded tensor each rank holds another part: nothing to compare.
+    """
+    tensors = {name: t for name, t in tensors.items() if local(t) is t}
     if size() == 1:
         return
     mine = fingerprint(tensors)

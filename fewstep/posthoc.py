@@ -22,6 +22,7 @@ from fewstep.core import Sampler
 from fewstep.ema_power import PowerEMA, beta, combination, gamma_of, update
 from fewstep.files import Damaged, pack, read_folder, unpack, write_folder
 from fewstep.model import Model
+from fewstep.parallel import local, rank
 from fewstep.run_folder import RunFolder
 from fewstep.spec import decode
 from fewstep.student import save_model
@@ -39,6 +40,8 @@ class Averages:
         Raises `Damaged` (a ValueError) where they are missing or altered.
         """
         self.folder, self.output, self.images = folder, output, state.images
+        if config.sigma_rel and any(local(p) is not p for p in state.nets[output].parameters()):
+            raise ValueError("power averages need whole networks: leave out --shard, or --power")
         self.nets: dict[float, nn.Module] = {
             sigma: deepcopy(state.nets[output]).requires_grad_(False).eval()
             for sigma in config.sigma_rel
@@ -62,7 +65,7 @@ class Averages:
         To be called before the checkpoint of the same step is written, which cannot continue
         without them. Of the others two are kept, as of checkpoints.
         """
-        if not self.nets:
+        if not self.nets or rank():
             return
         files = {_file(sigma): pack(net.state_dict()) for sigma, net in self.nets.items()}
         facts = {"kind": KIND, "step": state.step, "images": state.images, "regular": regular}

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Generator as Steps
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -22,8 +22,9 @@ from fewstep.generator import Generator
 from fewstep.posthoc import Averages
 from fewstep.recipes.run import Domain, Run
 from fewstep.run_folder import RunFolder, locked
+from fewstep.sharding import shard
 from fewstep.spec import encode, own_files
-from fewstep.student import load_student, save_student
+from fewstep.student import load_student, save_model
 from fewstep.training import Record, State, train
 from fewstep.watch import Watch
 
@@ -79,6 +80,8 @@ class Work:
     net: nn.Module
     """What training starts from: the teacher's network, or a fresh one."""
     source: Source
+    sharded: bool = False
+    """Whether each process keeps but a part of every net."""
 
     @property
     def denoiser(self) -> Denoiser | None:
@@ -87,7 +90,12 @@ class Work:
 
     def init(self) -> State:
         """The state at step 0."""
-        return State.init(self.run.method, self.denoiser, self.net)
+        state = State.init(self.run.method, self.denoiser, self.net)
+        if self.sharded:
+            whole = [self.denoiser] if isinstance(self.denoiser, nn.Module) else []
+            for net in (*state.nets.values(), state.average, *whole):
+                shard(net)
+        return state
 
     def records(self, state: State) -> Iterator[Record]:
         """Train from `state` on."""
@@ -165,6 +173,7 @@ def execute(
     command: str = "",
     device: str = "cpu",
     init: str = "",
+    sharded: bool = False,
 ) -> Steps[Progress, None, None]:
     """Train `run` in the folder `out`; yields notes and steps. Closing it saves and stops."""
     folder = RunFolder(out)
@@ -182,7 +191,7 @@ def execute(
     if parallel.first(lambda: folder.continues(facts) and folder.finished):
         yield Note(f"{out} is finished already")
         return
-    work = prepare(run, recipe, teacher, device, init)
+    work = replace(prepare(run, recipe, teacher, device, init), sharded=sharded)
     with ExitStack() as held:
 
         def claim() -> tuple[bool, str]:
@@ -196,15 +205,14 @@ def execute(
 
 
 def _train(work: Work, folder: RunFolder, continues: bool) -> Iterator[Progress]:
-    """The same on every rank, but for what is written: that is rank 0's."""
-    run, state, alone = work.run, work.init(), parallel.rank() == 0
+    """The same on every rank; what is written, rank 0 writes."""
+    run, state = work.run, work.init()
     if continues:
         yield from map(Note, _continue(work, state, folder))
     watch = Watch(run, folder, work.denoiser)
     averages = Averages(run.power, folder.averages, state, run.method.output)
     with checkpoint.Writer(folder.checkpoints, run.method) as writer:
-        if alone:
-            watch.begin(state)
+        watch.begin(state)
         saved = state.step
         try:
             for record in work.records(state):
@@ -213,11 +221,10 @@ def _train(work: Work, folder: RunFolder, continues: bool) -> Iterator[Progress]
                 if save or record.step % COMPARED == 0:
                     checkpoint.compare(state)
                 averages.update(state)
-                if alone:
-                    watch.log(record)
-                if alone and (record.step % run.draw_every == 0 or last):
+                watch.log(record)
+                if record.step % run.draw_every == 0 or last:
                     watch.look(state)
-                if alone and save:
+                if save:
                     averages.save(state, regular=True)
                     yield from map(Note, writer.save(state))
                     saved = record.step
@@ -225,15 +232,17 @@ def _train(work: Work, folder: RunFolder, continues: bool) -> Iterator[Progress]
                 yield Step(record.step, run.steps, record.images, record.logs)
         except GeneratorExit:
             checkpoint.compare(state)
-            if alone and state.step > saved:
+            if state.step > saved:
                 averages.save(state, regular=False)
                 writer.save(state)
                 writer.finish()
             raise
-        if alone:
-            writer.finish()
-            card = {"images": state.images, "steps": state.step, "seed": run.seed}
-            save_student(folder.student, state.average, run.model, run.method, card)
+        writer.finish()
+    weights = {name: parallel.full(t) for name, t in state.average.state_dict().items()}
+    if parallel.rank() == 0:
+        card = {"images": state.images, "steps": state.step, "seed": run.seed}
+        card = {"method": repr(run.method), **card}
+        save_model(folder.student, weights, run.model, run.method.sampler, card)
 
 
 def _continue(work: Work, state: State, folder: RunFolder) -> list[str]:

@@ -180,7 +180,7 @@ def _gradient(turn: Turn, state: State, task: Task, batch: int) -> dict[str, flo
     gradients = [p.grad for p in net.parameters() if p.grad is not None]
     if scale != 1:
         torch._foreach_div_(gradients, scale)
-    norm = nn.utils.get_total_norm(gradients)
+    norm = parallel.full(nn.utils.get_total_norm(gradients))
     *numbers, size = torch.cat([means, norm.float()[None]]).tolist()  # one wait for the device
     values = {**dict(zip(logs, numbers, strict=True)), "grad_norm": size}
     return values | ({"scale": scale} if turn.net in state.scales else {})
@@ -191,7 +191,8 @@ def _descend(net: nn.Module, optimizer: torch.optim.Optimizer, config: Optim, ra
     if config.clip_value < math.inf:
         nn.utils.clip_grad_value_(net.parameters(), config.clip_value)
     if config.clip < math.inf:
-        nn.utils.clip_grad_norm_(net.parameters(), config.clip)
+        norm = nn.utils.get_total_norm([p.grad for p in net.parameters() if p.grad is not None])
+        nn.utils.clip_grads_with_norm_(net.parameters(), config.clip, parallel.full(norm))
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.step()

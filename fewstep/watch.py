@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fewstep import parallel
 from fewstep.core import Denoiser
 from fewstep.draws import Draws
 from fewstep.eval.evaluate import Yardstick, score
@@ -27,7 +28,10 @@ LOOK, SCORED = 500, 1000
 
 @dataclass
 class Watch:
-    """Writes the log, the gauges and the pictures of a run."""
+    """Writes the log, the gauges and the pictures of a run.
+
+    All ranks look, since nets may be sharded among them; rank 0 writes.
+    """
 
     run: Run
     folder: RunFolder
@@ -36,9 +40,10 @@ class Watch:
 
     def begin(self, state: State) -> None:
         """Drop the lines of steps that will be done again; the first look, if this is step 0."""
-        for name in ("log.jsonl", "gauges.jsonl"):
+        self.writes = parallel.rank() == 0
+        for name in ("log.jsonl", "gauges.jsonl") if self.writes else ():
             self.folder.rewind(name, state.step or -1)  # step 0 is looked at again
-        self.yardstick = self.run.domain.yardstick()
+        self.yardstick = self.run.domain.yardstick() if self.writes else None
         self.every = max(1, self.run.steps // 500)
         spent = [line.get("seconds", 0.0) for line in self.folder.lines("log.jsonl")]
         self.began = time.perf_counter() - (spent[-1] if spent else 0.0)
@@ -49,7 +54,8 @@ class Watch:
     def log(self, record: Record) -> None:
         """One line of log.jsonl, about 500 in a run, and every skipped update."""
         skipped, self.skipped = record.state.skipped > self.skipped, record.state.skipped
-        if record.step % self.every == 0 or record.step == self.run.steps or skipped:
+        due = record.step % self.every == 0 or record.step == self.run.steps or skipped
+        if due and self.writes:
             seconds = time.perf_counter() - self.began
             line = {"step": record.step, "images": record.images, "seconds": round(seconds, 2)}
             finite = {k: v if math.isfinite(v) else str(v) for k, v in record.logs.items()}
@@ -64,8 +70,9 @@ class Watch:
         )
         cheap = generator.sampler.calls <= 4
         x = generator.sample(range(SCORED if cheap else 80))
-        name = f"step-{state.step:08d}.png"
-        write(self.folder.grids / name, png(grid(x[:80].cpu(), columns=10)))
+        if self.writes:
+            name = f"step-{state.step:08d}.png"
+            write(self.folder.grids / name, png(grid(x[:80].cpu(), columns=10)))
         if not cheap:
             return
         every = torch.arange(len(x), device=x.device)
@@ -78,7 +85,8 @@ class Watch:
                 "samples": len(x),
                 **score(x.cpu(), None if labels is None else labels.cpu(), self.yardstick),
             }
-        self.folder.append("gauges.jsonl", line)
+        if self.writes:
+            self.folder.append("gauges.jsonl", line)
 
     def _levels(self, state: State, x: Tensor, labels: Tensor | None) -> list[dict[str, float]]:
         times = getattr(self.run.method, "times", None)

@@ -24,7 +24,10 @@ LAYERS = (
         ),
     ),
     ("storage", ("student", "checkpoint", "spec", "files")),
-    ("the loop", ("training", "optim", "ema", "ema_power", "precision", "parallel")),
+    (
+        "the loop",
+        ("training", "optim", "ema", "ema_power", "precision", "parallel", "sharding"),
+    ),
     ("algorithms", ("methods", "nets", "teachers", "data")),
     ("shared by methods", ("critic", "fake_score", "guidance", "augment", "tap")),
     ("nouns", ("generator", "model", "sample", "denoisers", "core")),

@@ -158,9 +158,9 @@ MUTANTS: tuple[Mutant, ...] = (
     *faults(
         "ema.py",
         LOOP,
-        ("net.parameters()), 1 - beta)", "net.parameters()), beta)"),
+        ("(kept, new, 1 - beta)", "(kept, new, beta)"),
         ("min(self.halflife, self.ramp * images)", "max(self.halflife, self.ramp * images)"),
-        ("kept.copy_(new)", "pass"),
+        ("buffer.copy_(other)", "pass"),
     ),
     *faults(
         "optim.py",

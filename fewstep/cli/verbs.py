@@ -64,6 +64,11 @@ def _run(verb: str, args: list[str], default: str) -> int:
         default=120.0,
         help="with several processes: seconds a step may take before all stop (default: 120)",
     )
+    parser.add_argument(
+        "--shard",
+        action="store_true",
+        help="with several processes: each keeps but a part of every net (FSDP2)",
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the run and its cost only")
     parser.add_argument("-h", "--help", action="store_true", help="this, and the recipe's fields")
     own, rest = parser.parse_known_args(args)
@@ -92,7 +97,8 @@ def _run(verb: str, args: list[str], default: str) -> int:
     out = Path(own.out.replace("{recipe}", Path(name.partition(":")[0]).stem))
     command = shlex.join(["fewstep", verb, *args])
     teacher, init = getattr(own, "teacher", ""), getattr(own, "init", "")
-    return perform(run, out, name, teacher, command, own.dry_run, own.device, init, own.timeout)
+    machine = {"device": own.device, "timeout": own.timeout, "sharded": own.shard}
+    return perform(run, out, name, teacher, command, own.dry_run, init=init, **machine)
 
 
 def demo(args: list[str]) -> int:

@@ -39,6 +39,7 @@ def perform(
     device: str = "cpu",
     init: str = "",
     timeout: float = parallel.TIMEOUT,
+    sharded: bool = False,
 ) -> int:
     """Execute `run` in `out` with a progress bar, or (`dry`) only say what it would be."""
     if dry:
@@ -55,7 +56,7 @@ def perform(
             parallel.joined(device, timeout) as here,
         ):
             facts = {"recipe": recipe, "teacher": teacher, "command": command, "init": init}
-            work = execute(run, out, device=here, **facts)
+            work = execute(run, out, device=here, sharded=sharded, **facts)
             bar, where = Bar(recipe, run.steps), f"{out}; continue with: {command}"
             if asked := _follow(work, stop, bar, where):
                 return stop.code(asked)

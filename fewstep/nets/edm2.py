@@ -84,6 +84,9 @@ class MPFourier(nn.Module):
 class MPConv(nn.Module):
     """A linear layer (kernel = 0) or convolution with normalised weights and no bias."""
 
+    rewrites_weight = True
+    """In training each call normalises the stored weight (see `fewstep.sharding`)."""
+
     def __init__(self, in_channels: int, out_channels: int, kernel: int = 0) -> None:
         super().__init__()
         self.out_channels = out_channels

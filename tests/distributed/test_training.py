@@ -28,6 +28,7 @@ from fewstep.methods.sid import SiD
 from fewstep.model import Model
 from fewstep.nets.mlp import MLP
 from fewstep.optim import Optim
+from fewstep.sharding import shard
 from fewstep.teachers.gaussian import GaussianMixture
 from fewstep.training import State, train
 from tests.distributed.processes import results, together
@@ -52,11 +53,14 @@ def run(
     source: Any = None,
     resume: Path | None = None,
     save: Path | None = None,
+    sharded: bool = False,
 ) -> Any:
     """Train to `until`; (everything, the logs of all steps)."""
     with parallel.joined():
         teacher = GaussianMixture.ring(3)
         state = State.init(METHOD, teacher, MODEL.build(1))
+        for net in (*state.nets.values(), state.average) if sharded else ():
+            shard(net)
         if resume:
             optims = {"student": optim, "fake": optim}
             checkpoint.resume(resume, state, METHOD, optims)
@@ -72,9 +76,10 @@ def run(
         )
         logs = [record.logs for record in records]
         checkpoint.compare(state)
-        if save and parallel.rank() == 0:
-            checkpoint.save(save, state, METHOD)
-        return {k: v.clone() for k, v in everything(state).items()}, logs
+        if save:
+            with checkpoint.Writer(save, METHOD) as writer:
+                writer.save(state)
+        return {k: parallel.full(v).clone() for k, v in everything(state).items()}, logs
 
 
 def apart(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
