@@ -92,9 +92,10 @@ class Work:
         """The state at step 0."""
         state = State.init(self.run.method, self.denoiser, self.net)
         if self.sharded:
-            whole = [self.denoiser] if isinstance(self.denoiser, nn.Module) else []
-            for net in (*state.nets.values(), state.average, *whole):
-                shard(net)
+            every = (*state.nets.values(), state.average, self.denoiser)
+            for net in every:
+                if isinstance(net, nn.Module):
+                    shard(net)
         return state
 
     def records(self, state: State) -> Iterator[Record]:
@@ -240,8 +241,8 @@ def _train(work: Work, folder: RunFolder, continues: bool) -> Iterator[Progress]
         writer.finish()
     weights = {name: parallel.full(t) for name, t in state.average.state_dict().items()}
     if parallel.rank() == 0:
-        card = {"images": state.images, "steps": state.step, "seed": run.seed}
-        card = {"method": repr(run.method), **card}
+        card = {"method": repr(run.method), "images": state.images}
+        card |= {"steps": state.step, "seed": run.seed}
         save_model(folder.student, weights, run.model, run.method.sampler, card)
 
 
