@@ -73,9 +73,10 @@ def joined(device: str = "cpu", timeout: float = TIMEOUT) -> Iterator[str]:
         return
     if device == "cuda":
         device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-    if device.startswith("cuda"):
+    backend = "gloo"
+    if device.startswith("cuda") and torch.cuda.device_count() > (torch.device(device).index or 0):
         torch.cuda.set_device(device)
-    backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
+        backend = "cpu:gloo,cuda:nccl"
     _watch(START)
     with _talking():  # messages wait longer than a step may take: the stacks are told first
         dist.init_process_group(backend, timeout=timedelta(seconds=START + timeout))

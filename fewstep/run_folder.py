@@ -13,6 +13,7 @@ metrics.json  report.html
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -122,9 +123,16 @@ class RunFolder:
         )
 
     def append(self, name: str, line: Mapping[str, Any]) -> None:
-        """Add one JSON line to `name`."""
-        with (self.path / name).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        """Add one JSON line to `name`; all of it, or nothing where it fails."""
+        path = self.path / name
+        size = path.stat().st_size if path.exists() else 0
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError:
+            with suppress(OSError):
+                os.truncate(path, size)
+            raise
 
     def lines(self, name: str) -> Iterator[dict[str, Any]]:
         """The lines of `name`, none if it is missing; a torn last line is left out."""

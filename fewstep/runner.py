@@ -222,9 +222,12 @@ def _train(work: Work, folder: RunFolder, continues: bool) -> Iterator[Progress]
                 if save or record.step % COMPARED == 0:
                     checkpoint.compare(state)
                 averages.update(state)
-                watch.log(record)
-                if record.step % run.draw_every == 0 or last:
-                    watch.look(state)
+                try:
+                    watch.log(record)
+                    if record.step % run.draw_every == 0 or last:
+                        watch.look(state)
+                except OSError as error:
+                    yield Note(f"step {record.step} is not in the log: {error}")
                 if save:
                     averages.save(state, regular=True)
                     yield from map(Note, writer.save(state))

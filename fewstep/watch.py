@@ -70,23 +70,27 @@ class Watch:
         )
         cheap = generator.sampler.calls <= 4
         x = generator.sample(range(SCORED if cheap else 80))
-        if self.writes:
+        line: dict[str, Any] = {}
+        if cheap:
+            every = torch.arange(len(x), device=x.device)
+            labels = every % run.model.classes if run.model.classes else None
+            line = self._gauges(state, x, labels)
+        if self.writes:  # after all that the ranks do together
             name = f"step-{state.step:08d}.png"
             write(self.folder.grids / name, png(grid(x[:80].cpu(), columns=10)))
-        if not cheap:
-            return
-        every = torch.arange(len(x), device=x.device)
-        labels = every % run.model.classes if run.model.classes else None
+            if line:
+                self.folder.append("gauges.jsonl", line)
+
+    def _gauges(self, state: State, x: Tensor, labels: Tensor | None) -> dict[str, Any]:
+        """Diversity, agreement by noise level, and distances to a few real pictures."""
         line: dict[str, Any] = {"step": state.step, "images": state.images}
-        line["diversity"] = diversity(x[:LOOK], None if labels is None else labels[:LOOK])
-        line["levels"] = self._levels(state, x[:LOOK], None if labels is None else labels[:LOOK])
+        few = None if labels is None else labels[:LOOK]
+        line["diversity"] = diversity(x[:LOOK], few)
+        line["levels"] = self._levels(state, x[:LOOK], few)
         if self.yardstick is not None:
-            line["quick"] = {
-                "samples": len(x),
-                **score(x.cpu(), None if labels is None else labels.cpu(), self.yardstick),
-            }
-        if self.writes:
-            self.folder.append("gauges.jsonl", line)
+            known = None if labels is None else labels.cpu()
+            line["quick"] = {"samples": len(x), **score(x.cpu(), known, self.yardstick)}
+        return line
 
     def _levels(self, state: State, x: Tensor, labels: Tensor | None) -> list[dict[str, float]]:
         times = getattr(self.run.method, "times", None)

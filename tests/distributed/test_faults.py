@@ -21,6 +21,7 @@ from torch import Tensor
 
 from fewstep import checkpoint, parallel
 from fewstep.cli import overrides, verbs
+from fewstep.cli.display import stopping
 from fewstep.data.source import Latents
 from fewstep.files import unpack
 from fewstep.training import State
@@ -66,7 +67,8 @@ def command(home: Path, fault: Callable[[int], None] | None = None, *more: str) 
 
 def look(self: Watch, state: State) -> None:
     """Quicker than the gauges of a thousand samples."""
-    self.folder.append("gauges.jsonl", {"step": state.step})
+    if self.writes:
+        self.folder.append("gauges.jsonl", {"step": state.step})
 
 
 def codes(ended: list[Ended]) -> list[int]:
@@ -238,6 +240,21 @@ def test_a_refusal_is_everybodys(undisturbed: Path) -> None:
     sentence = "fewstep: run is in use by a run with other settings (run.seed was 0, now 4)"
     assert all(sentence in end.err for end in ended)
     assert tree(undisturbed / "run") == before
+    if not torch.cuda.is_available():
+        other = ("--out", "other", "--device", "cuda")
+        ended = together(2, undisturbed.parent, command, undisturbed, None, *other)
+        assert codes(ended) == [2, 2]
+        for rank, end in enumerate(ended):
+            assert f"fewstep: this machine has no device 'cuda:{rank}'; leave" in end.err
+
+
+def test_a_launcher_may_repeat_its_signal() -> None:
+    """A terminal's Ctrl-C comes twice under torchrun: once of its own, once of the launcher."""
+    with stopping(launched=True) as stop:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            os.kill(os.getpid(), number)
+        assert stop.signal == signal.SIGTERM
+        assert (stop.code(signal.SIGTERM), stop.code(signal.SIGINT)) == (75, 130)
 
 
 def test_torchrun_stops_saved(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -26,3 +27,13 @@ def test_the_drill_in_small(tmp_path: Path) -> None:
     assert len(noticed) >= 9
     assert told["damage"]["detected"] == told["damage"]["corruptions"] == 50
     assert min(told["damage"][kind] for kind in ("flip", "cut", "zero")) > 5
+
+
+def test_every_test_that_the_page_names_exists() -> None:
+    """docs/reliability.md is a table of tests."""
+    page = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(test_\w+)`", page))
+    sources = [path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py")]
+    known = {name for text in sources for name in re.findall(r"^def (test_\w+)", text, re.M)}
+    assert len(named) > 30
+    assert named <= known

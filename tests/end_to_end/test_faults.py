@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 
-from fewstep import checkpoint, files
+from fewstep import checkpoint, files, run_folder
 from fewstep.cli import work
 from fewstep.data.source import Latents
 from fewstep.files import pack, read_folder, unpack, write_folder
@@ -66,6 +66,30 @@ def test_a_disk_that_stays_full_stops_the_run(tmp_path: Path, monkeypatch: Any) 
     assert stopped.err.endswith("fewstep: No space left on device\n")
     assert [p.name for p in checkpoint.find(Path("x/checkpoints"))] == ["step-00000001"]
     assert fewstep(*TINY).err.startswith("continuing from step 1 of 6\n")
+
+
+def test_a_log_that_cannot_be_written_stops_nothing(tmp_path: Path, monkeypatch: Any) -> None:
+    """Two lines are lost, and told; no half line stays."""
+    monkeypatch.chdir(tmp_path)
+    assert fewstep(*TINY[:-1], "undisturbed").code == 0
+    dumps = json.dumps
+
+    def torn(line: Any, **options: Any) -> str:
+        text = dumps(line, **options)
+        if isinstance(line, dict) and line.get("step") in (3, 4) and "seconds" in line:
+            with Path("x/log.jsonl").open("a") as file:
+                file.write(text[:9])
+            raise OSError(28, "No space left on device")
+        return text
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_folder.json, "dumps", torn)
+        code, _, err = fewstep(*TINY)
+    assert code == 0
+    assert "step 3 is not in the log: [Errno 28] No space left on device\n" in err
+    log = [json.loads(line)["step"] for line in Path("x/log.jsonl").read_text().splitlines()]
+    assert log == [1, 2, 5, 6]
+    assert Path("x", WEIGHTS).read_bytes() == Path("undisturbed", WEIGHTS).read_bytes()
 
 
 def limited(folder: Path) -> tuple[list[str], str]:
