@@ -24,7 +24,8 @@ from fewstep.recipes.run import Domain, Run
 from fewstep.run_folder import RunFolder, locked
 from fewstep.sharding import shard
 from fewstep.spec import encode, own_files
-from fewstep.student import load_student, save_model
+from fewstep.student import save_model
+from fewstep.teachers.convert import open_model
 from fewstep.training import Record, State, train
 from fewstep.watch import Watch
 
@@ -59,8 +60,8 @@ def load_teacher(domain: Domain, path: str) -> Generator | None:
 
 
 def loaded(path: str) -> Generator:
-    """The finished model in the folder `path`, all of whose numbers are finite."""
-    found = load_student(path)
+    """The finished model or snapshot `path`, all of whose numbers are finite."""
+    found = open_model(path)
     net: nn.Module = found.denoiser
     for name, tensor in net.state_dict().items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
@@ -119,7 +120,7 @@ class Work:
 
 
 def starting_point(run: Run, init: str) -> nn.Module:
-    """The network in the folder `init`, which must be what `run.model` describes."""
+    """The network in the folder or snapshot `init`, which must be what `run.model` describes."""
     found = loaded(init)
     if found.model != run.model:
         raise ValueError(f"{init} holds {found.model}, but the run's network is {run.model}")

@@ -56,16 +56,10 @@ def load_student(folder: Path | str, device: torch.device | str = "cpu") -> Gene
 
     Raises `Damaged` (a ValueError) where something is missing or altered.
     """
-    folder = Path(folder)
-    if (folder / "student" / "manifest.json").is_file():
-        folder = folder / "student"
-    if not (folder / "manifest.json").is_file():
-        raise Damaged(f"{folder} holds no finished model (no manifest.json in it)")
+    folder = _finished(folder)
     if read_folder(folder).get("kind") != KIND:
         raise Damaged(f"{folder} is a checkpoint or something else, not a finished model")
-    description = read_json(folder / "model.json")
-    if not isinstance(description, dict) or not {"model", "sampler"} <= description.keys():
-        raise Damaged(f"{folder / 'model.json'} does not describe a model")
+    description = _description(folder)
     model: Model = decode(description["model"], Model)
     sampler: Sampler = decode(description["sampler"], Sampler)
     net = model.build()
@@ -74,3 +68,27 @@ def load_student(folder: Path | str, device: torch.device | str = "cpu") -> Gene
     return Generator(
         net, sampler, model.shape, model.classes, model, card=description.get("card", {})
     )
+
+
+def stored_model(folder: Path | str) -> Model:
+    """The network that `load_student` would build, as its folder describes it."""
+    model: Model = decode(_description(_finished(folder))["model"], Model)
+    return model
+
+
+def _finished(folder: Path | str) -> Path:
+    """`folder`, or the finished model in the run folder that it is."""
+    folder = Path(folder)
+    if (folder / "student" / "manifest.json").is_file():
+        folder = folder / "student"
+    if not (folder / "manifest.json").is_file():
+        raise Damaged(f"{folder} holds no finished model (no manifest.json in it)")
+    return folder
+
+
+def _description(folder: Path) -> dict[str, Any]:
+    """model.json."""
+    description = read_json(folder / "model.json")
+    if not isinstance(description, dict) or not {"model", "sampler"} <= description.keys():
+        raise Damaged(f"{folder / 'model.json'} does not describe a model")
+    return description

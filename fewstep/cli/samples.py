@@ -10,7 +10,7 @@ import numpy as np
 
 from fewstep.files import write
 from fewstep.report.grid import grid, png, to_uint8
-from fewstep.student import load_student
+from fewstep.teachers.convert import open_model
 
 
 def numbers(text: str, what: str) -> list[int]:
@@ -38,7 +38,7 @@ def make(model: Path, seeds: str, labels: str, out: Path) -> None:
     index = numbers(seeds, "--seeds")
     if not index:
         raise ValueError("--seeds names no sample")
-    generator = load_student(model)
+    generator = open_model(model)
     chosen = numbers(labels, "--labels") or None
     if chosen is not None and len(chosen) == 1:
         chosen = chosen * len(index)

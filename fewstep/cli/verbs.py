@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fewstep.cli.display import say
 from fewstep.cli.parser import Parser, fail, printable
-from fewstep.cli.work import demonstrate, measured, perform, table
+from fewstep.cli.work import demonstrate, like_teacher, measured, perform, table
 
 
 def _parser(verb: str, text: str, **options: object) -> Parser:
@@ -53,7 +53,9 @@ def _run(verb: str, args: list[str], default: str) -> int:
     parser.add_argument("recipe", nargs="?", help="see 'fewstep recipes'; or file.py:function")
     parser.add_argument("--out", default=default, help="the run folder (default: %(default)s)")
     if verb == "distill":
-        parser.add_argument("--teacher", default="", help="folder of a finished teacher")
+        parser.add_argument(
+            "--teacher", default="", help="a finished run or model folder, or a snapshot"
+        )
         parser.add_argument(
             "--init", default="", help="folder of the network to start from (default: the teacher)"
         )
@@ -89,14 +91,14 @@ def _run(verb: str, args: list[str], default: str) -> int:
             '--method my_file.py:MyMethod, --fake-optim "Optim(lr=1e-5)".'
         )
         return 0
-    run = resolve(run, rest, f"fewstep {verb} {name}", parser.flags())
+    teacher, init = getattr(own, "teacher", ""), getattr(own, "init", "")
+    run = resolve(like_teacher(run, teacher), rest, f"fewstep {verb} {name}", parser.flags())
     right = "distill" if run.distils else "train"
     if verb != right:
         does = "distils" if run.distils else "trains"
         fail(f"{name} {does} a teacher; the command is: fewstep {right} {name}")
     out = Path(own.out.replace("{recipe}", Path(name.partition(":")[0]).stem))
     command = shlex.join(["fewstep", verb, *args])
-    teacher, init = getattr(own, "teacher", ""), getattr(own, "init", "")
     machine = {"device": own.device, "timeout": own.timeout, "sharded": own.shard}
     return perform(run, out, name, teacher, command, own.dry_run, init=init, **machine)
 
@@ -117,7 +119,9 @@ def demo(args: list[str]) -> int:
 def sample(args: list[str]) -> int:
     """Make pictures with a finished model."""
     parser = _parser("sample", "Make pictures with a finished model: a student or a teacher.")
-    parser.add_argument("model", type=Path, help="a run folder, or a folder with model.json")
+    parser.add_argument(
+        "model", type=Path, help="a run folder, a folder with model.json, or a snapshot"
+    )
     parser.add_argument("--seeds", default="0-63", help="such as 0-63 or 3,7,9 (default: 0-63)")
     parser.add_argument("--labels", default="", help="one class number for all, or one a seed")
     parser.add_argument(

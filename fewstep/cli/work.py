@@ -24,9 +24,23 @@ from fewstep.run_folder import RunFolder
 from fewstep.runner import Note, Progress, Step, execute, load_teacher, prepare
 from fewstep.spec import decode, encode
 from fewstep.student import load_student
+from fewstep.teachers.convert import model_of
 
 Metrics = dict[str, dict[str, float]]
 NO_TEACHER = "what it costs is known with a teacher: pass --teacher too"
+
+
+def like_teacher(run: Run, teacher: str) -> Run:
+    """`run` with the network of its teacher, where there is one that can be read.
+
+    Where it cannot, the run says so when it loads it, after the person's own files are known.
+    """
+    if not (teacher and run.distils):
+        return run
+    try:
+        return replace(run, model=model_of(teacher))
+    except (ValueError, OSError):
+        return run
 
 
 def perform(

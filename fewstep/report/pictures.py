@@ -23,6 +23,7 @@ from fewstep.report.grid import grid, png, scatter
 from fewstep.report.plots import moments
 from fewstep.spec import decode
 from fewstep.student import load_student
+from fewstep.teachers.convert import open_model
 
 COLUMNS, ROWS, POINTS = 10, 10, 2000
 LOOK_COLUMNS, LOOK_ROWS = 10, 8
@@ -104,7 +105,7 @@ def _domain(f: Findings) -> tuple[Domain | None, list[str]]:
 
 def _teacher(f: Findings, domain: Domain | None) -> dict[str, Generator]:
     where = f.facts.get("teacher")
-    exact = load_student(where) if where else domain.exact() if domain else None
+    exact = open_model(where) if where else domain.exact() if domain else None
     return {} if exact is None else {"teacher": exact}
 
 

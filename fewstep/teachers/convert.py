@@ -22,7 +22,7 @@ from fewstep.model import Model
 from fewstep.nets.precond import Preconditioned
 from fewstep.path import NoisePath
 from fewstep.sample import FewStep, Heun
-from fewstep.student import save_model
+from fewstep.student import load_student, save_model, stored_model
 from fewstep.teachers import edm, edm2
 from fewstep.teachers.published import describe
 from fewstep.teachers.snapshot import Found, Snapshot, read
@@ -46,6 +46,19 @@ def load(
     net, model, sampler, card, _ = _open(Path(path), name, student)
     net.requires_grad_(False).to(device)
     return Generator(net, sampler, model.shape, model.classes, model, card=card)
+
+
+def open_model(path: str | Path) -> Generator:
+    """The generator in a run or model folder, or in a snapshot file as published."""
+    return load(path) if Path(path).is_file() else load_student(path)
+
+
+def model_of(path: str | Path) -> Model:
+    """The description of what `open_model` would give, found without reading a weight's value."""
+    if not Path(path).is_file():
+        return stored_model(path)
+    snapshot = read(path)
+    return description(snapshot.objects[choose(snapshot)])[0]
 
 
 def convert(path: str | Path, out: str | Path, name: str = "", student: bool = False) -> None:
