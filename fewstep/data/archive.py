@@ -77,15 +77,19 @@ class Archive:
 
     def read(self, name: str) -> bytes:
         """The content of a member, checked against its size and CRC-32; else `Unfit`."""
-        info = self.members[name]
-        try:
-            with self.file.open(info) as member:
-                data = member.read(info.file_size + 1)
-        except BROKEN:
-            raise Unfit("damaged") from None
-        if len(data) != info.file_size:
+        size = self.members[name].file_size
+        data = self.head(name, size + 1)
+        if len(data) != size:
             raise Unfit("damaged")
         return data
+
+    def head(self, name: str, count: int) -> bytes:
+        """The first `count` bytes of a member, or all of them if there are fewer."""
+        try:
+            with self.file.open(self.members[name]) as member:
+                return member.read(count)
+        except BROKEN:
+            raise Unfit("damaged") from None
 
 
 def _directory(path: Path) -> int:
@@ -109,6 +113,8 @@ def _directory(path: Path) -> int:
 def _unfit(info: zipfile.ZipInfo, limit: int) -> str:
     """Why a member is refused; "" where it is not."""
     name = info.orig_filename
+    if info.header_offset < 0:
+        return "damaged"
     if re.match(r"/|[A-Za-z]:", name) or "\\" in name or ".." in name.split("/"):
         return "with a path that leads outside"
     if not name or any(not c.isprintable() for c in name):

@@ -7,38 +7,50 @@ labels   integers (N,); may be missing
 from __future__ import annotations
 
 import io
+from math import prod
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fewstep.data.archive import Archive
+from fewstep.data.archive import MEMBERS, Archive
 from fewstep.data.images import PIXELS
 from fewstep.data.labels import CLASSES
 from fewstep.data.problems import Problems, Unfit
 
 LIMIT = 16 << 30
 """Bytes of one array."""
+HEADER = 1 << 16
+"""Bytes in which the header of an array ends."""
 
 
-def images(archive: Archive) -> np.ndarray:
-    """The pictures of an .npz file as uint8 (N, H, W, C); ValueError where there are none."""
+def count(archive: Archive) -> int:
+    """How many pictures an .npz file has, found without reading one; ValueError if there are none.
+
+    That `images` are of the right type and shape is found too.
+    """
     path = archive.path
     if "images.npy" not in archive.members:
         there = ", ".join(sorted(archive.members)) or "nothing"
         raise ValueError(f"{path} has no array 'images'; it holds {there}")
-    x = _array(archive, "images")
-    if x.dtype != np.uint8 or x.ndim not in (3, 4) or not 0 < x[:1].size <= 3 * PIXELS:
+    shape, _, dtype, _ = _header(archive, "images")
+    if dtype != np.uint8 or len(shape) not in (3, 4) or not 0 < prod(shape[1:]) <= 3 * PIXELS:
         raise ValueError(
             f"{path}: images must be uint8 of shape (N, H, W), (N, H, W, C) or (N, C, H, W), "
-            f"got {x.dtype} {x.shape}"
+            f"got {dtype} {shape}"
         )
+    if not 0 < shape[0] <= MEMBERS:
+        raise ValueError(f"{path} holds {shape[0] or 'no'} pictures; 1 to {MEMBERS:,} are read")
+    if len(shape) == 4 and shape[3] not in (1, 3) and shape[1] not in (1, 3):
+        raise ValueError(f"{path}: images must have 1 or 3 channels, got the shape {shape}")
+    return shape[0]
+
+
+def images(archive: Archive) -> np.ndarray:
+    """The pictures that `count` has counted, as uint8 (N, H, W, C)."""
+    x = _array(archive, "images")
     x = x[..., None] if x.ndim == 3 else x
-    if x.shape[3] not in (1, 3) and x.shape[1] in (1, 3):
-        x = x.transpose(0, 2, 3, 1)
-    if x.shape[3] not in (1, 3):
-        raise ValueError(f"{path}: images must have 1 or 3 channels, got the shape {x.shape}")
-    return np.ascontiguousarray(x)
+    return np.ascontiguousarray(x if x.shape[3] in (1, 3) else x.transpose(0, 2, 3, 1))
 
 
 def labels(archive: Archive, count: int) -> Tensor | None:
@@ -58,21 +70,32 @@ def labels(archive: Archive, count: int) -> Tensor | None:
     return torch.from_numpy(found.astype(np.int64))
 
 
-def _array(archive: Archive, name: str) -> np.ndarray:
-    """The array `name`: its header says plain numbers, as many as there are bytes for."""
+def _header(archive: Archive, name: str) -> tuple[tuple[int, ...], bool, np.dtype, int]:
+    """(shape, whether in Fortran's order, type, where the numbers begin) of the array `name`."""
+    readers = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }
     try:
-        data = archive.read(f"{name}.npy")
-        file = io.BytesIO(data)
-        readers = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }
+        file = io.BytesIO(archive.head(f"{name}.npy", HEADER))
         shape, fortran, dtype = readers[np.lib.format.read_magic(file)](file)
         if dtype.hasobject:
             raise Unfit("made of Python objects")
-        flat = np.frombuffer(data, dtype, offset=file.tell())
-        return flat.reshape(shape, order="F" if fortran else "C")
+        size = file.tell() + prod(shape) * dtype.itemsize
+        if min(shape, default=0) < 0 or size != archive.members[f"{name}.npy"].file_size:
+            raise ValueError("there are more numbers than bytes for them")
+        return shape, fortran, dtype, file.tell()
     except Unfit as error:
         raise ValueError(f"{archive.path}: the array {name!r} is {error}") from None
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError, MemoryError):
+        raise ValueError(f"{archive.path}: {name!r} is no sound .npy array") from None
+
+
+def _array(archive: Archive, name: str) -> np.ndarray:
+    """The array `name`: plain numbers, as many as there are bytes for."""
+    shape, fortran, dtype, begin = _header(archive, name)
+    try:
+        flat = np.frombuffer(archive.read(f"{name}.npy"), dtype, offset=begin)
+        return flat.reshape(shape, order="F" if fortran else "C")
+    except (ValueError, OverflowError):  # an `Unfit` among them
         raise ValueError(f"{archive.path}: {name!r} is no sound .npy array") from None

@@ -13,7 +13,9 @@ import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 
+import numpy as np
 from PIL import Image
 from torch import Tensor
 
@@ -102,13 +104,18 @@ def _zip(path: Path) -> Reader:
 def _npz(path: Path) -> Reader:
     """Arrays `images` and, if there, `labels`; see `fewstep.data.arrays`."""
     archive = Archive(path, limit=arrays.LIMIT)
-    x = arrays.images(archive)
+    size, lock = arrays.count(archive), Lock()
+    held: list[np.ndarray] = []
 
     def image(row: int) -> Image.Image:
-        return Image.fromarray(x[row, :, :, 0] if x.shape[3] == 1 else x[row])
+        with lock:
+            if not held:  # not before a picture is wanted: labels may be all that is
+                held.append(arrays.images(archive))
+        x = held[0][row]
+        return Image.fromarray(x[..., 0] if x.shape[2] == 1 else x)
 
-    names = [f"row {i}" for i in range(len(x))]
-    return Reader(path, names, image, image, archive.fingerprint, arrays.labels(archive, len(x)))
+    names = [f"row {i}" for i in range(size)]
+    return Reader(path, names, image, image, archive.fingerprint, arrays.labels(archive, size))
 
 
 def _files(

@@ -90,6 +90,8 @@ def test_zip_files_that_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     refused(put(entry + 8, b"\1\0"), f"1 encrypted: {FIRST}")
     refused(put(end + 12, b"\xfe\xff\xff\xff"), "has an index of more than 256 MiB")
+    (index,) = struct.unpack_from("<L", whole, end + 16)
+    refused(put(end + 16, struct.pack("<L", index + 10)), f"1 damaged: {FIRST}")  # begins at -10
     refused(whole[:end], "is not a sound zip file")
     refused(b"PK\x03\x04", "is not a sound zip file")
     refused(b"", "is not a sound zip file")
@@ -124,7 +126,8 @@ def test_arrays_that_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         ({"images": objects}, "'images' is made of Python objects"),
         ({"images": X, "labels": objects}, "'labels' is made of Python objects"),
         ({"images": X.astype(np.float32)}, "images must be uint8 of shape .* got float32"),
-        ({"images": X[:0]}, "images must be uint8"),
+        ({"images": X[:0]}, "holds no pictures; 1 to 5,000,000 are read"),
+        ({"images": np.zeros((5_000_001, 1, 1), np.uint8)}, "holds 5000001 pictures; 1 to 5"),
         ({"images": X[0, 0]}, "images must be uint8"),
         ({"images": X[:, :, :, :2]}, "must have 1 or 3 channels"),
         ({"images": X, "labels": np.arange(5)}, r"labels must be 12 integers, .* int64 \(5,\)"),
@@ -136,7 +139,7 @@ def test_arrays_that_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         with pytest.raises(ValueError, match=words):
             reader_of(path)
     head = b"\x93NUMPY\x01\x00v\x00{'descr': '|u1', 'fortran_order': False, 'shape': (%s,)}"
-    for shape in (b"10**9,", b"99999999999,", b"-2,", b"'a',", b"7"):
+    for shape in (b"10**9,", b"99999999999,", b"-2,", b"'a',", b"7", b"2, 5, 5"):
         data = (head % shape).ljust(127) + b"\n" + bytes(100)
         as_zip(path, {"images.npy": data})
         with pytest.raises(ValueError, match="'images' is no sound"):
