@@ -162,7 +162,6 @@ def test_stopping_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(packing, "png", slow)
     monkeypatch.setattr("fewstep.data.picture_set.PART", 4)
-    monkeypatch.setattr("fewstep.cli.display.Stop.__bool__", lambda stop: stop.signal != 0)
     done = fewstep("data", "pack", "set.zip", "a.zip")
     assert done.code == 75
     assert "stopped at 4 of 30; nothing was written" in done.err
