@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import io
+import json
 import re
 import shlex
 import shutil
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 
@@ -150,9 +152,25 @@ def test_a_new_method_in_one_file(
     assert count >= 12
 
 
+def test_evaluation(here: Path, finished: Path) -> None:
+    """The statistics are those of the 1,433 digits; the scores carry the names of the page."""
+    shutil.copytree(finished / "runs", "runs")
+    follow(ROOT / "docs" / "evaluation.md")
+    report = json.loads(Path("runs/sid/evaluation/digits-100.json").read_text())
+    assert report["reference"]["pictures"] == 1433
+    row = report["runs"][0]
+    assert set(row) == {"seeds"} | {
+        f"{score}(digits, 100)"
+        for score in ("FD", "IS", "IS std", "IS of one part", "KID", "precision", "recall")
+    }
+    real = np.load("reference.npz")
+    assert real["kept"].shape == (1433, 64)
+    assert 1 < row["IS(digits, 100)"] < 10
+
+
 def test_every_page_with_python_is_followed_above() -> None:
     pages = {page.name for page in PAGES if any("python" in b.info for b in blocks(page))}
-    assert pages == {"README.md", "getting-started.md", "new-method.md"}
+    assert pages == {"README.md", "getting-started.md", "new-method.md", "evaluation.md"}
 
 
 @each_page

@@ -119,7 +119,8 @@ def evaluate_protocol(
         **summary(scores, lead=next(name for name in scores[0] if name != "seeds")),
     }
     write_json(path / "evaluation" / f"{name}.json", report)
-    return table(report)
+    many = "an unknown number of" if real.count is None else real.count
+    return f"{table(report)}\n\nagainst {many} pictures, {reference}"
 
 
 def _make(protocol: Protocol) -> None:

@@ -70,13 +70,16 @@ class Published:
 def titled(score: str, features: Features, samples: int) -> str:
     """What a score ("FD", "IS", "KID", ...) on `samples` pictures is called.
 
-    Only 50,000 pictures in features of a known published file carry the published name: "FID",
-    "IS". All else says what it is: "FD(inception, 5000)".
+    Only 50,000 pictures in features of a known published file carry published names: "FID", "IS".
+    All else says what it is: "FD(inception, 5000)".
     """
     known = KNOWN.get(features.sha256) if isinstance(features, Published) else None
-    if known is None or samples != SAMPLES:
-        return f"{score}({features.name}, {samples})"
-    return known.title if score == "FD" else score
+    if known is not None and samples == SAMPLES:
+        if score == "FD":
+            return known.title
+        if known.title == "FID":
+            return score
+    return f"{score}({features.name}, {samples})"
 
 
 def family(features: Features) -> str:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fewstep.eval import features as module
 from fewstep.eval import torchscript
-from fewstep.eval.features import Known, titled, to_uint8
+from fewstep.eval.features import Known, Published, titled, to_uint8
 from fewstep.eval.networks import Inception, load_features
 
 OWN = '''
@@ -110,6 +110,23 @@ def test_ones_own_network_measures_but_is_no_fid(tmp_path: Path) -> None:
         assert found(pictures)[0].tolist() == [[4.5, 5.5, 6.5], [16.5, 17.5, 18.5]]
     found.sha256 = next(iter(module.KNOWN))  # type: ignore[attr-defined]
     assert titled("FD", found, 50_000) == "FD(means, 50000)"  # not even with a known digest
+
+
+def test_names_of_dinov2_are_not_those_of_inception(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once its digest were known: 50,000 pictures give FD-DINOv2, but no plain KID."""
+
+    class Stand(Published):
+        family, label, dim = "fd_dinov2", "dinov2", 1024
+
+        def __call__(self, pictures: Tensor) -> tuple[Tensor, None]:
+            raise NotImplementedError
+
+    found = Stand("abcdef0123456789")
+    assert titled("FD", found, 50_000) == "FD(dinov2-abcdef01, 50000)"
+    monkeypatch.setitem(module.KNOWN, found.sha256, Known("FD-DINOv2", "model.safetensors"))
+    names = {score: titled(score, found, 50_000) for score in ("FD", "KID")}
+    assert names == {"FD": "FD-DINOv2", "KID": "KID(dinov2, 50000)"}
+    assert titled("FD", found, 49_999) == "FD(dinov2, 49999)"
 
 
 def test_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
