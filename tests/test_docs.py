@@ -161,7 +161,7 @@ def test_evaluation(here: Path, finished: Path) -> None:
     row = report["runs"][0]
     assert set(row) == {"seeds"} | {
         f"{score}(digits, 100)"
-        for score in ("FD", "IS", "IS std", "IS of one part", "KID", "precision", "recall")
+        for score in ("FD", "IS", "IS std", "IS of all", "KID", "precision", "recall")
     }
     real = np.load("reference.npz")
     assert real["kept"].shape == (1433, 64)

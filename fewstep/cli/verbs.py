@@ -154,7 +154,7 @@ def evaluate(args: list[str]) -> int:
     group = parser.add_argument_group("with --protocol")
     group.add_argument("--reference", type=Path, help="statistics of real pictures (.npz, .pkl)")
     group.add_argument("--features", help=_FEATURES)
-    group.add_argument("--batch", type=int, help="pictures at a time (default: 250)")
+    group.add_argument("--batch", type=int, help="pictures at a time (default: 100)")
     group.add_argument("--device", help="such as cuda or mps (default: cpu)")
     own = parser.parse_args(args)
     if own.protocol:
@@ -182,7 +182,7 @@ def _published(own: argparse.Namespace) -> int:
     if own.reference is None:
         fail("--protocol fid50k needs --reference FILE; 'fewstep stats' makes one")
     samples = 50_000 if own.samples is None else own.samples
-    batch = 250 if own.batch is None else own.batch
+    batch = 100 if own.batch is None else own.batch
     features, device = own.features or "", own.device or "cpu"
     print(evaluate_protocol(own.run, features, own.reference, samples, own.draws, batch, device))
     return 0
@@ -202,7 +202,7 @@ def stats(args: list[str]) -> int:
         default=10_000,
         help="pictures whose features are kept for KID, precision and recall (default: 10000)",
     )
-    parser.add_argument("--batch", type=int, default=250, help="pictures at a time")
+    parser.add_argument("--batch", type=int, default=100, help="pictures at a time (default: 100)")
     parser.add_argument("--device", default="cpu", help="such as cuda or mps (default: cpu)")
     own = parser.parse_args(args)
     from fewstep.cli.protocol import make_stats

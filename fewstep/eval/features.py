@@ -54,7 +54,7 @@ class Published:
     """Base of the networks of the literature: recognised, or named after their digest."""
 
     family: str
-    """"fid" or "fd_dinov2", as in EDM2's reference statistics."""
+    """The name in EDM2's reference statistics: "fid" or "fd_dinov2"."""
     label: str
     dim: int
 

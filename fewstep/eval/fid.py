@@ -18,6 +18,11 @@ class Moments:
     """(D, D), unbiased: divided by the number of samples less one."""
 
 
+def exact(x: Tensor) -> Tensor:
+    """x in float64; on the CPU where its device has none."""
+    return (x.cpu() if x.device.type == "mps" else x).double()
+
+
 class Gather:
     """Moments of features that come in batches; memory for one D x D matrix."""
 
@@ -31,7 +36,7 @@ class Gather:
         """Features x: (N, D); a ValueError where one is not finite."""
         if not bool(x.isfinite().all()):
             raise ValueError("a feature vector is not finite; are the pictures?")
-        x = x.double()
+        x = exact(x)
         if self.shift is None or self.total is None or self.outer is None:
             self.shift = x.mean(0)  # what cancels in the covariance is small around it
             self.total = torch.zeros_like(self.shift)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fewstep.eval.fid import distance, moments
+from fewstep.eval.fid import distance, exact, moments
 
 CHUNK = 4096
 """Points whose distances to all others are held in memory at once."""
@@ -39,11 +39,11 @@ def kid(a: Tensor, b: Tensor, subsets: int = 100, size: int = 1000, seed: int = 
     if size < 2:
         raise ValueError("the kernel distance needs at least two points in each set")
     if size == len(a) == len(b):
-        return _mmd(a.double(), b.double())
+        return _mmd(exact(a), exact(b))
     found = []
     for _ in range(subsets):
         x, y = (
-            part[torch.randperm(len(part), generator=generator)[:size].to(part.device)].double()
+            exact(part[torch.randperm(len(part), generator=generator)[:size].to(part.device)])
             for part in (a, b)
         )
         found.append(_mmd(x, y))
@@ -71,7 +71,7 @@ class Predictions:
     @classmethod
     def of(cls, logits: Tensor) -> Predictions:
         """From logits (N, classes)."""
-        log_p = logits.double().log_softmax(1)
+        log_p = exact(logits).log_softmax(1)
         p = log_p.exp()
         certainty = torch.where(p > 0, p * log_p, 0.0).sum()
         return cls(len(logits), float(certainty), p.sum(0).cpu())

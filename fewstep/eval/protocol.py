@@ -53,7 +53,7 @@ class Protocol:
     """What identifies the generator: the digest of its manifest. Parts of another are redone."""
     samples: int = SAMPLES
     runs: int = 3
-    batch: int = 250
+    batch: int = 100
 
     def __post_init__(self) -> None:
         if self.samples < 2 * PARTS or self.runs < 1 or self.batch < 1:
@@ -115,7 +115,7 @@ class Protocol:
             mean, spread = inception_score(predictions)
             add("IS", mean)
             add("IS std", spread)
-            add("IS of one part", inception_score([sum(predictions[1:], predictions[0])])[0])
+            add("IS of all", inception_score([sum(predictions[1:], predictions[0])])[0])
         if reference.kept is not None:
             real, fake = reference.kept.to(device), torch.cat(features).to(device)
             add("KID", kid(real, fake))

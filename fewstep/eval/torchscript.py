@@ -1,8 +1,8 @@
 """NVIDIA's Inception as a TorchScript file: the one place where a file's own code is run.
 
 A TorchScript archive holds a program, and running it is as good as running a script of its
-author. So none is opened but the one file whose SHA-256 many projects have recorded since 2021;
-the bytes that were hashed are the bytes that are loaded.
+author. So none is opened but the one file whose SHA-256 several projects have recorded; the
+bytes that were hashed are the bytes that are loaded.
 """
 
 from __future__ import annotations

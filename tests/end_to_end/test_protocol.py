@@ -79,7 +79,7 @@ def test_the_numbers_are_those_of_the_pictures(place: Path) -> None:
             "FD(small, 120)": frechet(x, real),
             "IS(small, 120)": mean,
             "IS std(small, 120)": spread,
-            "IS of one part(small, 120)": Predictions.of(5 * x).score(),
+            "IS of all(small, 120)": Predictions.of(5 * x).score(),
             "KID(small, 120)": kid(real, x),
             "precision(small, 120)": precision,
             "recall(small, 120)": recall,
