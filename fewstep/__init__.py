@@ -33,6 +33,7 @@ _HOMES = {
     "Critic": "critic",
     "Model": "model",
     "MLP": "nets.mlp",
+    "PatchUNet": "nets.patch_unet",
     "SiD": "methods.sid",
     "SiDA": "methods.sida",
     "SIM": "methods.sim",
@@ -60,6 +61,7 @@ __all__ = [
     "Method",
     "Model",
     "Optim",
+    "PatchUNet",
     "Pretrain",
     "SiD",
     "SiDA",
@@ -85,6 +87,7 @@ if TYPE_CHECKING:
     from fewstep.methods.sim import SIM
     from fewstep.model import Model
     from fewstep.nets.mlp import MLP
+    from fewstep.nets.patch_unet import PatchUNet
     from fewstep.optim import Optim
     from fewstep.sample import FewStep, Heun
     from fewstep.student import load_student, save_student
