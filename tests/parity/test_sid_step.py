@@ -1,247 +1,39 @@
-"""One whole iteration of the official SiD code, replayed by our method, network and loop.
-
-A recording holds the weights, every random number, the losses, the gradients and the weights
-afterwards. At six megabytes each they are not part of the repository: these tests read
-step_sid.safetensors and step_sid_cond.safetensors from the folder $FEWSTEP_GOLDEN, or else from
-../shared/golden beside the repository, and are skipped where there is no such file.
-
-Reductions: the official loss is a sum over pixels, divided by the batch size, times a scale s (1
-for the fake score, 100 for the student); ours is a mean over pixels and batch. With n pixels a
-sample, official = s n ours, and gradients alike. Adam is blind to the factor but for its eps, so
-ours runs with eps / (s n). Since beta_1 = 0, Adam's first moment is the gradient itself, and is
-read off there once `train` has done its work.
-
-Weights are compared where the recorded gradient exceeds 1e-5 of the largest of its tensor: 999 of
-1000. Below, its sign may be rounding noise, and Adam's first step is lr times the sign.
-"""
+"""One whole iteration of the official SiD code, replayed by our method, network and loop."""
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors import safe_open
-from torch import Tensor, nn
+from torch import Tensor
 
-from fewstep.core import Batch, Loss, Turn
-from fewstep.draws import Draws
-from fewstep.ema import EMA
-from fewstep.losses.score import denoising, sid
 from fewstep.methods.sid import SiD
-from fewstep.nets.precond import Preconditioned
-from fewstep.optim import Optim
 from fewstep.sample import FewStep
-from fewstep.teachers import edm
 from fewstep.times import Karras
-from fewstep.training import State, train
-
-FOLDER = Path(os.environ.get("FEWSTEP_GOLDEN") or Path(__file__).parents[3] / "shared/golden")
-Group = Mapping[str, Tensor]
-MARKS = {"x_g": 1e-5, "elem": 1e-5, "total": 1e-5, "grads": 1e-4, "after": 1e-6, "ema": 1e-6}
-MARKS |= {"ema move": 0.01, "gen/elem": 3e-5}  # the latter is explained below
-HALVES = {"fake": "psi", "student": "gen"}
-
-
-class Recording:
-    """One file; its tensors are grouped by what precedes the slash in their names."""
-
-    def __init__(self, path: Path) -> None:
-        with safe_open(path, "pt") as file:
-            self.tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            self.config = json.loads(file.metadata()["config"])
-            self.kwargs = json.loads(file.metadata()["net_kwargs"])
-        self.size = self.config["batch"]
-        self.pixels = self["draws"]["z_psi"][0].numel()
-
-    def __getitem__(self, group: str) -> dict[str, Tensor]:
-        start = f"{group}/"
-        return {k.removeprefix(start): v for k, v in self.tensors.items() if k.startswith(start)}
-
-    def net(self, group: str, **options: Any) -> Preconditioned:
-        return edm.build(self.kwargs | options, self[group])
-
-    def batch(self, net: str, rows: Tensor) -> Batch:
-        """What the official code drew for these samples in the half that trains `net`.
-
-        A recorded unit normal n, of a log-normal time, becomes the uniform number ndtr(n).
-        """
-        draws = {key: value[rows] for key, value in self["draws"].items()}
-        if net == "fake":
-            u = torch.special.ndtr(draws["psi_rnd_normal"].double())
-            z, eps = draws["z_psi"], draws["psi_n"]
-        else:
-            z, eps, u = draws["z_g"], draws["g_n"], draws["g_rnd_t"].double()
-        cond = draws["labels"] if self.kwargs["label_dim"] else None
-        return Batch(z, cond, None, Replay({"eps": eps, "t": u.flatten()}))  # type: ignore
-
-
-@dataclass(frozen=True)
-class Replay:
-    """Stands in for `Draws`: recorded numbers in place of new ones."""
-
-    values: Mapping[str, Tensor]
-
-    def normal(self, purpose: str, shape: Sequence[int], dtype: Any = torch.float32) -> Tensor:
-        assert self.values[purpose].shape[1:] == tuple(shape)
-        return self.values[purpose].to(dtype)
-
-    def uniform(self, purpose: str) -> Tensor:
-        return self.values[purpose]
+from tests.parity.recording import (
+    HALVES,
+    MARKS,
+    Recording,
+    Replayed,
+    Unaugmented,
+    errors,
+    in_double,
+    missed,
+)
 
 
 @pytest.fixture(scope="module", params=["step_sid", "step_sid_cond"])
 def gold(request: pytest.FixtureRequest) -> Recording:
-    path = FOLDER / f"{request.param}.safetensors"
-    if not path.is_file():
-        pytest.skip(f"no recorded iteration {path.name} in {FOLDER}; set FEWSTEP_GOLDEN")
-    return Recording(path)
+    return Recording.named(request.param)
 
 
-class Unaugmented:
-    """A denoiser that is told, by zeros, that its input is not augmented."""
-
-    def __init__(self, net: Any, after: Callable[[Tensor], Tensor] = torch.clone) -> None:
-        self.net, self.path, self.after = net, net.path, after
-
-    def __call__(self, xt: Tensor, t: Tensor, cond: Any = None) -> Tensor:
-        zeros = xt.new_zeros(len(xt), self.net.model.map_augment.weight.shape[1])
-        return self.after(self.net(xt, t, cond, zeros))
-
-
-@dataclass(frozen=True)
-class Replayed(SiD):
-    """SiD with the official code's augment labels: None in one half, zeros in the other.
-
-    The fields are for controls: the turns and their order, what is done to a net's predictions in
-    the student's turn, and nets that are wrongly in training mode.
-    """
-
-    order: tuple[str, ...] = ("fake", "student")
-    after: Mapping[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)
-    training: tuple[str, ...] = ()
-
-    def turns(self, step: int) -> Sequence[Turn]:
-        turns = {turn.net: turn.loss for turn in super().turns(step)}
-        turns["student"] = partial(self.unaugmented, turns["student"])
-        return [Turn(net, turns[net]) for net in self.order]
-
-    def unaugmented(self, loss: Any, nets: Any, teacher: Any, batch: Batch) -> Loss:
-        told: Any = {}
-        for name, net in {"teacher": teacher, **nets}.items():
-            told[name] = Unaugmented(net, self.after.get(name, torch.clone))
-            if name in self.training:
-                net.train()
-        return loss(told, told["teacher"], batch)
-
-
-class Spy:
-    """Calls a loss, and once more with every pixel as a sample: the loss pixel by pixel."""
-
-    def __init__(self, loss: Callable[..., Tensor], x: int) -> None:
-        self.loss, self.x, self.xs, self.each = loss, x, [], []
-
-    def __call__(self, *args: Any) -> Tensor:
-        x = args[self.x].detach()
-        pixels = [a.expand_as(x).reshape(-1, 1) if isinstance(a, Tensor) else a for a in args]
-        self.xs.append(x)
-        self.each.append(self.loss(*pixels).detach().reshape(x.shape))
-        return self.loss(*args)
-
-
-def method(gold: Recording, **changes: Any) -> Replayed:
+def method(gold: Recording, controls: Any = None, **changes: Any) -> Replayed:
+    """SiD as recorded, but for `changes`; it told the fake score nothing of augmentation."""
     alpha, tmax, t_init = (gold.config[key] for key in ("alpha", "tmax", "init_sigma"))
     settings = {"sampler": FewStep(t_init), "alpha": alpha, "times": Karras(tmax=tmax)}
-    return Replayed(**settings | changes)
-
-
-def errors(
-    gold: Recording,
-    replayed: Replayed,
-    accumulate: int = 1,
-    images: int = 10**8,
-    dropout: Collection[str] = (),
-) -> dict[str, float]:
-    """How far one step of `train` is from the recording.
-
-    The recorded average is past its ramp, hence so many `images`. Nets named in `dropout` have
-    dropout layers. Without its own turn the fake score starts as recorded after its update.
-    """
-    odds = {name: 0.13 * (name in dropout) for name in ("teacher", "fake", "student")}
-    teacher = gold.net("teacher", dropout=odds["teacher"])
-    state = State.init(replayed, teacher, gold.net("student", dropout=odds["student"]))
-    fake = gold.net("fake" if "fake" in replayed.order else "fake_after", dropout=odds["fake"])
-    state.nets["fake"], state.images = fake, images
-
-    def source(draws: Draws) -> Batch:
-        net = replayed.order[int(draws.index[0]) // gold.size]
-        return gold.batch(net, draws.index % gold.size)
-
-    rates = {"fake": gold.config["lr"], "student": gold.config["glr"]}
-    scales = {"fake": gold.config["ls"], "student": gold.config["lsg"]}
-    factors = {net: gold.pixels * scale for net, scale in scales.items()}
-    how: Any = {"batch": gold.size, "steps": 1, "accumulate": accumulate}
-    how["optim"] = {net: Optim(rates[net], eps=1e-8 / factors[net]) for net in rates}
-    how["ema"] = EMA(halflife=gold.config["ema_halflife_kimg"] * 1000)
-    spies = {"fake": Spy(denoising, 1), "student": Spy(sid, 0)}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fewstep.fake_score.denoising", spies["fake"])
-        patch.setattr("fewstep.methods.sid.sid", spies["student"])
-        (record,) = train(replayed, teacher, nn.Identity(), source, state=state, **how)
-    found = {}
-    for net in replayed.order:
-        half, factor, grads = gold[HALVES[net]], factors[net], gold[f"grads_{net}"]
-        adam, spy = state.optimizers[net].state, spies[net]
-        named = {n: p for n, p in state.nets[net].named_parameters() if p in adam}
-        size = half["loss_elem"].abs().sum() * scales[net] / gold.size
-        found[net] = {
-            "x_g": relative(torch.cat(spy.xs), half["x_g"]),
-            "elem": relative(torch.cat(spy.each), half["loss_elem"]),
-            "total": float(abs(factor * record.logs[f"{net}/loss"] - half["total"]) / size),
-            "grads": gradients({n: factor * adam[p]["exp_avg"] for n, p in named.items()}, grads),
-            "after": weights(state.nets[net], gold[f"{net}_after"], grads),
-        }
-    if "student" in found:
-        masked = gold["ema_after"], gold["grads_student"]
-        off, move = (weights(net, *masked) for net in (state.average, gold.net("student")))
-        found["student"] |= {"ema": off, "ema move": off / move}
-    return {f"{HALVES[net]}/{key}": value for net in found for key, value in found[net].items()}
-
-
-def relative(mine: Tensor, recorded: Tensor) -> float:
-    """The largest difference over the largest value."""
-    return float((mine - recorded).abs().max() / recorded.abs().max())
-
-
-def gradients(mine: Group, recorded: Group) -> float:
-    """The largest relative difference, in norm, of a tensor; where one is zero both are."""
-    assert set(mine) == set(recorded)
-    ratio = {n: (mine[n] - g).norm() / g.norm().clamp_min(1e-30) for n, g in recorded.items()}
-    return float(max(ratio.values()))
-
-
-def weights(net: nn.Module, recorded: Group, grads: Group) -> float:
-    """The largest difference of a weight whose gradient is no rounding noise."""
-    state, worst, counted, total = net.state_dict(), [], 0, 0
-    for name, value in recorded.items():
-        size = grads.get(name, torch.ones_like(value)).abs()
-        large = size >= 1e-5 * size.max()
-        counted, total = counted + int(large.sum()), total + large.numel()
-        worst.append(float((state[name] - value).abs()[large].max()))
-    assert counted > 0.998 * total
-    return max(worst)
-
-
-def missed(found: Mapping[str, float]) -> set[str]:
-    """What is farther off than its mark."""
-    marks = {key: MARKS.get(key) or MARKS[key.split("/")[1]] for key in found}
-    return {key for key, value in found.items() if not value < marks[key]}
+    inner = SiD(**settings | changes)
+    return Replayed(inner.sampler, inner, **controls or {})
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
@@ -253,16 +45,7 @@ def test_iteration_is_the_recorded_one(gold, accumulate):
 
 def test_recorded_student_loss_is_itself_rounded_by_as_much(gold):
     """Why gen/elem has a mark of its own: float64 is 1.3e-5 away from the recording too."""
-    teacher = gold.net("teacher").double()
-    nets: Any = {"student": gold.net("student").double(), "fake": gold.net("fake_after").double()}
-    batch = gold.batch("student", torch.arange(gold.size))
-    spy = Spy(sid, 0)
-    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
-        patch.setattr("fewstep.methods.sid.sid", spy)
-        replayed = {turn.net: turn.loss for turn in method(gold).turns(0)}
-        replayed["student"](nets, teacher, batch._replace(z=batch.z.double()))
-    off = relative(spy.each[0], gold["gen"]["loss_elem"])
-    assert MARKS["elem"] < off < MARKS["gen/elem"]
+    assert MARKS["elem"] < in_double(gold, method(gold)) < MARKS["gen/elem"]
 
 
 def test_augment_labels_of_zeros_are_none_at_all(gold):
@@ -275,7 +58,7 @@ def test_augment_labels_of_zeros_are_none_at_all(gold):
 @pytest.mark.parametrize("net", ["fake", "student"])
 def test_the_trained_net_alone_is_in_training_mode(gold, net):
     """The recorded nets had no dropout; it shows where a net with dropout is being trained."""
-    turn, others = method(gold, order=(net,)), {"teacher", "student", "fake"} - {net}
+    turn, others = method(gold, {"order": (net,)}), {"teacher", "student", "fake"} - {net}
     assert missed(errors(gold, turn, dropout=others)) == set()
     assert f"{HALVES[net]}/elem" in missed(errors(gold, turn, dropout={net}))
 
@@ -283,10 +66,10 @@ def test_the_trained_net_alone_is_in_training_mode(gold, net):
 @pytest.mark.parametrize("net", ["teacher", "fake"])
 def test_control_detached_or_in_training_mode(gold, net):
     """Losses do not notice a detached prediction; gradients, hence weights, do."""
-    found = missed(errors(gold, method(gold, after={net: Tensor.detach})))
+    found = missed(errors(gold, method(gold, {"after": {net: Tensor.detach}})))
     assert found == {"gen/grads", "gen/after", "gen/ema move"}
-    found = missed(errors(gold, method(gold, order=("student",), training=(net,)), dropout={net}))
-    assert {"gen/elem", "gen/total", "gen/grads"} <= found
+    wrong = method(gold, {"order": ("student",), "training": (net,)})
+    assert {"gen/elem", "gen/total", "gen/grads"} <= missed(errors(gold, wrong, dropout={net}))
 
 
 @pytest.mark.parametrize("changes", [{"alpha": 1.0}, {"times": Karras(tmax=1000.0)}])
@@ -296,5 +79,5 @@ def test_control_other_settings(gold, changes):
 
 def test_control_other_order_and_early_average(gold):
     """The student's half must see the fake score after its update; the ramp must be over."""
-    found = missed(errors(gold, method(gold, order=("student", "fake")), images=0))
+    found = missed(errors(gold, method(gold, {"order": ("student", "fake")}), images=0))
     assert {"gen/elem", "psi/elem", "gen/ema", "gen/ema move"} <= found
