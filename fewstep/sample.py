@@ -85,14 +85,16 @@ class FewStep(Sampler):
             if draws is None:
                 raise ValueError(f"{self} renoises with fresh noise: pass draws")
             eps = draws.normal(f"eps{k}", x.shape[1:], x.dtype)
-        low, top = denoiser.path.t_min, denoiser.path.t_max
-        if not self.steps <= self.t_init <= top and isinstance(denoiser.path, VP):
+        path = denoiser.path
+        if self.t_init > path.t_max or (isinstance(path, VP) and self.steps > self.t_init):
+            more = ", and there are no more steps than timesteps below it"
             raise ValueError(
-                f"{self} does not fit a schedule with the timesteps {low:g} to {top:g}: t_init is "
-                "a timestep, and there are no more steps than timesteps below it"
+                f"{self} does not fit the times {path.t_min:g} to {path.t_max:g} of "
+                f"{type(path).__name__}: t_init is one of them"
+                + (more if isinstance(path, VP) else "")
             )
         t = x.new_full((len(x),), self.ladder()[k])
-        return perturb(denoiser.path, x, eps, t), t
+        return perturb(path, x, eps, t), t
 
 
 @dataclass(frozen=True)
