@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from fewstep import load_student
-from tests.end_to_end.command import DISTIL, fewstep
+from tests.end_to_end.command import DISTIL, SMALL, fewstep
 
 FIT = ("train", "mixture_teacher", "--steps", "20", "--batch", "16", "--out", "fit")
 RING = ("distill", "mixture", "--steps", "1", "--batch", "16", "--optim.lr", "1e-12")
@@ -72,3 +74,37 @@ def test_a_changed_method_file_is_another_run(
     refused = fewstep(*args)
     assert refused.code == 2
     assert "x is in use by a run with other settings (files" in refused.err
+
+
+def test_sida_from_a_sid_student(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SiD2A: the student starts as the SiD student, the critic as the teacher.
+
+    With a learning rate of nothing both are still there at the end; with one, and a schedule,
+    the log shows who was trained when.
+    """
+    monkeypatch.chdir(tmp_path)
+    runs = finished / "runs"
+    args = ("distill", "digits", *SMALL, "--teacher", str(runs / "teacher"))
+    args = (*args, "--init", str(runs / "sid"), "--steps", "6")
+    still = ("--method", "SiDA()", "--optim.lr", "1e-12", "--out", "still")
+    assert fewstep(*args, *still).code == 0
+    nets = load_file(next(Path("still/checkpoints").glob("step-*6")) / "nets.safetensors")
+    for net, origin, other in (("student", "sid", "teacher"), ("fake", "teacher", "sid")):
+        start, wrong = (load_student(runs / n).denoiser.state_dict() for n in (origin, other))
+        assert {f"{net}.{key}" for key in start} < set(nets)
+        off = [float((nets[f"{net}.{key}"] - start[key]).abs().max()) for key in start]
+        assert max(off) < 1e-6
+        assert any(not torch.allclose(start[key], wrong[key], atol=1e-4) for key in start)
+    method = "SiDA(student_from=2, adversarial_from=4, gan=0.01)"
+    assert fewstep(*args, "--method", method, "--out", "moving").code == 0
+    lines = [json.loads(line) for line in Path("moving/log.jsonl").read_text().splitlines()]
+    assert ["student/loss" in line for line in lines] == [False, False, True, True, True, True]
+    assert ["student/adversarial" in line for line in lines] == [False] * 4 + [True] * 2
+    assert all(line["fake/discriminator"] > 0 and 0 <= line["fake/right"] <= 1 for line in lines)
+    assert [line["images"] for line in lines] == [0, 0, 8, 16, 24, 32]
+    x, before = (load_student(name).sample(range(8)) for name in ("moving", runs / "sid"))
+    assert x.isfinite().all()
+    assert (x - before).abs().max() > 1e-4
+    assert fewstep("report", "moving").code == 0
