@@ -147,11 +147,12 @@ def evaluate(args: list[str]) -> int:
     )
     parser.add_argument("run", type=Path, help="a run folder; with --protocol any model's folder")
     parser.add_argument("--samples", type=int, help="a draw (default: 5000; fid50k: 50000)")
-    parser.add_argument(
-        "--draws", "--runs", type=int, default=3, help="sets of samples (default: 3)"
-    )
+    parser.add_argument("--draws", type=int, default=3, help="sets of samples (default: 3)")
     parser.add_argument("--protocol", choices=["fid50k"], help="see docs/evaluation.md")
     group = parser.add_argument_group("with --protocol")
+    group.add_argument(
+        "--runs", type=int, dest="draws", default=argparse.SUPPRESS, help="the same as --draws"
+    )
     group.add_argument("--reference", type=Path, help="statistics of real pictures (.npz, .pkl)")
     group.add_argument("--features", help=_FEATURES)
     group.add_argument("--batch", type=int, help="pictures at a time (default: 100)")
