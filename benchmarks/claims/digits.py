@@ -18,12 +18,17 @@ from fewstep.data.digits import SIGMA_DATA
 from fewstep.ema import EMA
 from fewstep.fake_score import FakeScore
 from fewstep.generator import Generator
+from fewstep.guidance import LSG, AntiCFG, Guidance, Unguided, ZeroCFG
+from fewstep.losses.distance import PseudoHuber, SquaredL2
 from fewstep.losses.weight import EDMWeight
 from fewstep.methods.sid import SiD
 from fewstep.methods.sida import SiDA
+from fewstep.methods.sim import SIM
 from fewstep.optim import Optim
 from fewstep.recipes.digits import Digits, digits_teacher
+from fewstep.run_folder import RunFolder
 from fewstep.runner import execute
+from fewstep.sample import FewStep
 from fewstep.student import load_student
 from fewstep.times import Karras
 
@@ -36,8 +41,9 @@ def teacher() -> Generator:
     """The digits teacher, trained if need be."""
     out = lab.WORK / "digits" / "teacher"
     run = replace(digits_teacher(), domain=Digits(drop=0.1))
-    for _ in execute(run, out, recipe="digits_teacher"):
-        pass
+    if not RunFolder(out).finished:
+        for _ in execute(run, out, recipe="digits_teacher"):
+            pass
     return load_student(out)
 
 
@@ -76,7 +82,50 @@ def adversarial() -> Iterable[Trial]:
         yield Trial("SiDA, 5 % of the data", sida(), seed, {"domain": Digits(share=0.05)})
 
 
-CLAIMS: dict[str, Callable[[], Iterable[Trial]]] = {"alpha": alpha, "adversarial": adversarial}
+def distances() -> Iterable[Trial]:
+    """Claim 4: SIM's pseudo-Huber distance against the squared one, at two learning rates."""
+    for seed in SEEDS:
+        for rate in (2e-3, 2e-4):
+            changes = {"optim": replace(SETTING.optim, lr=rate), "steps": 600}
+            for name, distance in (("pseudo-Huber", PseudoHuber()), ("squared L2", SquaredL2())):
+                method = SIM(distance=distance, times=TIMES, fake=FAKE)
+                yield Trial(f"{name}, lr {rate:g}", method, seed, changes)
+
+
+SLOW = {"optim": replace(SETTING.optim, lr=5e-4), "steps": 600}
+"""Students of several calls diverge at the rate that one call bears."""
+
+
+def steps() -> Iterable[Trial]:
+    """Claim 5: students of one, two and four calls, matched in every step or in the last."""
+    for seed in SEEDS:
+        yield Trial("1 call", sid(), seed, SLOW)
+        for count in (2, 4):
+            for matching in ("uniform", "final"):
+                method = sid(sampler=FewStep(2.5, count), matching=matching)
+                yield Trial(f"{count} calls, {matching}", method, seed, SLOW)
+
+
+def guidance() -> Iterable[Trial]:
+    """Claim 5: the scales of guidance trade diversity (recall) for alignment (accuracy)."""
+    choices: tuple[Guidance, ...] = (
+        *(Unguided(), ZeroCFG(), AntiCFG(-0.5), AntiCFG(-1.0)),
+        *(LSG(1.5), LSG(2.0), LSG(3.0)),
+    )
+    for seed in SEEDS:
+        for choice in choices:
+            kappa = getattr(choice, "kappa", None)
+            label = type(choice).__name__ + ("" if kappa is None else f" {kappa:g}")
+            yield Trial(label, sid(guidance=choice), seed, {"steps": 600})
+
+
+CLAIMS: dict[str, Callable[[], Iterable[Trial]]] = {
+    "alpha": alpha,
+    "adversarial": adversarial,
+    "distances": distances,
+    "steps": steps,
+    "guidance": guidance,
+}
 
 if __name__ == "__main__":
     lab.main(CLAIMS, SETTING, (__doc__ or "").partition("\n")[0])

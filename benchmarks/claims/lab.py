@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from fewstep.core import Method
 from fewstep.ema import EMA
@@ -54,8 +53,6 @@ class Trial:
     seed: int = 0
     changes: Mapping[str, Any] = field(default_factory=dict)
     """Other fields of the setting."""
-    init: str = ""
-    """Label of a trial of the same seed whose student this one starts from."""
 
 
 def scored(generator: Generator, yardstick: Yardstick, samples: int) -> dict[str, float]:
@@ -65,20 +62,20 @@ def scored(generator: Generator, yardstick: Yardstick, samples: int) -> dict[str
 
 
 def conduct(
-    trial: Trial, setting: Setting, teacher: Generator, start: nn.Module, yardstick: Yardstick
-) -> tuple[dict[str, Any], nn.Module]:
-    """Train; the scores at ten steps evenly spaced on a log scale, and the student."""
+    trial: Trial, setting: Setting, teacher: Generator, yardstick: Yardstick
+) -> dict[str, Any]:
+    """Train; the scores at ten steps evenly spaced on a log scale."""
     at = lambda name: trial.changes.get(name, getattr(setting, name))  # noqa: E731
     steps, batch, domain = at("steps"), at("batch"), at("domain")
     looks = sorted({round(steps * 30 ** (i / 9 - 1)) for i in range(10)})
     model = teacher.model
     assert model is not None
-    curve, average, failure, began = [], start, "", time.process_time()
+    curve, failure, began = [], "", time.process_time()
     try:
         for record in train(
             trial.method,
             teacher.denoiser,
-            start,
+            teacher.denoiser,
             domain.source(model, data_free=not trial.method.needs_data),
             batch=batch,
             steps=steps,
@@ -86,8 +83,8 @@ def conduct(
             ema=at("ema"),
             seed=trial.seed,
         ):
-            average = record.state.average
             if record.step in looks:
+                average = record.state.average
                 student = Generator(average, trial.method.sampler, model.shape, model.classes)
                 scores = scored(student, yardstick, setting.samples)
                 curve.append({"step": record.step, "images": record.images, **scores})
@@ -97,7 +94,7 @@ def conduct(
     seconds = time.process_time() - began
     result = {"label": trial.label, "seed": trial.seed, "method": repr(trial.method)}
     result |= {"changes": {k: repr(v) for k, v in trial.changes.items()}, "batch": batch}
-    return result | {"curve": curve, "failure": failure, "cpu_seconds": round(seconds)}, average
+    return result | {"curve": curve, "failure": failure, "cpu_seconds": round(seconds)}
 
 
 def rounded(scores: Mapping[str, float]) -> dict[str, float]:
@@ -105,10 +102,11 @@ def rounded(scores: Mapping[str, float]) -> dict[str, float]:
 
 
 def investigate(claim: str, trials: Iterable[Trial], setting: Setting) -> None:
-    """Conduct what is missing of a claim and gather all in one file of results."""
+    """Conduct what is missing of a claim; all so far is gathered in one file after each trial."""
     torch.set_num_threads(1)
     folder = WORK / setting.name / claim
-    folder.mkdir(parents=True, exist_ok=True)
+    for made in (folder, RESULTS):
+        made.mkdir(parents=True, exist_ok=True)
     teacher, yardstick = setting.teacher(), setting.domain.yardstick()
     anchor = folder.parent / "teacher.json"
     if not anchor.is_file():
@@ -118,21 +116,13 @@ def investigate(claim: str, trials: Iterable[Trial], setting: Setting) -> None:
         path = folder / f"{trial.label.replace(' ', '-')}-{trial.seed}.json"
         if not path.is_file():
             print(f"{claim}: {trial.label}, seed {trial.seed}", flush=True)
-            start = teacher.denoiser
-            if trial.init:
-                start = torch.load(
-                    folder / f"{trial.init.replace(' ', '-')}-{trial.seed}.pt", weights_only=True
-                )
-            result, _ = conduct(trial, setting, teacher, start, yardstick)
-            write_json(path, result)
-        found.append(read_json(path))
-    for result in found:
-        result["curve"] = [rounded(point) for point in result["curve"]]
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    write_json(
-        RESULTS / f"{setting.name}-{claim}.json",
-        {"claim": claim, "teacher": read_json(anchor), "trials": found},
-    )
+            write_json(path, conduct(trial, setting, teacher, yardstick))
+        result = read_json(path)
+        found.append(result | {"curve": [rounded(point) for point in result["curve"]]})
+        write_json(
+            RESULTS / f"{setting.name}-{claim}.json",
+            {"claim": claim, "teacher": read_json(anchor), "trials": found},
+        )
 
 
 def main(claims: Mapping[str, Callable[[], Iterable[Trial]]], setting: Setting, text: str) -> None:
