@@ -32,7 +32,11 @@ RETRIES = 3
 """Checkpoints in a row that may fail to be written before the run stops."""
 
 
-def tensors(state: State) -> dict[str, dict[str, Tensor]]:
+Parts = dict[str, dict[str, Tensor]]
+"""File -> name -> tensor."""
+
+
+def tensors(state: State) -> Parts:
     """Every tensor of `state`, as file -> name -> tensor."""
     parts = {"nets": state.nets.state_dict(), "average": state.average.state_dict()}
     parts |= {f"optim-{name}": _flatten(optim) for name, optim in state.optimizers.items()}
@@ -51,26 +55,28 @@ def save(folder: Path, state: State, method: Method, keep: int = 2) -> Path:
 
     What a killed process left half-written goes too: a run folder has one writer.
     """
-    files, facts = _snapshot(state, method)
-    return _write(folder, files, facts, keep)
+    parts, facts = _snapshot(state, method)
+    return _write(folder, parts, facts, keep)
 
 
-def _snapshot(state: State, method: Method) -> tuple[dict[str, bytes], dict[str, Any]]:
-    """The files of a checkpoint, and what its manifest says, as they are now.
+def _snapshot(state: State, method: Method) -> tuple[Parts, dict[str, Any]]:
+    """A copy of all tensors, in main memory, and what the manifest says, as they are now.
 
-    All ranks put sharded tensors together, rank 0 alone makes files of them.
+    All ranks put sharded tensors together, rank 0 alone keeps them.
     """
-    files = {}
+    parts: Parts = {}
     for name, part in tensors(state).items():
-        whole = {key: parallel.full(t) for key, t in part.items()}
-        files[f"{name}.safetensors"] = pack(whole) if parallel.rank() == 0 else b""
+        whole = {key: parallel.full(t).detach() for key, t in part.items()}
+        kept = whole if parallel.rank() == 0 else {}
+        parts[name] = {key: t.to("cpu", copy=True) for key, t in kept.items()}
     facts: dict[str, Any] = {key: getattr(state, key) for key in COUNTERS}
     facts["scales"] = {net: [scale.value, scale.clean] for net, scale in state.scales.items()}
     facts["method"] = repr(method)
-    return files, facts
+    return parts, facts
 
 
-def _write(folder: Path, files: Mapping[str, bytes], facts: Mapping[str, Any], keep: int) -> Path:
+def _write(folder: Path, parts: Parts, facts: Mapping[str, Any], keep: int) -> Path:
+    files = {f"{name}.safetensors": pack(part) for name, part in parts.items()}
     target = folder / f"step-{facts['step']:08d}"
     write_folder(target, files, facts)
     for old in [*folder.glob(".step-*-*"), *find(folder)[:-keep]]:
@@ -111,9 +117,9 @@ class Writer:
             if self.failures == RETRIES:
                 raise
             notes = [f"the last checkpoint could not be written ({error}); trying again now"]
-        files, facts = _snapshot(state, self.method)
+        parts, facts = _snapshot(state, self.method)
         if parallel.rank() == 0:
-            self.job = self.pool.submit(_write, self.folder, files, facts, 2)
+            self.job = self.pool.submit(_write, self.folder, parts, facts, 2)
         return notes
 
     def finish(self) -> None:

@@ -182,14 +182,13 @@ def average_gradients(net: nn.Module) -> None:
 
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Runs of tensors of one type, of about `BUCKET` numbers."""
+    """Runs of tensors of about `BUCKET` numbers together."""
     bucket: list[Tensor] = []
     for t in tensors:
-        full = sum(b.numel() for b in bucket) >= BUCKET
-        if bucket and (full or t.dtype != bucket[0].dtype):
+        bucket.append(t)
+        if sum(b.numel() for b in bucket) >= BUCKET:
             yield bucket
             bucket = []
-        bucket.append(t)
     if bucket:
         yield bucket
 

@@ -29,6 +29,9 @@ INCEPTION = ("parity/test_inception.py",)
 FID = ("closed_form/test_fid.py", "closed_form/test_metrics.py")
 FEATURES = ("property/test_features.py",)
 PROTOCOL = ("end_to_end/test_protocol.py",)
+TOGETHER = ("distributed/test_training.py",)
+PRECISION = ("closed_form/test_precision.py",)
+CHECKPOINT = ("end_to_end/test_checkpoint.py",)
 
 
 def faults(file: str, tests: tuple[str, ...], *pairs: tuple[str, str]) -> tuple[Mutant, ...]:
@@ -193,6 +196,36 @@ MUTANTS: tuple[Mutant, ...] = (
         "training.py",
         METHODS,
         ("teacher.requires_grad_(False).eval()", "teacher.eval()"),
+    ),
+    *faults(
+        "parallel.py",
+        TOGETHER,
+        ("        values /= size()\n", ""),
+        ("rank() * count : (rank() + 1) * count", "0:count"),
+        ("dist.all_reduce(present, dist.ReduceOp.MAX)", "pass"),
+        ("    if bucket:\n        yield bucket\n", ""),
+        ("p.requires_grad and local(p) is p", "local(p) is p"),
+    ),
+    *faults(
+        "precision.py",
+        PRECISION,
+        ("room = self.value > 1", "room = True"),
+        ("max(1.0, self.value / 2), 0", "max(1.0, self.value / 2), self.clean"),
+        ("2 * self.value, 0", "self.value, 0"),
+    ),
+    *faults(
+        "training.py",
+        PRECISION,
+        ("torch._foreach_div_(gradients, scale)", "pass"),
+        ('"loss" not in bad', '"loss" in bad'),
+        ("state.streak += not absorbed", "state.streak += 1"),
+    ),
+    *faults(
+        "checkpoint.py",
+        CHECKPOINT,
+        ("setattr(state, key, int(facts[key]))", "pass"),
+        ("find(folder)[:-keep]", "find(folder)[: -keep - 1]"),
+        ("for path in reversed(find(folder)):", "for path in find(folder):"),
     ),
     *faults(
         "fake_score.py",
