@@ -164,7 +164,7 @@ def average_gradients(net: nn.Module) -> None:
     A parameter without gradient on all ranks stays so, as with one process. Those of sharded
     parameters were averaged when they were made (`fewstep.sharding`).
     """
-    wanted = [p for p in net.parameters() if p.requires_grad and local(p) is p]
+    wanted = [p for p in net.parameters() if local(p) is p]
     if size() == 1 or not wanted:
         return
     present = torch.tensor([p.grad is not None for p in wanted], dtype=torch.uint8)

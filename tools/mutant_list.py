@@ -204,7 +204,6 @@ MUTANTS: tuple[Mutant, ...] = (
         ("rank() * count : (rank() + 1) * count", "0:count"),
         ("dist.all_reduce(present, dist.ReduceOp.MAX)", "pass"),
         ("    if bucket:\n        yield bucket\n", ""),
-        ("p.requires_grad and local(p) is p", "local(p) is p"),
     ),
     *faults(
         "precision.py",
