@@ -121,7 +121,7 @@ def test_a_net_seen_without_gradients_first_still_gets_them() -> None:
 
 
 def test_a_scale_by_hand() -> None:
-    scale = Scale(4.0)
+    scale = Scale(4.0, clean=7)
     assert [scale.absorbs(False) for _ in range(3)] == [True, True, False]
     assert (scale.value, scale.clean) == (1.0, 0)
     assert not any(scale.absorbs(True) for _ in range(PATIENCE - 1))
