@@ -26,7 +26,7 @@ from fewstep.sharding import shard
 from fewstep.spec import encode, own_files
 from fewstep.student import save_model
 from fewstep.teachers.convert import open_model
-from fewstep.training import Record, State, train
+from fewstep.training import Record, State, divisible, train
 from fewstep.watch import Watch
 
 COMPARED = 100
@@ -143,6 +143,7 @@ def usable(device: str) -> torch.device:
 def prepare(run: Run, recipe: str, teacher: str, device: str = "cpu", init: str = "") -> Work:
     """Load and build what `run` needs; a ValueError says what is missing or does not fit."""
     where = usable(device)
+    divisible(run.batch, run.accumulate)
     model = load_teacher(run.domain, teacher) if run.distils else None
     if run.distils and model is None:
         raise ValueError(

@@ -113,7 +113,7 @@ def train(
     step between them, are skipped before `Diverged` is raised; `precision` is that of the
     networks' products; `state` continues an earlier run.
     """
-    _divisible(batch, accumulate)
+    divisible(batch, accumulate)
     state = state or State.init(method, teacher, net)
     device = next(state.average.parameters()).device
     task = Task(teacher, source, accumulate, precision, seed, device)
@@ -144,7 +144,8 @@ def train(
         yield Record(state.step, state.images, logs, state)
 
 
-def _divisible(batch: int, accumulate: int) -> None:
+def divisible(batch: int, accumulate: int) -> None:
+    """A ValueError unless every process can compute its share in `accumulate` equal parts."""
     if batch < 1 or accumulate < 1 or batch % (accumulate * parallel.size()):
         several = f" x {parallel.size()} processes" if parallel.size() > 1 else ""
         raise ValueError(

@@ -240,6 +240,12 @@ def test_a_refusal_is_everybodys(undisturbed: Path) -> None:
     sentence = "fewstep: run is in use by a run with other settings (run.seed was 0, now 4)"
     assert all(sentence in end.err for end in ended)
     assert tree(undisturbed / "run") == before
+    other = ("--out", "other", "--batch", "15")
+    ended = together(2, undisturbed.parent, command, undisturbed, None, *other)
+    assert codes(ended) == [2, 2]
+    sentence = "fewstep: batch 15 must be a positive multiple of accumulate 1 x 2 processes"
+    assert all(sentence in end.err for end in ended)
+    assert not (undisturbed / "other").exists()
     if not torch.cuda.is_available():
         other = ("--out", "other", "--device", "cuda")
         ended = together(2, undisturbed.parent, command, undisturbed, None, *other)
