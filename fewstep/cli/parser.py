@@ -36,3 +36,13 @@ class Parser(argparse.ArgumentParser):
     def flags(self) -> list[str]:
         """The long flags."""
         return [name for name in self._option_string_actions if name.startswith("--")]
+
+
+def verb_parser(verb: str, text: str, **options: object) -> Parser:
+    """The parser of `fewstep VERB`, which says `text`."""
+    return Parser(
+        prog=f"fewstep {verb}",
+        description=text,
+        allow_abbrev=False,
+        **options,  # type: ignore
+    )

@@ -1,31 +1,27 @@
-"""One function a verb: argument strings in, exit code out. Imported once a verb is chosen."""
+"""One function a verb: argument strings in, exit code out. Imported once a verb is chosen.
+
+Those of model files are in `models`.
+"""
 
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 from pathlib import Path
 
 from fewstep.cli.display import say
-from fewstep.cli.parser import Parser, fail, printable
+from fewstep.cli.models import convert as convert
+from fewstep.cli.models import ema as ema
+from fewstep.cli.models import inspect as inspect
+from fewstep.cli.parser import fail, verb_parser
 from fewstep.cli.work import demonstrate, like_teacher, measured, perform, table
-
-
-def _parser(verb: str, text: str, **options: object) -> Parser:
-    return Parser(
-        prog=f"fewstep {verb}",
-        description=text,
-        allow_abbrev=False,
-        **options,  # type: ignore
-    )
 
 
 def recipes(args: list[str]) -> int:
     """List the ready-made runs."""
     from fewstep.recipes.find import every, summary
 
-    _parser("recipes", "List the ready-made runs.").parse_args(args)
+    verb_parser("recipes", "List the ready-made runs.").parse_args(args)
     found = every()
     width = max(map(len, found))
     for name, make in sorted(found.items()):
@@ -47,7 +43,7 @@ def _run(verb: str, args: list[str], default: str) -> int:
     from fewstep.cli.overrides import help_text, resolve
     from fewstep.recipes.find import recipe
 
-    parser = _parser(
+    parser = verb_parser(
         verb, f"{verb} RECIPE in a folder; the same command continues.", add_help=False
     )
     parser.add_argument("recipe", nargs="?", help="see 'fewstep recipes'; or file.py:function")
@@ -105,7 +101,7 @@ def _run(verb: str, args: list[str], default: str) -> int:
 
 def demo(args: list[str]) -> int:
     """The main job on the embedded example."""
-    parser = _parser(
+    parser = verb_parser(
         "demo",
         "Train a teacher on 8x8 digits, distil it to one step with SiD, "
         "measure both, and write a report.",
@@ -118,7 +114,7 @@ def demo(args: list[str]) -> int:
 
 def sample(args: list[str]) -> int:
     """Make pictures with a finished model."""
-    parser = _parser("sample", "Make pictures with a finished model: a student or a teacher.")
+    parser = verb_parser("sample", "Make pictures with a finished model: a student or a teacher.")
     parser.add_argument(
         "model", type=Path, help="a run folder, a folder with model.json, or a snapshot"
     )
@@ -140,7 +136,7 @@ def sample(args: list[str]) -> int:
 
 def evaluate(args: list[str]) -> int:
     """Measure a finished run."""
-    parser = _parser(
+    parser = verb_parser(
         "evaluate",
         "Measure a finished run beside its teacher and real data; writes metrics.json. With "
         "--protocol fid50k instead as papers report it: FID and others in features of choice.",
@@ -191,7 +187,7 @@ def _published(own: argparse.Namespace) -> int:
 
 def stats(args: list[str]) -> int:
     """Reference statistics of real pictures."""
-    parser = _parser(
+    parser = verb_parser(
         "stats", "Make the statistics of real pictures that 'evaluate --protocol' compares with."
     )
     parser.add_argument("data", type=Path, help="a folder of pictures, or an .npz with images")
@@ -215,48 +211,14 @@ def stats(args: list[str]) -> int:
 
 def report(args: list[str]) -> int:
     """One self-contained page of a run."""
-    parser = _parser("report", "Write report.html, one self-contained page, into a run folder.")
+    parser = verb_parser(
+        "report", "Write report.html, one self-contained page, into a run folder."
+    )
     parser.add_argument("run", type=Path, help="a run folder")
     own = parser.parse_args(args)
     from fewstep.report.page import write_report
 
     print(write_report(own.run))
-    return 0
-
-
-def inspect(args: list[str]) -> int:
-    """What is inside a model file or folder."""
-    parser = _parser("inspect", "Tell what is inside a model, without executing any of it.")
-    parser.add_argument("model", type=Path, help="a .pkl, .pt or .safetensors file, or a folder")
-    parser.add_argument("--json", action="store_true", help="for machines")
-    own = parser.parse_args(args)
-    from fewstep.contents import contents, lines
-
-    facts = contents(own.model)
-    print(json.dumps(facts, indent=2) if own.json else "\n".join(map(printable, lines(facts))))
-    return 0
-
-
-def convert(args: list[str]) -> int:
-    """A model folder of a snapshot."""
-    parser = _parser(
-        "convert",
-        "Make a model folder (safetensors and JSON) of a snapshot of EDM, EDM2, SiD or SiDA, "
-        "for 'sample', 'inspect' and 'distill --teacher'. Nothing in the file is executed.",
-    )
-    parser.add_argument("file", type=Path, help="a snapshot (.pkl) or training state (.pt)")
-    parser.add_argument("out", type=Path, help="the folder, new or empty")
-    parser.add_argument(
-        "--object", default="", help="which network of the file (default: ema, G_ema, or the only)"
-    )
-    parser.add_argument(
-        "--student", action="store_true", help="a one-step generator, as of SiD and SiDA"
-    )
-    own = parser.parse_args(args)
-    from fewstep.teachers.convert import convert as write
-
-    write(own.file, own.out, own.object, own.student)
-    print(own.out)
     return 0
 
 
@@ -267,30 +229,9 @@ def data(args: list[str]) -> int:
     return run(args)
 
 
-def ema(args: list[str]) -> int:
-    """Another average of a run's weights."""
-    parser = _parser(
-        "ema",
-        "Make a model of another average of a run's weights, of any length, from the averages "
-        "that it stored (--power.sigma-rel 0.05 0.1). Karras et al. 2024, arXiv 2312.02696.",
-    )
-    parser.add_argument("run", type=Path, help="a run folder")
-    parser.add_argument(
-        "--sigma-rel", type=float, required=True, help="length as a part of the training: 0.13"
-    )
-    parser.add_argument("--out", type=Path, required=True, help="the folder, new or empty")
-    own = parser.parse_args(args)
-    from fewstep.posthoc import write
-
-    mismatch = write(own.run, own.sigma_rel, own.out)
-    say(f"the profile is met to {100 * mismatch:.2g} %")
-    print(own.out)
-    return 0
-
-
 def doctor(args: list[str]) -> int:
     """Check the installation and the machine."""
-    _parser(
+    verb_parser(
         "doctor", "Check the installation and the machine; exit code 1 if something is wrong."
     ).parse_args(args)
     from fewstep.cli.doctor import examine
