@@ -2,17 +2,9 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
-
-class Mutant(NamedTuple):
-    """`original`, found once in fewstep/`file`, becomes `replacement`; tests/`tests` must fail."""
-
-    file: str
-    original: str
-    replacement: str
-    tests: tuple[str, ...]
-
+from mutant import Mutant, faults
+from mutant_eval import EVALUATION
+from mutant_family import FAMILY
 
 GRADIENTS = ("closed_form/test_gradients.py",)
 LOSSES = ("closed_form/test_losses.py",)
@@ -25,26 +17,16 @@ DENOISERS = ("closed_form/test_denoisers.py",)
 SOURCE = ("closed_form/test_source.py",)
 LOOP = ("closed_form/test_loop.py",)
 METHODS = ("property/test_methods.py",)
-INCEPTION = ("parity/test_inception.py",)
-FID = ("closed_form/test_fid.py", "closed_form/test_metrics.py")
-FEATURES = ("property/test_features.py",)
-PROTOCOL = ("end_to_end/test_protocol.py",)
 TOGETHER = ("distributed/test_training.py",)
 PRECISION = ("closed_form/test_precision.py",)
 CHECKPOINT = ("end_to_end/test_checkpoint.py",)
-
-
-def faults(file: str, tests: tuple[str, ...], *pairs: tuple[str, str]) -> tuple[Mutant, ...]:
-    """Several faults of one file under the same tests."""
-    return tuple(Mutant(file, original, replacement, tests) for original, replacement in pairs)
-
 
 MUTANTS: tuple[Mutant, ...] = (
     *faults(
         "losses/score.py",
         GRADIENTS,
         ("    delta = real - fake\n", "    delta = (real - fake).detach()\n"),
-        ("delta * ((fake - x)", "delta * ((fake.detach() - x)"),
+        ("delta * ((own - x)", "delta * ((own.detach() - x)"),
         ("(1 - alpha) * delta)", "alpha * delta)"),
         ("slope(scale * (fake - real))", "slope(scale * (fake - real)).detach()"),
         ("-weight * scale * slope", "-weight * slope"),
@@ -263,58 +245,6 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     *faults("methods/pretrain.py", LOSSES, ("self.weight(x0, x0, n.alpha, n.sigma)", "1.0")),
     *faults("methods/pretrain.py", METHODS, ("x0 = need_data(self, batch)", "x0 = batch.z")),
-    *faults(
-        "eval/inception.py",
-        INCEPTION,
-        ("count_include_pad=False", "count_include_pad=True"),
-        ("2048, largest=True", "2048, largest=False"),
-        ("(length / size)", "((length - 1) / (size - 1))"),
-        ("eps=1e-3", "eps=1e-5"),
-        ("features @ self.fc.weight.T", "self.fc(features)"),
-    ),
-    *faults(
-        "eval/networks.py", INCEPTION, ("(resize(x) - 128) / 128", "(resize(x) - 127.5) / 127.5")
-    ),
-    *faults(
-        "eval/fid.py",
-        FID,
-        ("/ (self.count - 1)", "/ self.count"),
-        ("self.shift = x.mean(0)", "self.shift = torch.zeros_like(x[0])"),
-    ),
-    *faults(
-        "eval/metrics.py",
-        FID,
-        (" - xx.trace()", ""),
-        ("statistics.pstdev", "statistics.stdev"),
-        ("topk(k + 1,", "topk(k,"),
-        ("/ x.shape[1] + 1", "/ x.shape[1]"),
-    ),
-    *faults(
-        "eval/features.py",
-        FEATURES,
-        (
-            "KNOWN.get(features.sha256) if isinstance(features, Published) else None",
-            'KNOWN.get(getattr(features, "sha256", ""))',
-        ),
-        ("x * 127.5 + 128", "x * 127.5 + 127.5"),
-    ),
-    *faults(
-        "eval/features.py",
-        INCEPTION,
-        ("known is not None and samples == SAMPLES", "known is not None"),
-    ),
-    *faults("eval/torchscript.py", FEATURES, (".hexdigest() != SHA256", ".hexdigest() == 0")),
-    *faults(
-        "eval/protocol.py",
-        PROTOCOL,
-        ("run * self.samples + ends[i],", "ends[i],"),
-        ("best = min(", "best = max("),
-        ('            "model": self.model,\n', ""),
-    ),
-    *faults(
-        "eval/reference.py",
-        ("closed_form/test_reference.py",),
-        ("whose != features.name", "False"),
-        ("torch.randint(number + 1,", "torch.randint(2 * number,"),
-    ),
+    *EVALUATION,
+    *FAMILY,
 )

@@ -23,7 +23,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import Queue
 
-from mutant_list import MUTANTS, Mutant
+from mutant import Mutant
+from mutant_list import MUTANTS
 
 ROOT = Path(__file__).resolve().parent.parent
 WORKERS = 2

@@ -152,7 +152,7 @@ def test_averages_of_parts(parts: int) -> None:
 
 
 def test_students_average_by_hand() -> None:
-    """share gan mean(w') mean(softplus(-l)), or the mean of the products."""
+    """share gan mean(w') mean(softplus(-l)), or the mean of the products; and its gradient."""
     nets, teacher = scene()
     b, share, gan = batch(torch.arange(12)), 0.3, 0.7
     for average in ("batch", "sample"):
@@ -163,7 +163,7 @@ def test_students_average_by_hand() -> None:
         x = ONE(nets["student"], b.z, b.cond)
         t = method.times.quantile(draws.uniform("t")).to(x)
         xt = x + t[:, None] * draws.normal("eps", (2,)).to(x)
-        weight = 1 / (x - teacher(xt, t, b.cond)).abs().mean(1)
+        weight = 1 / (x - teacher(xt, t, b.cond)).abs().mean(1).detach()
         loss = F.softplus(-nets["fake"].encode(xt, t, b.cond).mean(1))
         by_hand = (weight * loss).mean() if average == "sample" else weight.mean() * loss.mean()
         assert found.logs["adversarial"].item() == pytest.approx(by_hand.item(), rel=1e-12)
@@ -171,6 +171,13 @@ def test_students_average_by_hand() -> None:
         score = SiD(ONE, alpha=1.0).turns(0)[1].loss(nets, teacher, b).total
         total = (1 - share) * score + share * gan * by_hand
         assert found.total.item() == pytest.approx(total.item(), rel=1e-12)
+        weights = [*nets["student"].parameters()]
+        for g, expected in zip(
+            torch.autograd.grad(found.total, weights),
+            torch.autograd.grad(total, weights),
+            strict=True,
+        ):
+            torch.testing.assert_close(g, expected, rtol=1e-10, atol=1e-12)
 
 
 def test_critics_loss_by_hand() -> None:
