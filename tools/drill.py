@@ -86,7 +86,8 @@ def survive(folder: Path, seed: str, kills: int, in_saves: int, whole: Life) -> 
             return {"deaths": deaths, "error": f"of the checkpoints {before}, {kept} are left"}
         if not life.killed and life.code != 0:
             return {"deaths": deaths, "error": f"exit code {life.code}: {life.told}"}
-        if before and f"continuing from step {max(before)} " not in life.told and life.told:
+        resumed = (f"continuing from step {max(before, default=0)} ", "is finished already")
+        if before and life.told and not any(text in life.told for text in resumed):
             return {"deaths": deaths, "error": f"after {before} it said: {life.told}"}
         if not life.killed:
             return {"deaths": deaths, "error": ""}
