@@ -48,6 +48,10 @@ class Critic:
     logvar: bool = False
     """As for `FakeScore`; the discriminator's loss is divided by e^u too."""
 
+    def __post_init__(self) -> None:
+        if self.scale < 0:
+            raise ValueError(f"Critic.scale is 0 or more, got {self.scale:g}")
+
     def turn(self, rollout: Rollout, guidance: Guidance) -> Turn:
         """The update of the critic on samples of a rollout and real data."""
         return Turn("fake", partial(self.loss, rollout, guidance))

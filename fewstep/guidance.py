@@ -52,6 +52,10 @@ class Guidance(ABC):
     drop: float = 0.1
     """Share of conditions dropped where a guided fake score learns, so that it knows both."""
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.drop < 1:
+            raise ValueError(f"{type(self).__name__}.drop is a share below 1, got {self.drop:g}")
+
     @abstractmethod
     def scales(self, batch: Batch) -> Scales:
         """kappa_1 .. kappa_4 for these samples."""
@@ -126,6 +130,7 @@ class RandomLSG(Guidance):
     drop: float = 0.1
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.low < self.high:
             raise ValueError(f"RandomLSG needs low < high, got {self}")
 

@@ -116,7 +116,7 @@ def train(
     divisible(batch, accumulate)
     state = state or State.init(method, teacher, net)
     device = next(state.average.parameters()).device
-    task = Task(teacher, source, accumulate, precision, seed, device)
+    task = Task(method, teacher, source, accumulate, precision, seed, device)
     while state.step < steps:
         logs: dict[str, float] = {}
         skipped = state.skipped
@@ -156,6 +156,7 @@ def divisible(batch: int, accumulate: int) -> None:
 class Task(NamedTuple):
     """What the gradient of every turn depends on beside the state."""
 
+    method: Method
     teacher: Denoiser | None
     source: Source
     parts: int
@@ -212,6 +213,7 @@ def _backward(turn: Turn, nets: Nets, task: Task, share: range, scale: float) ->
     for start in share[::count]:
         with _seeded(task.seed, start, task.device):
             piece: Batch = task.source(Draws.range(start, count, task.seed, task.device))
+            _wanted(piece, task)
             with lowered(task.precision, task.device):
                 loss = turn.loss(nets, task.teacher, piece)  # type: ignore[arg-type]
             _well_formed(loss, turn)
@@ -234,6 +236,16 @@ def _seeded(seed: int, number: int, device: torch.device) -> Iterator[None]:
         if cuda:
             torch.cuda.manual_seed(int.from_bytes(key, "little"))
         yield
+
+
+def _wanted(batch: Batch, task: Task) -> None:
+    """Refuse data that a method would silently ignore."""
+    if batch.x0 is not None and not task.method.needs_data:
+        raise ValueError(
+            f"{type(task.method).__name__} learns without data, but the source gives some, which "
+            "would not be used; take a source of noise and labels (Latents), or a method that "
+            "learns from data, such as SiDA"
+        )
 
 
 def _well_formed(loss: Loss, turn: Turn) -> None:

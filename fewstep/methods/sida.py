@@ -65,6 +65,11 @@ class SiDA(Method):
     def __post_init__(self) -> None:
         if not 0 <= self.share <= 1:
             raise ValueError(f"SiDA.share is between 0 and 1, got {self.share:g}")
+        if min(self.gan, self.student_from, self.adversarial_from) < 0:
+            raise ValueError(
+                "SiDA.gan, student_from and adversarial_from are 0 or more, got "
+                f"{self.gan:g}, {self.student_from} and {self.adversarial_from}"
+            )
 
     def turns(self, step: int) -> Sequence[Turn]:
         rollout = Rollout.at(step, self.sampler, self.matching)

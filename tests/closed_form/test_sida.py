@@ -82,6 +82,11 @@ def test_gradients_are_the_sum_of_both_terms() -> None:
         torch.testing.assert_close(at(share, gan), expected, rtol=1e-9, atol=1e-12)
     with pytest.raises(ValueError, match=r"share is between 0 and 1, got 1\.5"):
         SiDA(share=1.5)
+    for wrong in ({"gan": -1.0}, {"student_from": -1}, {"adversarial_from": -1}):
+        with pytest.raises(ValueError, match=r"are 0 or more, got"):
+            SiDA(**wrong)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"Critic.scale is 0 or more, got -1"):
+        Critic(scale=-1.0)
 
 
 def test_schedule() -> None:

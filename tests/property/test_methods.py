@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -108,8 +109,9 @@ def test_training_moves_the_nets_and_never_the_teacher(method: Method) -> None:
     _, teacher = scene(method)
     before = [p.clone() for p in teacher.parameters()]
     start = network(1).double()
+    data = partial(source, data=method.needs_data)
     records = train(
-        method, teacher, start, source, batch=4, steps=3, optim=Optim(1e-2), accumulate=2
+        method, teacher, start, data, batch=4, steps=3, optim=Optim(1e-2), accumulate=2
     )
     *_, last = records
     assert all(torch.equal(a, b) for a, b in zip(teacher.parameters(), before, strict=True))

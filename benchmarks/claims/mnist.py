@@ -1,0 +1,76 @@
+"""The headline of three claims on MNIST at 16x16: python benchmarks/claims/mnist.py [CLAIM ...]
+
+One seed. Needs mnist.npz (FEWSTEP_MNIST, or in the working folder) and the teacher that is kept in
+benchmarks/assets/mnist_teacher. Results: benchmarks/results/claims/mnist-CLAIM.json.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any
+
+import lab
+from lab import Setting, Trial
+
+from fewstep.critic import Critic
+from fewstep.data.mnist import SIGMA_DATA
+from fewstep.ema import EMA
+from fewstep.fake_score import FakeScore
+from fewstep.generator import Generator
+from fewstep.losses.weight import EDMWeight
+from fewstep.methods.sid import SiD
+from fewstep.methods.sida import SiDA
+from fewstep.optim import Optim
+from fewstep.recipes.mnist import Mnist
+from fewstep.sample import FewStep
+from fewstep.student import load_student
+from fewstep.times import Karras
+
+TIMES, WEIGHT = Karras(tmax=500.0), EDMWeight(SIGMA_DATA)
+
+
+def teacher() -> Generator:
+    """The teacher that recipe mnist_teacher trained."""
+    return load_student(lab.ROOT / "benchmarks" / "assets" / "mnist_teacher")
+
+
+SETTING = Setting(
+    "mnist",
+    Mnist(),
+    teacher,
+    Optim(lr=5e-4, betas=(0.0, 0.99), warmup=50, decay="linear"),
+    EMA(halflife=10_000),
+    batch=64,
+    steps=1500,
+    samples=2000,
+)
+
+
+def sid(**changes: Any) -> SiD:
+    """SiD as in recipe mnist."""
+    method = SiD(alpha=1.0, times=TIMES, fake=FakeScore(weight=WEIGHT))
+    return replace(method, **changes)
+
+
+def sida() -> SiDA:
+    """SiDA with the same settings."""
+    return SiDA(times=TIMES, fake=Critic(weight=WEIGHT, judging=WEIGHT), gan=0.01)
+
+
+def adversarial() -> Iterable[Trial]:
+    """Claims 1 and 3: SiD, and SiDA with real data."""
+    yield Trial("SiD", sid())
+    yield Trial("SiDA", sida())
+
+
+def steps() -> Iterable[Trial]:
+    """Claim 5: two calls."""
+    for matching in ("uniform", "final"):
+        yield Trial(f"2 calls, {matching}", sid(sampler=FewStep(2.5, 2), matching=matching))
+
+
+CLAIMS: dict[str, Callable[[], Iterable[Trial]]] = {"adversarial": adversarial, "steps": steps}
+
+if __name__ == "__main__":
+    lab.main(CLAIMS, SETTING, (__doc__ or "").partition("\n")[0])
