@@ -73,7 +73,7 @@ MODEL = Model(PatchUNet(), data.SHAPE, data.CLASSES, sigma_data=data.SIGMA_DATA)
 
 
 def mnist_teacher() -> Run:
-    """Train a class-conditional EDM teacher on 16x16 MNIST (about an hour on one core)."""
+    """Train a class-conditional EDM teacher on 16x16 MNIST (about half an hour on one core)."""
     return Run(
         method=Pretrain(weight=EDMWeight(data.SIGMA_DATA)),
         model=MODEL,

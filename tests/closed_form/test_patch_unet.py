@@ -12,8 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fewstep.denoisers import EDM
 from fewstep.model import Model
 from fewstep.nets.patch_unet import PatchUNet
+from fewstep.path import VE
 
 SMALL = PatchUNet(width=8, mults=(1, 2), patch=2)
 SETTINGS = (
@@ -169,6 +171,19 @@ def test_untrained_edm_is_the_best_linear_denoiser() -> None:
     net = Model(PatchUNet(), (1, 16, 16), 10).build()
     x = inputs()[0][:, :1].float().repeat(1, 1, 2, 2)
     torch.testing.assert_close(net(x, torch.tensor(1.5), torch.arange(4)), 0.1 * x)
+
+
+def test_edm_hands_the_tap_on() -> None:
+    """Features are the body's at c_in x_t = x_t / (sd^2 + t^2)^(1/2) and c_noise = ln(t) / 4."""
+    net, (x, _, cond) = body(), inputs()
+    t = torch.tensor([0.1, 0.5, 1.5, 10.0], dtype=F64)
+    with torch.no_grad():
+        denoiser = EDM(net, VE(), 0.5)
+        x0, features = denoiser.forward_with_features(x, t, cond)
+        assert torch.equal(x0, denoiser(x, t, cond))
+        assert torch.equal(features, denoiser.encode(x, t, cond))
+        into = x / (0.25 + t**2).sqrt()[:, None, None, None]
+        torch.testing.assert_close(features, net.encode(into, t.log() / 4, cond))
 
 
 def test_dropout_acts_in_training_alone() -> None:
