@@ -42,7 +42,7 @@ SETTING = Setting(
     Optim(lr=5e-4, betas=(0.0, 0.99), warmup=50, decay="linear"),
     EMA(halflife=10_000),
     batch=64,
-    steps=1500,
+    steps=400,
     samples=2000,
 )
 

@@ -86,19 +86,15 @@ def check(own: Namespace) -> int:
     """Read every picture, tell what there is, and draw some."""
     import torch
 
-    from fewstep.data.picture_set import Marker, array, every, spread
-    from fewstep.data.problems import Problems, Unfit
+    from fewstep.data.picture_set import Marker, array, every, first_shape, spread
+    from fewstep.data.problems import Problems
     from fewstep.data.readers import reader_of
     from fewstep.files import write
     from fewstep.report.grid import grid, png
 
     reader = reader_of(own.source)
     problems = Problems(own.source)
-    try:
-        first = reader.header(0)
-    except Unfit as error:
-        raise ValueError(f"{own.source}: the first, {reader.names[0]}, is {error}") from None
-    shape = (len(first.getbands()), first.height, first.width)
+    shape = first_shape(reader)
     shown, step = set(spread(100, len(reader)).tolist()), max(1, min(shape[1:]) // 96)
     pictures: dict[int, torch.Tensor] = {}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import sys
-from typing import NoReturn
+from typing import Any, NoReturn
 
 
 def printable(text: str) -> str:
@@ -38,11 +38,6 @@ class Parser(argparse.ArgumentParser):
         return [name for name in self._option_string_actions if name.startswith("--")]
 
 
-def verb_parser(verb: str, text: str, **options: object) -> Parser:
-    """The parser of `fewstep VERB`, which says `text`."""
-    return Parser(
-        prog=f"fewstep {verb}",
-        description=text,
-        allow_abbrev=False,
-        **options,  # type: ignore
-    )
+def verb_parser(verb: str, text: str, **options: Any) -> Parser:
+    """The parser of one verb; flags are written in full."""
+    return Parser(prog=f"fewstep {verb}", description=text, allow_abbrev=False, **options)

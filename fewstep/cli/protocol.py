@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from fewstep.cli.display import Bar, say
+from fewstep.data.picture_set import PictureSet, first_shape
+from fewstep.data.readers import reader_of
 from fewstep.eval.networks import load_features
 from fewstep.eval.protocol import Protocol, summary, table
 from fewstep.eval.reference import Gatherer, read_reference
@@ -19,8 +19,6 @@ from fewstep.files import digest, write_json
 from fewstep.run_folder import RunFolder, locked
 from fewstep.runner import usable
 from fewstep.student import load_student
-
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
 def make_stats(data: Path, features: str, out: Path, keep: int, device: str, batch: int) -> None:
@@ -41,44 +39,12 @@ def make_stats(data: Path, features: str, out: Path, keep: int, device: str, bat
 def pictures(data: Path, batch: int) -> tuple[int, Iterator[Tensor]]:
     """How many pictures `data` holds, and these as batches of uint8 (B, H, W, 1 or 3).
 
-    An .npz file with `images` (as 'fewstep sample' writes) or `arr_0`, or a folder of pictures of
-    one size, in the order of their names.
+    A folder, a .zip or an .npz, read as training reads it; ValueError names unfit pictures.
     """
-    if data.is_dir():
-        paths = sorted(p for p in data.rglob("*") if p.suffix.lower() in PICTURES)
-        if not paths:
-            raise ValueError(f"{data} holds no pictures ({', '.join(PICTURES)})")
-        return len(paths), _from_files(paths, batch)
-    if data.suffix != ".npz" or not data.is_file():
-        raise ValueError(f"{data} is neither an .npz file nor a folder of pictures")
-    try:
-        with np.load(data, allow_pickle=False) as file:
-            name = next((n for n in ("images", "arr_0") if n in file.files), "")
-            images = file[name] if name else None
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{data} is no readable .npz file ({error})") from None
-    if images is None or images.dtype != np.uint8 or images.ndim != 4:
-        raise ValueError(f"{data} holds no images: an array 'images' of uint8 (N, H, W, C)")
-    return len(images), iter(torch.from_numpy(images).split(batch))
-
-
-def _from_files(paths: list[Path], batch: int) -> Iterator[Tensor]:
-    from PIL import Image
-
-    for start in range(0, len(paths), batch):
-        stack = []
-        for path in paths[start : start + batch]:
-            try:
-                with Image.open(path) as image:
-                    stack.append(np.asarray(image.convert("RGB")))
-            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-                raise ValueError(f"{path} is no readable picture ({error})") from None
-            if stack[-1].shape != stack[0].shape:
-                size, first = stack[-1].shape[:2], stack[0].shape[:2]
-                raise ValueError(
-                    f"{path} is {size[0]}x{size[1]}, others are {first[0]}x{first[1]}"
-                )
-        yield torch.from_numpy(np.stack(stack))
+    reader = reader_of(data)
+    rows = torch.arange(len(reader))
+    shown = PictureSet(reader, rows, first_shape(reader))
+    return len(rows), (shown.take(part).permute(0, 2, 3, 1) for part in rows.split(batch))
 
 
 def evaluate_protocol(

@@ -1,20 +1,14 @@
-"""One function a verb: argument strings in, exit code out. Imported once a verb is chosen.
-
-Those of model files are in `models`.
-"""
+"""One function a verb: argument strings in, exit code out. Imported once a verb is chosen."""
 
 from __future__ import annotations
 
-import argparse
+import json
 import shlex
 from pathlib import Path
 
 from fewstep.cli.display import say
-from fewstep.cli.models import convert as convert
-from fewstep.cli.models import ema as ema
-from fewstep.cli.models import inspect as inspect
-from fewstep.cli.parser import fail, verb_parser
-from fewstep.cli.work import demonstrate, like_teacher, measured, perform, table
+from fewstep.cli.parser import fail, printable, verb_parser
+from fewstep.cli.work import demonstrate, like_teacher, perform
 
 
 def recipes(args: list[str]) -> int:
@@ -136,84 +130,22 @@ def sample(args: list[str]) -> int:
 
 def evaluate(args: list[str]) -> int:
     """Measure a finished run."""
-    parser = verb_parser(
-        "evaluate",
-        "Measure a finished run beside its teacher and real data; writes metrics.json. With "
-        "--protocol fid50k instead as papers report it: FID and others in features of choice.",
-    )
-    parser.add_argument("run", type=Path, help="a run folder; with --protocol any model's folder")
-    parser.add_argument("--samples", type=int, help="a draw (default: 5000; fid50k: 50000)")
-    parser.add_argument("--draws", type=int, default=3, help="sets of samples (default: 3)")
-    parser.add_argument("--protocol", choices=["fid50k"], help="see docs/evaluation.md")
-    group = parser.add_argument_group("with --protocol")
-    group.add_argument(
-        "--runs", type=int, dest="draws", default=argparse.SUPPRESS, help="the same as --draws"
-    )
-    group.add_argument("--reference", type=Path, help="statistics of real pictures (.npz, .pkl)")
-    group.add_argument("--features", help=_FEATURES)
-    group.add_argument("--batch", type=int, help="pictures at a time (default: 100)")
-    group.add_argument("--device", help="such as cuda or mps (default: cpu)")
-    own = parser.parse_args(args)
-    if own.protocol:
-        return _published(own)
-    for flag in ("reference", "features", "batch", "device"):
-        if getattr(own, flag) is not None:
-            fail(f"--{flag} needs --protocol fid50k")
-    samples = 5000 if own.samples is None else own.samples
-    if samples < 100 or own.draws < 1:
-        fail("evaluate needs --samples of at least 100 and --draws of at least 1")
-    print(table(measured(own.run, samples, own.draws)))
-    return 0
+    from fewstep.cli.measure import evaluate as run
 
-
-_FEATURES = (
-    "Inception's weights, a DINOv2 folder, or my_file.py:Name (default: what "
-    "FEWSTEP_INCEPTION names)"
-)
-
-
-def _published(own: argparse.Namespace) -> int:
-    """evaluate --protocol."""
-    from fewstep.cli.protocol import evaluate_protocol
-
-    if own.reference is None:
-        fail("--protocol fid50k needs --reference FILE; 'fewstep stats' makes one")
-    samples = 50_000 if own.samples is None else own.samples
-    batch = 100 if own.batch is None else own.batch
-    features, device = own.features or "", own.device or "cpu"
-    print(evaluate_protocol(own.run, features, own.reference, samples, own.draws, batch, device))
-    return 0
+    return run(args)
 
 
 def stats(args: list[str]) -> int:
     """Reference statistics of real pictures."""
-    parser = verb_parser(
-        "stats", "Make the statistics of real pictures that 'evaluate --protocol' compares with."
-    )
-    parser.add_argument("data", type=Path, help="a folder of pictures, or an .npz with images")
-    parser.add_argument("--features", default="", help=_FEATURES)
-    parser.add_argument("--out", type=Path, required=True, help="the .npz file to write")
-    parser.add_argument(
-        "--keep",
-        type=int,
-        default=10_000,
-        help="pictures whose features are kept for KID, precision and recall (default: 10000)",
-    )
-    parser.add_argument("--batch", type=int, default=100, help="pictures at a time (default: 100)")
-    parser.add_argument("--device", default="cpu", help="such as cuda or mps (default: cpu)")
-    own = parser.parse_args(args)
-    from fewstep.cli.protocol import make_stats
+    from fewstep.cli.measure import stats as run
 
-    make_stats(own.data, own.features, own.out, own.keep, own.device, own.batch)
-    print(own.out)
-    return 0
+    return run(args)
 
 
 def report(args: list[str]) -> int:
     """One self-contained page of a run."""
-    parser = verb_parser(
-        "report", "Write report.html, one self-contained page, into a run folder."
-    )
+    text = "Write report.html, one self-contained page, into a run folder."
+    parser = verb_parser("report", text)
     parser.add_argument("run", type=Path, help="a run folder")
     own = parser.parse_args(args)
     from fewstep.report.page import write_report
@@ -222,11 +154,68 @@ def report(args: list[str]) -> int:
     return 0
 
 
+def inspect(args: list[str]) -> int:
+    """What is inside a model file or folder."""
+    parser = verb_parser("inspect", "Tell what is inside a model, without executing any of it.")
+    parser.add_argument("model", type=Path, help="a .pkl, .pt or .safetensors file, or a folder")
+    parser.add_argument("--json", action="store_true", help="for machines")
+    own = parser.parse_args(args)
+    from fewstep.contents import contents, lines
+
+    facts = contents(own.model)
+    print(json.dumps(facts, indent=2) if own.json else "\n".join(map(printable, lines(facts))))
+    return 0
+
+
+def convert(args: list[str]) -> int:
+    """A model folder of a snapshot."""
+    parser = verb_parser(
+        "convert",
+        "Make a model folder (safetensors and JSON) of a snapshot of EDM, EDM2, SiD or SiDA, "
+        "for 'sample', 'inspect' and 'distill --teacher'. Nothing in the file is executed.",
+    )
+    parser.add_argument("file", type=Path, help="a snapshot (.pkl) or training state (.pt)")
+    parser.add_argument("out", type=Path, help="the folder, new or empty")
+    parser.add_argument(
+        "--object", default="", help="which network of the file (default: ema, G_ema, or the only)"
+    )
+    parser.add_argument(
+        "--student", action="store_true", help="a one-step generator, as of SiD and SiDA"
+    )
+    own = parser.parse_args(args)
+    from fewstep.teachers.convert import convert as write
+
+    write(own.file, own.out, own.object, own.student)
+    print(own.out)
+    return 0
+
+
 def data(args: list[str]) -> int:
     """Pack, check and show pictures to train on."""
     from fewstep.cli.data import run
 
     return run(args)
+
+
+def ema(args: list[str]) -> int:
+    """Another average of a run's weights."""
+    parser = verb_parser(
+        "ema",
+        "Make a model of another average of a run's weights, of any length, from the averages "
+        "that it stored (--power.sigma-rel 0.05 0.1). Karras et al. 2024, arXiv 2312.02696.",
+    )
+    parser.add_argument("run", type=Path, help="a run folder")
+    parser.add_argument(
+        "--sigma-rel", type=float, required=True, help="length as a part of the training: 0.13"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="the folder, new or empty")
+    own = parser.parse_args(args)
+    from fewstep.posthoc import write
+
+    mismatch = write(own.run, own.sigma_rel, own.out)
+    say(f"the profile is met to {100 * mismatch:.2g} %")
+    print(own.out)
+    return 0
 
 
 def doctor(args: list[str]) -> int:

@@ -55,6 +55,15 @@ def array(reader: Reader, row: int, shape: Shape, resolution: int = 0) -> np.nda
     return x
 
 
+def first_shape(reader: Reader) -> Shape:
+    """(C, H, W) of the first picture, which all others of a set are to have, by its header."""
+    try:
+        first = reader.header(0)
+    except Unfit as error:
+        raise ValueError(f"{reader.path}: the first, {reader.names[0]}, is {error}") from None
+    return len(first.getbands()), first.height, first.width
+
+
 def _text(shape: Shape) -> str:
     return "x".join(map(str, shape))
 

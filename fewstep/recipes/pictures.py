@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fewstep.core import Source
-from fewstep.data.picture_set import LabelsAlone, Shuffled, load, spread
-from fewstep.data.problems import Unfit
+from fewstep.data.picture_set import LabelsAlone, Shuffled, first_shape, load, spread
 from fewstep.data.readers import Reader, reader_of
 from fewstep.data.source import Latents
 from fewstep.model import Model
@@ -84,10 +83,9 @@ class Pictures(Domain):
                 )
             return
         try:
-            first = reader.header(0)
-        except Unfit:
+            shape = first_shape(reader)
+        except ValueError:
             return  # it will be named with all the others
-        shape = (len(first.getbands()), first.height, first.width)
         if shape != model.shape:
             raise ValueError(
                 f"{self.path} holds pictures of {shape}, but the model is for {model.shape}; "

@@ -17,6 +17,7 @@ from fewstep.eval.features import to_uint8
 from fewstep.eval.metrics import Predictions, frechet, inception_score, kid, precision_recall
 from fewstep.student import load_student
 from tests.end_to_end.command import fewstep, tree
+from tests.picture_files import as_folder, as_zip, files, labelled
 
 MINE = '''
 import torch
@@ -141,24 +142,24 @@ def test_another_model_in_the_same_folder_is_measured_anew(place: Path) -> None:
     assert direct.out == done.out
 
 
-def test_statistics_of_a_folder_of_pictures(place: Path) -> None:
-    """The same as of the arrays in the same order; grey pictures come as three channels."""
+def test_statistics_of_pictures_of_any_kind(place: Path) -> None:
+    """The same of a folder and of a zip file as of the arrays in the same order."""
     images = np.load("digits.npz")["images"][:30]
-    Path("pictures/sub").mkdir(parents=True)
-    for i, image in enumerate(images):
-        folder = "pictures/sub" if i >= 20 else "pictures"
-        Image.fromarray(image[..., 0]).save(f"{folder}/{i:03d}.png")
-    Path("pictures/note.txt").write_text("not a picture")
-    made = fewstep(
-        "stats", "pictures", "--features", "mine.py:Small", "--out", "f.npz", "--batch", "7"
-    )
-    assert made.code == 0, made.err
+    as_folder(Path("pictures"), {**files(images), "note.txt": b"not a picture"})
+    as_zip(Path("pictures.zip"), labelled(files(images), range(30)))
     x = features(images).double()
-    assert np.load("f.npz")["count"] == 30
-    np.testing.assert_allclose(np.load("f.npz")["mu"], x.mean(0).numpy(), rtol=1e-6)
-    np.testing.assert_allclose(
-        np.load("f.npz")["sigma"], torch.cov(x.T).numpy(), rtol=1e-5, atol=1e-9
-    )
+    for source in ("pictures", "pictures.zip"):
+        made = fewstep(
+            "stats", source, "--features", "mine.py:Small", "--out", "f.npz", "--batch", "7"
+        )
+        assert made.code == 0, made.err
+        found = np.load("f.npz")
+        assert found["count"] == 30
+        np.testing.assert_allclose(found["mu"], x.mean(0).numpy(), rtol=1e-6)
+        covariance = torch.cov(x.T).numpy()
+        np.testing.assert_allclose(found["sigma"], covariance, rtol=1e-5, atol=1e-9)
+        kept = np.sort(found["kept"].astype("f8"), 0)
+        np.testing.assert_allclose(kept, x.sort(0).values.numpy(), rtol=1e-6)
 
 
 STATS = "stats digits.npz --features mine.py:Small --out"
@@ -172,15 +173,15 @@ CASES = {
     f"{STATS} r.npz --keep -1": "--keep must not be negative, and --batch at least 1",
     f"{STATS} r.npz --device abacus": "this machine has no device 'abacus'; leave --device out "
     "for the CPU",
-    "stats no.npz --features mine.py:Small --out r.npz": "no.npz is neither an .npz file nor a "
-    "folder of pictures",
-    "stats ref.npz --features mine.py:Small --out r.npz": "ref.npz holds no images: an array "
-    "'images' of uint8 (N, H, W, C)",
-    "stats empty --features mine.py:Small --out r.npz": "empty holds no pictures (.png, .jpg, "
-    ".jpeg, .webp, .bmp)",
-    "stats mixed --features mine.py:Small --out r.npz": "mixed/b.png is 4x4, others are 8x8",
-    "stats hurt --features mine.py:Small --out r.npz": "hurt/a.png is no readable picture "
-    "(cannot identify image file 'hurt/a.png')",
+    "stats no.npz --features mine.py:Small --out r.npz": "there is no folder or file no.npz of "
+    "pictures",
+    "stats ref.npz --features mine.py:Small --out r.npz": "ref.npz has no array 'images'; it "
+    "holds count.npy, features.npy, kept.npy, mu.npy, sigma.npy",
+    "stats empty --features mine.py:Small --out r.npz": "empty holds no picture (.jpeg, .jpg, "
+    ".png, .webp)",
+    "stats mixed --features mine.py:Small --out r.npz": "mixed cannot be used; 1 of another "
+    "shape than 1x8x8: b.png (1x4x4)",
+    "stats hurt --features mine.py:Small --out r.npz": "hurt: the first, a.png, is damaged",
     FID: "--protocol fid50k needs --reference FILE; 'fewstep stats' makes one",
     f"{FID} --reference no.npz --features mine.py:Small": "there is no file no.npz",
     f"{FID} --reference ref.npz --features w.pth": "w.pth is no feature network: expected "

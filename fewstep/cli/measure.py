@@ -1,0 +1,80 @@
+"""fewstep evaluate and fewstep stats: what is asked for, and by which measure."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from fewstep.cli.parser import fail, verb_parser
+from fewstep.cli.protocol import evaluate_protocol, make_stats
+from fewstep.cli.work import measured, table
+
+FEATURES = (
+    "Inception's weights, a DINOv2 folder, or my_file.py:Name (default: what "
+    "FEWSTEP_INCEPTION names)"
+)
+
+
+def evaluate(args: list[str]) -> int:
+    """Measure a finished run."""
+    parser = verb_parser(
+        "evaluate",
+        "Measure a finished run beside its teacher and real data; writes metrics.json. With "
+        "--protocol fid50k instead as papers report it: FID and others in features of choice.",
+    )
+    parser.add_argument("run", type=Path, help="a run folder; with --protocol any model's folder")
+    parser.add_argument("--samples", type=int, help="a draw (default: 5000; fid50k: 50000)")
+    parser.add_argument("--draws", type=int, default=3, help="sets of samples (default: 3)")
+    parser.add_argument("--protocol", choices=["fid50k"], help="see docs/evaluation.md")
+    group = parser.add_argument_group("with --protocol")
+    group.add_argument(
+        "--runs", type=int, dest="draws", default=argparse.SUPPRESS, help="the same as --draws"
+    )
+    group.add_argument("--reference", type=Path, help="statistics of real pictures (.npz, .pkl)")
+    group.add_argument("--features", help=FEATURES)
+    group.add_argument("--batch", type=int, help="pictures at a time (default: 100)")
+    group.add_argument("--device", help="such as cuda or mps (default: cpu)")
+    own = parser.parse_args(args)
+    if own.protocol:
+        return _published(own)
+    for flag in ("reference", "features", "batch", "device"):
+        if getattr(own, flag) is not None:
+            fail(f"--{flag} needs --protocol fid50k")
+    samples = 5000 if own.samples is None else own.samples
+    if samples < 100 or own.draws < 1:
+        fail("evaluate needs --samples of at least 100 and --draws of at least 1")
+    print(table(measured(own.run, samples, own.draws)))
+    return 0
+
+
+def _published(own: argparse.Namespace) -> int:
+    """evaluate --protocol."""
+    if own.reference is None:
+        fail("--protocol fid50k needs --reference FILE; 'fewstep stats' makes one")
+    samples = 50_000 if own.samples is None else own.samples
+    batch = 100 if own.batch is None else own.batch
+    features, device = own.features or "", own.device or "cpu"
+    print(evaluate_protocol(own.run, features, own.reference, samples, own.draws, batch, device))
+    return 0
+
+
+def stats(args: list[str]) -> int:
+    """Reference statistics of real pictures."""
+    parser = verb_parser(
+        "stats", "Make the statistics of real pictures that 'evaluate --protocol' compares with."
+    )
+    parser.add_argument("data", type=Path, help="a folder, .zip or .npz of pictures")
+    parser.add_argument("--features", default="", help=FEATURES)
+    parser.add_argument("--out", type=Path, required=True, help="the .npz file to write")
+    parser.add_argument(
+        "--keep",
+        type=int,
+        default=10_000,
+        help="pictures whose features are kept for KID, precision and recall (default: 10000)",
+    )
+    parser.add_argument("--batch", type=int, default=100, help="pictures at a time (default: 100)")
+    parser.add_argument("--device", default="cpu", help="such as cuda or mps (default: cpu)")
+    own = parser.parse_args(args)
+    make_stats(own.data, own.features, own.out, own.keep, own.device, own.batch)
+    print(own.out)
+    return 0
