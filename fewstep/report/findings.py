@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fewstep.files import Damaged, read_json
+from fewstep.files import Damaged, digest, read_json
 from fewstep.run_folder import RunFolder
 from fewstep.spec import known
 
 Line = Mapping[str, Any]
 Scores = dict[str, dict[str, float]]
+EVALUATION = ("best", "mean", "std", "reference")
+"""What an evaluation holds beside its runs."""
 
 
 def number(line: Line | None, key: str) -> float:
@@ -42,6 +44,8 @@ class Findings:
     metrics: Scores
     """{"real": ..., "teacher": ..., "student": ...}, or empty."""
     protocol: dict[str, Any]
+    evaluations: dict[str, dict[str, Any]]
+    """What `fewstep evaluate --protocol` stored, by the name of its file."""
     finished: bool
 
     @property
@@ -118,6 +122,11 @@ class Findings:
         """One measured mean, or nan."""
         return number(self.metrics.get(role), name)
 
+    def still(self, evaluation: Mapping[str, Any]) -> bool:
+        """Whether an evaluation is one of the finished model as it is now."""
+        manifest = self.path / "student" / "manifest.json"
+        return self.finished and evaluation.get("model") == digest(manifest)
+
 
 def finite(lines: Iterable[Line], key: str) -> list[float]:
     """The finite numbers under `key`."""
@@ -136,7 +145,8 @@ def read(path: Path) -> Findings:
         [line for line in folder.lines(name) if math.isfinite(number(line, "step"))]
         for name in ("log.jsonl", "gauges.jsonl")
     )
-    return Findings(path, facts, log, gauges, metrics, protocol, folder.finished)
+    found = _evaluations(path / "evaluation")
+    return Findings(path, facts, log, gauges, metrics, protocol, found, folder.finished)
 
 
 def _metrics(path: Path) -> tuple[Scores, dict[str, Any]]:
@@ -151,3 +161,16 @@ def _metrics(path: Path) -> tuple[Scores, dict[str, Any]]:
         role: {name: number(values, name) for name in values} for role, values in stored.items()
     }
     return scores, protocol
+
+
+def _evaluations(folder: Path) -> dict[str, dict[str, Any]]:
+    """The results of the 50k protocol and its like, by file."""
+    found = {}
+    for path in sorted(folder.glob("*.json")):
+        stored = read_json(path)
+        parts = [stored.get(key) for key in EVALUATION] if isinstance(stored, dict) else [None]
+        runs = stored.get("runs") if all(isinstance(part, dict) for part in parts) else None
+        if not (isinstance(runs, list) and runs and all(isinstance(run, dict) for run in runs)):
+            raise Damaged(f"{path} does not hold an evaluation")
+        found[path.stem] = stored
+    return found

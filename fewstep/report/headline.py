@@ -23,6 +23,8 @@ def headline(f: Findings, checks: Sequence[Check], few: int = 0) -> Headline:
         text = f"Run the same command again to continue it. {_quick(f)}"
         return Headline("mixed" if warned else "open", title, text.strip())
     if math.isnan(f.score(f.role, f.distance)):
+        if found := _protocol(f):
+            return Headline("mixed" if warned else "measured", "Finished and measured.", found)
         title = "Finished, but not measured yet."
         text = f"Measure it with: fewstep evaluate {f.path}. {_quick(f)}"
         return Headline("mixed" if warned else "open", title, text.strip())
@@ -52,6 +54,18 @@ def _student(f: Findings, warned: int, few: int) -> Headline:
         f"({short(ratio, 2)} times){_beside(f, few)}"
     )
     return Headline(mark, title, text)
+
+
+def _protocol(f: Findings) -> str:
+    """The first score of each result of `fewstep evaluate --protocol`; "" without any."""
+    texts = []
+    for stored in f.evaluations.values():
+        lead, runs = next(iter(stored["best"]), ""), len(stored["runs"])
+        best, mean = number(stored["best"], lead), number(stored["mean"], lead)
+        if f.still(stored) and not math.isnan(best):
+            among = f", the best of {runs} runs; {short(mean)} on average" if runs > 1 else ""
+            texts.append(f"{lead} {short(best)}{among}.")
+    return " ".join(texts)
 
 
 def saving(f: Findings) -> str:

@@ -61,6 +61,7 @@ def render(f: Findings) -> str:
         "metrics": tables.metrics(f),
         "roles": tables.roles(f),
         "protocol": _protocol(f, samples),
+        "evaluations": tables.evaluations(f),
         "film": (film := pictures.film(f)),
         "strips": pictures.strips(film),
         "quality": plots.quality(f),

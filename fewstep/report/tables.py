@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,16 @@ class Metric:
     cells: list[Cell]
     meaning: str
     better: str
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One result of `fewstep evaluate --protocol`: a row a score, a column a run, and beside."""
+
+    title: str
+    columns: list[str]
+    rows: list[tuple[str, list[Cell]]]
+    note: str
 
 
 @dataclass(frozen=True)
@@ -78,6 +88,34 @@ def _cell(scores: Mapping[str, float], role: str, name: str) -> Cell:
         return Cell(NONE)
     text = f"{value:,.0f}" if name == "calls" else short(value)
     return Cell(text, repr(value), f"± {short(spread, 2)}" if spread > 0 else "")
+
+
+def evaluations(f: Findings) -> list[Evaluation]:
+    """Every result that is stored, under the names that its scores have there.
+
+    Which number may be called an FID was decided when it was measured (`fewstep.eval.features`).
+    """
+    found = []
+    for file, stored in f.evaluations.items():
+        runs, reference = stored["runs"], stored["reference"]
+        parts = {f"run {i}": run for i, run in enumerate(runs)}
+        parts |= {"best": stored["best"], "mean": stored["mean"]}
+        rows = []
+        for name in map(str, stored["best"]):
+            cells = [_cell(scores, "", name) for scores in parts.values()]
+            spread = number(stored["std"], name)
+            if spread > 0:
+                cells[-1] = replace(cells[-1], spread=f"± {short(spread, 2)}")
+            rows.append((name, cells))
+        note = (
+            f"Labels: {stored.get('labels')}. Reference: {reference.get('file')}, "
+            f"{reference.get('pictures') or 'an unknown number of'} pictures, SHA-256 "
+            f"{str(reference.get('sha256'))[:16]}. The best run is run {stored.get('best run')}."
+        )
+        if not f.still(stored):
+            note += " Measured on another model than the one that is in this folder now."
+        found.append(Evaluation(file, list(parts), rows, note))
+    return found
 
 
 def levels(f: Findings) -> list[list[str]]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -15,6 +17,7 @@ from PIL import Image
 
 from fewstep.eval.features import to_uint8
 from fewstep.eval.metrics import Predictions, frechet, inception_score, kid, precision_recall
+from fewstep.report.words import short
 from fewstep.student import load_student
 from tests.end_to_end.command import fewstep, tree
 from tests.picture_files import as_folder, as_zip, files, labelled
@@ -96,6 +99,42 @@ def test_the_numbers_are_those_of_the_pictures(place: Path) -> None:
     assert report["std"]["FD(small, 120)"] == pytest.approx(deviation)
     assert "FID" not in done.out + json.dumps(report)
     assert f"{min(distances):.5g}" in done.out
+
+
+def test_the_report_shows_what_was_measured(place: Path) -> None:
+    """Every number of every run under its own name, in the page of a run without other measures.
+
+    A file that has earned the name FID keeps it; one of another model is told apart.
+    """
+    assert fewstep(*SHORT).code == 0
+    folder = Path("runs/sid/evaluation")
+    stored = json.loads((folder / "small-120.json").read_text())
+    Path("runs/sid/metrics.json").unlink(missing_ok=True)
+    text = (folder / "small-120.json").read_text().replace("FD(small, 120)", "FID")
+    (folder / "inception-50000.json").write_text(text.replace(stored["model"], "0" * 64))
+    assert fewstep("report", "runs/sid").code == 0
+    page = html.unescape(Path("runs/sid/report.html").read_text(encoding="utf-8"))
+    titles, tables = [], []
+    for part in page.split("<h3>As papers report it: ")[1:]:
+        titles.append(part.partition("</h3>")[0])
+        rows = re.findall(r'<tr><th scope="row">(.*?)</th>(.*?)</tr>', part, re.DOTALL)
+        value = r'<data value="([^"]+)">'
+        tables.append({name: [float(x) for x in re.findall(value, r)] for name, r in rows[:7]})
+        assert "The best run is run" in part
+        assert ("another model" in part) == (titles[-1] == "inception-50000")
+    assert titles == ["inception-50000", "small-120"]
+    columns = [*stored["runs"], stored["best"], stored["mean"]]
+    expected = {name: [column[name] for column in columns] for name in stored["best"]}
+    assert tables[1] == expected
+    assert list(tables[0].values()) == list(expected.values())
+    assert list(tables[0]) == ["FID", *list(expected)[1:]]
+    best, mean = (stored[key]["FD(small, 120)"] for key in ("best", "mean"))
+    title = f"FD(small, 120) {short(best)}, the best of 2 runs; {short(mean)} on average."
+    assert f'<p class="lead">{title}</p>' in page
+    (folder / "small-120.json").write_text('{"runs": []}')
+    done = fewstep("report", "runs/sid")
+    words = "fewstep: runs/sid/evaluation/small-120.json does not hold an evaluation\n"
+    assert done == (2, "", words)
 
 
 def test_an_interrupted_evaluation_continues(place: Path) -> None:
