@@ -32,6 +32,18 @@ def files(x: np.ndarray) -> dict[str, bytes]:
     return {f"00000/img{i:08d}.png": encoded(picture) for i, picture in enumerate(x)}
 
 
+def array(x: np.ndarray) -> bytes:
+    """An array as the bytes of a .npy file."""
+    buffer = io.BytesIO()
+    np.save(buffer, x)
+    return buffer.getvalue()
+
+
+def moments(x: np.ndarray) -> dict[str, bytes]:
+    """Moments of latents (N, 8, H, W) as files under the names of EDM2's data sets."""
+    return {f"00000/img-mean-std-{i:08d}.npy": array(m) for i, m in enumerate(x)}
+
+
 def labelled(names: Mapping[str, bytes], labels: Any) -> dict[str, bytes]:
     """The files and a dataset.json."""
     pairs = [[name, int(label)] for name, label in zip(names, labels, strict=True)]

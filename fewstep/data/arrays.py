@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 from math import prod
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -33,7 +34,7 @@ def count(archive: Archive) -> int:
     if "images.npy" not in archive.members:
         there = ", ".join(sorted(archive.members)) or "nothing"
         raise ValueError(f"{path} has no array 'images'; it holds {there}")
-    shape, _, dtype, _ = _header(archive, "images")
+    shape, _, dtype, _ = header(archive, "images")
     if dtype != np.uint8 or len(shape) not in (3, 4) or not 0 < prod(shape[1:]) <= 3 * PIXELS:
         raise ValueError(
             f"{path}: images must be uint8 of shape (N, H, W), (N, H, W, C) or (N, C, H, W), "
@@ -48,7 +49,7 @@ def count(archive: Archive) -> int:
 
 def images(archive: Archive) -> np.ndarray:
     """The pictures that `count` has counted, as uint8 (N, H, W, C)."""
-    x = _array(archive, "images")
+    x = array(archive, "images")
     x = x[..., None] if x.ndim == 3 else x
     return np.ascontiguousarray(x if x.shape[3] in (1, 3) else x.transpose(0, 2, 3, 1))
 
@@ -57,7 +58,7 @@ def labels(archive: Archive, count: int) -> Tensor | None:
     """The labels of the `count` pictures of an .npz file, (N,) int64; None where it has none."""
     if "labels.npy" not in archive.members:
         return None
-    found = _array(archive, "labels")
+    found = array(archive, "labels")
     if found.shape != (count,) or found.dtype.kind not in "iu":
         raise ValueError(
             f"{archive.path}: labels must be {count} integers, one a picture, got "
@@ -70,32 +71,54 @@ def labels(archive: Archive, count: int) -> Tensor | None:
     return torch.from_numpy(found.astype(np.int64))
 
 
-def _header(archive: Archive, name: str) -> tuple[tuple[int, ...], bool, np.dtype, int]:
-    """(shape, whether in Fortran's order, type, where the numbers begin) of the array `name`."""
+class Header(NamedTuple):
+    """What stands before the numbers of an array."""
+
+    shape: tuple[int, ...]
+    fortran: bool
+    dtype: np.dtype
+    end: int
+    """Where the numbers begin."""
+
+
+def header(archive: Archive, name: str) -> Header:
+    """The header of the array `name`, found without reading its numbers."""
+    try:
+        return _parse(archive, name, archive.head(f"{name}.npy", HEADER))
+    except Unfit:
+        raise _unsound(archive, name) from None
+
+
+def array(archive: Archive, name: str) -> np.ndarray:
+    """The array `name`: plain numbers, as many as there are bytes for."""
+    try:
+        data = archive.read(f"{name}.npy")
+        shape, fortran, dtype, end = _parse(archive, name, data)
+        flat = np.frombuffer(data, dtype, offset=end)
+        return flat.reshape(shape, order="F" if fortran else "C")
+    except Unfit:
+        raise _unsound(archive, name) from None
+
+
+def _parse(archive: Archive, name: str, data: bytes) -> Header:
+    """The header that `data` begins with, fit for the size of the member."""
     readers = {
         (1, 0): np.lib.format.read_array_header_1_0,
         (2, 0): np.lib.format.read_array_header_2_0,
     }
     try:
-        file = io.BytesIO(archive.head(f"{name}.npy", HEADER))
+        file = io.BytesIO(data[:HEADER])
         shape, fortran, dtype = readers[np.lib.format.read_magic(file)](file)
-        if dtype.hasobject:
-            raise Unfit("made of Python objects")
         size = file.tell() + prod(shape) * dtype.itemsize
-        if min(shape, default=0) < 0 or size != archive.members[f"{name}.npy"].file_size:
-            raise ValueError("there are more numbers than bytes for them")
-        return shape, fortran, dtype, file.tell()
-    except Unfit as error:
-        raise ValueError(f"{archive.path}: the array {name!r} is {error}") from None
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError, MemoryError):
-        raise ValueError(f"{archive.path}: {name!r} is no sound .npy array") from None
+        raise _unsound(archive, name) from None
+    if dtype.hasobject:
+        raise ValueError(f"{archive.path}: the array {name!r} is made of Python objects")
+    wrong = min(shape, default=0) < 0 or size != archive.members[f"{name}.npy"].file_size
+    if wrong or not dtype.itemsize:
+        raise _unsound(archive, name)
+    return Header(shape, fortran, dtype, file.tell())
 
 
-def _array(archive: Archive, name: str) -> np.ndarray:
-    """The array `name`: plain numbers, as many as there are bytes for."""
-    shape, fortran, dtype, begin = _header(archive, name)
-    try:
-        flat = np.frombuffer(archive.read(f"{name}.npy"), dtype, offset=begin)
-        return flat.reshape(shape, order="F" if fortran else "C")
-    except (ValueError, OverflowError):  # an `Unfit` among them
-        raise ValueError(f"{archive.path}: {name!r} is no sound .npy array") from None
+def _unsound(archive: Archive, name: str) -> ValueError:
+    return ValueError(f"{archive.path}: {name!r} is no sound .npy array")

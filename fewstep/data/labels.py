@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.data.problems import Problems
+from fewstep.data.archive import Archive
+from fewstep.data.problems import Problems, Unfit
 
 FILE = "dataset.json"
 LIMIT = 256 << 20
@@ -85,6 +86,14 @@ def content(path: Path) -> bytes:
     if path.stat().st_size > LIMIT:
         raise ValueError(f"{path} is larger than {LIMIT >> 20} MiB")
     return path.read_bytes()
+
+
+def member(archive: Archive) -> bytes:
+    """What is in the dataset.json of a zip file that has one."""
+    try:
+        return archive.read(FILE)
+    except Unfit as error:
+        raise ValueError(f"{archive.path}: {FILE} is {error}") from None
 
 
 def from_file(path: Path, names: Sequence[str]) -> Tensor | None:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -68,8 +69,15 @@ def _text(shape: Shape) -> str:
     return "x".join(map(str, shape))
 
 
+class Named(Protocol):
+    """A set whose members have names."""
+
+    @property
+    def names(self) -> Sequence[str]: ...
+
+
 def every(
-    reader: Reader, rows: Tensor, job: Callable[[int, int], None], problems: Problems
+    reader: Named, rows: Tensor, job: Callable[[int, int], None], problems: Problems
 ) -> Iterator[int]:
     """job(place, row) for all rows, in threads; yields how many are done, collects the unfit."""
 

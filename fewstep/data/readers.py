@@ -88,12 +88,8 @@ def _zip(path: Path) -> Reader:
     archive = Archive(path, limits={labels.FILE: labels.LIMIT})
     names = _pictures(archive.members)
     if not names and any(name.endswith(".npy") for name in archive.members):
-        raise ValueError(f"{path} holds arrays (latents?), not pictures")
-    there = labels.FILE in archive.members
-    try:
-        given = archive.read(labels.FILE) if there else None
-    except Unfit as error:
-        raise ValueError(f"{path}: {labels.FILE} is {error}") from None
+        raise ValueError(f"{path} holds arrays, not pictures; LatentMoments reads latents")
+    given = labels.member(archive) if labels.FILE in archive.members else None
 
     def data(row: int) -> bytes:
         return archive.read(names[row])

@@ -6,6 +6,7 @@ fewstep train digits_teacher --domain "Pictures('my.zip', flip=True)" ...
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from torch import Tensor
 
@@ -43,34 +44,14 @@ class Pictures(Domain):
             return Latents(model.shape, model.classes)
         reader = reader_of(self.path)
         rows = spread(self.max_items, len(reader))
-        labels = self._labels(reader, rows, model, data_free)
+        labels = chosen_labels(reader.labels, self, model, data_free)
         if data_free:
             if labels is None:
                 return Latents(model.shape, model.classes)
-            return LabelsAlone(model.shape, labels)
+            return LabelsAlone(model.shape, labels[rows])
         self._same_shape(reader, model)
         pictures = load(reader, rows, model.shape, self.resolution)
-        return Shuffled(pictures, labels, self.flip)
-
-    def _labels(
-        self, reader: Reader, rows: Tensor, model: Model, data_free: bool
-    ) -> Tensor | None:
-        """The labels that the model is to be given, None where it takes none."""
-        if not model.classes or (data_free and not self.labels):
-            return None
-        hint = "; Pictures(labels=False) draws them uniformly" if data_free else ""
-        if reader.labels is None or not self.labels:
-            why = "has no labels" if self.labels else "is used without its labels"
-            raise ValueError(
-                f"{self.path} {why}, but the model has {model.classes} classes{hint}; "
-                "--model.classes 0 is for a model without"
-            )
-        top = int(reader.labels.max())
-        if top >= model.classes:
-            raise ValueError(
-                f"{self.path} has labels up to {top}, but the model has {model.classes} classes"
-            )
-        return reader.labels[rows]
+        return Shuffled(pictures, None if labels is None else labels[rows], self.flip)
 
     def _same_shape(self, reader: Reader, model: Model) -> None:
         """Refuse a set of another shape at its first picture, before all are read."""
@@ -91,3 +72,34 @@ class Pictures(Domain):
                 f"{self.path} holds pictures of {shape}, but the model is for {model.shape}; "
                 "Pictures(resolution=...) resizes them, 'fewstep data pack' does so once"
             )
+
+
+class Labelled(Protocol):
+    """A domain whose labels come from its files."""
+
+    @property
+    def path(self) -> str: ...
+    @property
+    def labels(self) -> bool: ...
+
+
+def chosen_labels(
+    found: Tensor | None, domain: Labelled, model: Model, data_free: bool
+) -> Tensor | None:
+    """The labels `found` in the files, if the model is to be given them; None if it takes none."""
+    if not model.classes or (data_free and not domain.labels):
+        return None
+    if found is None or not domain.labels:
+        kind = type(domain).__name__
+        hint = f"; {kind}(labels=False) draws them uniformly" if data_free else ""
+        why = "has no labels" if domain.labels else "is used without its labels"
+        raise ValueError(
+            f"{domain.path} {why}, but the model has {model.classes} classes{hint}; "
+            "--model.classes 0 is for a model without"
+        )
+    top = int(found.max())
+    if top >= model.classes:
+        raise ValueError(
+            f"{domain.path} has labels up to {top}, but the model has {model.classes} classes"
+        )
+    return found

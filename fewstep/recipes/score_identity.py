@@ -25,6 +25,7 @@ from fewstep.methods.sid import SiD
 from fewstep.methods.sida import SiDA
 from fewstep.methods.sim import SIM
 from fewstep.optim import Optim
+from fewstep.recipes.latents import LatentMoments
 from fewstep.recipes.pictures import Pictures
 from fewstep.recipes.run import Run
 from fewstep.teachers.published import describe
@@ -63,6 +64,11 @@ class Setup:
     judging: float = 1.0
     """lsd, the published scale of the discriminator's loss."""
     logvar: bool = False
+
+    @property
+    def latent(self) -> bool:
+        """Whether the network is EDM2's, which denoises latents."""
+        return self.class_name == "Precond"
 
 
 def song(size: int, channel_mult: list[int], dropout: float, classes: int = 0) -> dict[str, Any]:
@@ -169,12 +175,12 @@ def _run(kind: Kind, s: Setup) -> Run:
             student_from=after[0],
             adversarial_from=after[1],
         )
-    clip = 1 / pixels if kind != "sid" and s.class_name == "EDMPrecond" else math.inf
+    clip = 1 / pixels if kind != "sid" and not s.latent else math.inf
     steps = math.ceil(s.images[KINDS.index(kind)] * MILLION / s.batch)
     return Run(
         method=method,
         model=model,
-        domain=Pictures(),
+        domain=LatentMoments() if s.latent else Pictures(),
         steps=steps,
         batch=s.batch,
         accumulate=s.batch // (s.part if kind == "sid" else s.part_sida),
@@ -196,7 +202,8 @@ def _recipe(kind: Kind, s: Setup) -> Callable[[], Run]:
         return _run(kind, s)
 
     name = {"sid": "SiD", "sida": "SiDA", "sid2a": "SiD2A"}[kind]
-    needs = "no data" if kind == "sid" else "needs --domain \"Pictures('PATH')\""
+    domain = "LatentMoments" if s.latent else "Pictures"
+    needs = "no data" if kind == "sid" else f"needs --domain \"{domain}('PATH')\""
     needs += " and --init SID_STUDENT" if kind == "sid2a" else ""
     make.__doc__ = f"{name} on {s.title}, as published ({needs})."
     return make

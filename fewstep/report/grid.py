@@ -32,11 +32,11 @@ def scatter(x: Tensor, size: int = 256, extent: float | None = None) -> np.ndarr
 def grid(x: Tensor, columns: int | None = None, cell: int = 48, gap: int = 4) -> Image.Image:
     """Pictures (B, C, H, W) in rows of `columns`, each enlarged to about `cell` pixels.
 
-    Vectors (B, 2) become one scatter plot.
+    Vectors (B, 2) become one scatter plot. Of latents (B, 4, H, W), three channels are colours.
     """
     if x.ndim == 2 and x.shape[1] == 2:
         return Image.fromarray(scatter(x)[..., 0])
-    pictures = to_uint8(x)
+    pictures = to_uint8(x[:, :3] if x.shape[1] == 4 else x)
     count, height, width, channels = pictures.shape
     columns = columns or math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)

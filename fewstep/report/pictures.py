@@ -82,6 +82,8 @@ def sample(f: Findings) -> Samples:
     any_one = next(iter(generators.values()), None)
     if any_one is None:
         return Samples({}, {}, None, {}, yardstick, tuple(notes))
+    if any_one.shape[0] == 4:
+        notes.append("Latents: three of their four channels are shown as colours, not decoded.")
     count = ROWS * COLUMNS if len(any_one.shape) == 3 else POINTS
     labels = torch.arange(count) % COLUMNS % any_one.classes if any_one.classes else None
     x = {role: g.sample(range(count), labels) for role, g in generators.items()}

@@ -198,7 +198,7 @@ def test_what_is_no_set_of_pictures(tmp_path: Path) -> None:
     for path, words in (
         (tmp_path / "x.txt", "is no set of pictures: a folder, a .zip or an .npz"),
         (tmp_path / "empty", "holds no picture"),
-        (latents, r"holds arrays \(latents\?\), not pictures"),
+        (latents, r"holds arrays, not pictures; LatentMoments reads latents"),
         (tmp_path / "none", "there is no folder or file"),
     ):
         with pytest.raises(ValueError, match=words):

@@ -1,0 +1,45 @@
+"""Latents as the domain of EDM2's recipes: the archive of ImageNet 512 that EDM2's tool makes.
+
+fewstep distill sida_edm2_xs --domain "LatentMoments('img512-sd.zip')" ...
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fewstep.core import Source
+from fewstep.data.latents import Moments, latents_of
+from fewstep.data.picture_set import LabelsAlone
+from fewstep.data.source import Latents
+from fewstep.model import Model
+from fewstep.recipes.pictures import chosen_labels
+from fewstep.recipes.run import Domain
+
+
+@dataclass(frozen=True)
+class LatentMoments(Domain):
+    """Means and deviations of latents on disk (`fewstep.data.latents`), for training."""
+
+    path: str = ""
+    """A .zip; empty: none at hand, for data-free methods alone."""
+    labels: bool = True
+    """Labels are those of the latents; otherwise data-free methods draw them uniformly."""
+
+    def source(self, model: Model, data_free: bool) -> Source:
+        if not self.path:
+            if not data_free:
+                raise ValueError(
+                    "this method learns from data: say --domain \"LatentMoments('PATH')\""
+                )
+            return Latents(model.shape, model.classes)
+        latents = latents_of(self.path)
+        labels = chosen_labels(latents.labels, self, model, data_free)
+        if data_free:
+            if labels is None:
+                return Latents(model.shape, model.classes)
+            return LabelsAlone(model.shape, labels)
+        if latents.shape != model.shape:
+            raise ValueError(
+                f"{self.path} holds latents of {latents.shape}, but the model is for {model.shape}"
+            )
+        return Moments(latents, labels)
