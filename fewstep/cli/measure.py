@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from fewstep.cli.parser import fail, verb_parser
+from fewstep.cli.parser import VAE, fail, verb_parser
 from fewstep.cli.protocol import evaluate_protocol, make_stats
 from fewstep.cli.work import measured, table
 
@@ -32,12 +32,13 @@ def evaluate(args: list[str]) -> int:
     )
     group.add_argument("--reference", type=Path, help="statistics of real pictures (.npz, .pkl)")
     group.add_argument("--features", help=FEATURES)
+    group.add_argument("--vae", help=VAE)
     group.add_argument("--batch", type=int, help="pictures at a time (default: 100)")
     group.add_argument("--device", help="such as cuda or mps (default: cpu)")
     own = parser.parse_args(args)
     if own.protocol:
         return _published(own)
-    for flag in ("reference", "features", "batch", "device"):
+    for flag in ("reference", "features", "vae", "batch", "device"):
         if getattr(own, flag) is not None:
             fail(f"--{flag} needs --protocol fid50k")
     samples = 5000 if own.samples is None else own.samples
@@ -54,7 +55,8 @@ def _published(own: argparse.Namespace) -> int:
     samples = 50_000 if own.samples is None else own.samples
     batch = 100 if own.batch is None else own.batch
     features, device = own.features or "", own.device or "cpu"
-    print(evaluate_protocol(own.run, features, own.reference, samples, own.draws, batch, device))
+    protocol = (samples, own.draws, batch, device, own.vae or "")
+    print(evaluate_protocol(own.run, features, own.reference, *protocol))
     return 0
 
 

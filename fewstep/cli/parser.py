@@ -7,6 +7,8 @@ import difflib
 import sys
 from typing import Any, NoReturn
 
+VAE = "folder of the autoencoder that decodes latents (default: what FEWSTEP_VAE names)"
+
 
 def printable(text: str) -> str:
     """`text` with escapes for what would not be seen, or would control a terminal."""

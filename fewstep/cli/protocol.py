@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fewstep.cli.display import Bar, say
+from fewstep.data.autoencoder import as_pictures
 from fewstep.data.picture_set import PictureSet, first_shape
 from fewstep.data.readers import reader_of
 from fewstep.eval.networks import load_features
@@ -48,7 +49,14 @@ def pictures(data: Path, batch: int) -> tuple[int, Iterator[Tensor]]:
 
 
 def evaluate_protocol(
-    path: Path, features: str, reference: Path, samples: int, runs: int, batch: int, device: str
+    path: Path,
+    features: str,
+    reference: Path,
+    samples: int,
+    runs: int,
+    batch: int,
+    device: str,
+    vae: str = "",
 ) -> str:
     """Measure the model in `path` by the 50k protocol; the scores as text.
 
@@ -61,13 +69,14 @@ def evaluate_protocol(
             f"{folder.facts().get('command', 'its command')}"
         )
     where = usable(device)
-    generator = load_student(path, where)
+    generator, decoder = as_pictures(load_student(path, where), vae)
     network = load_features(features, where)
     real = read_reference(reference, network)
-    manifest = (path / "student" if folder.finished else path) / "manifest.json"
+    model = digest((path / "student" if folder.finished else path) / "manifest.json")
+    made_by = "+".join(filter(None, (model, decoder)))
     name = f"{network.name}-{samples}"
     place = path / "evaluation" / name
-    protocol = Protocol(generator, network, place, digest(manifest), samples, runs, batch)
+    protocol = Protocol(generator, network, place, made_by, samples, runs, batch)
     with locked(place):
         _make(protocol)
         scores = []
@@ -80,7 +89,8 @@ def evaluate_protocol(
         "samples": samples,
         "labels": "seed modulo classes" if generator.classes else "none",
         "reference": {"file": reference.name, "sha256": real.sha256, "pictures": real.count},
-        "model": protocol.model,
+        "model": model,
+        **({"vae": decoder} if decoder else {}),
         "runs": scores,
         **summary(scores, lead=next(name for name in scores[0] if name != "seeds")),
     }

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fewstep.data.autoencoder import as_pictures
 from fewstep.files import write
 from fewstep.report.grid import grid, png, to_uint8
 from fewstep.teachers.convert import open_model
@@ -29,8 +30,11 @@ def numbers(text: str, what: str) -> list[int]:
     return out
 
 
-def make(model: Path, seeds: str, labels: str, out: Path) -> None:
-    """Sample `model` and write a grid (.png) or arrays (.npz: images uint8, seeds, labels)."""
+def make(model: Path, seeds: str, labels: str, out: Path, vae: str = "") -> None:
+    """Sample `model` and write a grid (.png) or arrays (.npz: images uint8, seeds, labels).
+
+    Latents are decoded by the autoencoder in the folder `vae`.
+    """
     if out.suffix not in (".png", ".npz"):
         raise ValueError(f"--out must end in .png or .npz, got {out}")
     if not out.parent.is_dir():
@@ -38,7 +42,7 @@ def make(model: Path, seeds: str, labels: str, out: Path) -> None:
     index = numbers(seeds, "--seeds")
     if not index:
         raise ValueError("--seeds names no sample")
-    generator = open_model(model)
+    generator, _ = as_pictures(open_model(model), vae)
     chosen = numbers(labels, "--labels") or None
     if chosen is not None and len(chosen) == 1:
         chosen = chosen * len(index)

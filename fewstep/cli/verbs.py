@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 
 from fewstep.cli.display import say
-from fewstep.cli.parser import fail, printable, verb_parser
+from fewstep.cli.parser import VAE, fail, printable, verb_parser
 from fewstep.cli.work import demonstrate, like_teacher, perform
 
 
@@ -120,10 +120,11 @@ def sample(args: list[str]) -> int:
         default=Path("samples.png"),
         help="a .png grid or an .npz of arrays (default: samples.png)",
     )
+    parser.add_argument("--vae", default="", help=VAE)
     own = parser.parse_args(args)
     from fewstep.cli.samples import make
 
-    make(own.model, own.seeds, own.labels, own.out)
+    make(own.model, own.seeds, own.labels, own.out, own.vae)
     print(own.out)
     return 0
 
