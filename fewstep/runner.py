@@ -248,6 +248,8 @@ def _train(work: Work, folder: RunFolder, continues: bool) -> Iterator[Progress]
     if parallel.rank() == 0:
         card = {"method": repr(run.method), "images": state.images}
         card |= {"steps": state.step, "seed": run.seed}
+        if work.teacher is not None and work.teacher.card:  # its origin, and its licence
+            card["teacher"] = dict(work.teacher.card)
         save_model(folder.student, weights, run.model, run.method.sampler, card)
 
 

@@ -7,6 +7,7 @@ is at most lr sqrt(n), and the first is lr exactly wherever the gradient is not 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import shutil
@@ -105,6 +106,9 @@ def test_sid_from_a_file_to_pictures(home: Path) -> None:
     results(2, home, two_processes)
     assert all(torch.equal(whole[key], same) for key, same in weights("two").items())
 
+    told = fewstep("inspect", "run").out
+    assert hashlib.sha256(Path("uncond.pkl").read_bytes()).hexdigest() in told
+    assert "CC BY-NC-SA 4.0 if this is one of NVIDIA's" in told
     made = fewstep("sample", "run", "--seeds", "5-7", "--out", "x.npz")
     assert made.code == 0, made.err
     x = load_student("run").sample(range(5, 8))
