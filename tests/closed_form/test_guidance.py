@@ -296,9 +296,3 @@ def test_guidance_without_conditions_is_refused(method: Any, guidance: Guidance)
         assert str(caught.value) == sentence
     for turn in replace(method, guidance=Unguided()).turns(0):
         assert turn.loss(every, at.teacher, free).total.isfinite()
-
-
-@pytest.mark.parametrize("kind", [LSG, AntiCFG, RandomLSG, Kappas])
-def test_a_share_of_one_or_more_is_refused(kind: Any) -> None:
-    with pytest.raises(ValueError, match=rf"^{kind.__name__}.drop is a share below 1, got 1.5$"):
-        kind(drop=1.5)

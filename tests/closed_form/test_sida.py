@@ -14,7 +14,7 @@ from fewstep.core import Loss, Nets, Turn
 from fewstep.critic import Critic
 from fewstep.denoisers import EDM
 from fewstep.fake_score import FakeScore
-from fewstep.guidance import LSG
+from fewstep.guidance import LSG, AntiCFG, Kappas, RandomLSG
 from fewstep.losses.weight import SNR
 from fewstep.methods.sid import SiD
 from fewstep.methods.sida import SiDA
@@ -183,3 +183,9 @@ def test_the_tap_of_a_wrapped_network(predicts: Any) -> None:
             torch.testing.assert_close(features, inner, rtol=1e-12, atol=1e-12)
         other = net.encode(b.z, t, (b.cond + 1) % CLASSES)
         assert (other - net.encode(b.z, t, b.cond)).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("kind", [LSG, AntiCFG, RandomLSG, Kappas])
+def test_a_share_of_one_or_more_is_refused(kind: Any) -> None:
+    with pytest.raises(ValueError, match=rf"^{kind.__name__}.drop is a share below 1, got 1.5$"):
+        kind(drop=1.5)

@@ -9,6 +9,11 @@ import torch
 
 from fewstep.data.source import Images, Latents, epoch_order
 from fewstep.draws import Draws
+from fewstep.methods.sid import SiD
+from fewstep.model import Model
+from fewstep.nets.mlp import MLP
+from fewstep.teachers.gaussian import GaussianMixture
+from fewstep.training import train
 
 
 def test_every_epoch_is_a_permutation_and_each_another_one() -> None:
@@ -63,3 +68,10 @@ def test_latents() -> None:
     assert torch.equal(batch.z, draws.normal("z", (2, 3)))
     assert sorted(set(batch.cond.tolist())) == [0, 1, 2, 3]
     assert Latents((2,))(draws).cond is None
+
+
+def test_data_that_would_be_ignored_are_refused() -> None:
+    teacher, net = GaussianMixture.ring(3), Model(MLP(16, 1), (2,)).build(1)
+    records = train(SiD(), teacher, net, Images(torch.zeros(4, 2)), batch=2, steps=1)
+    with pytest.raises(ValueError, match=r"^SiD learns without data, but the source gives some"):
+        next(records)

@@ -25,7 +25,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -138,6 +138,8 @@ class Replayed(Method):
     The last three fields are for controls: the turns and their order, what is done to a net's
     predictions in the student's turn, and nets that are wrongly in training mode.
     """
+
+    needs_data: ClassVar[bool] = True  # recordings have it, whoever reads it
 
     inner: Method = SiD()
     told: tuple[str, ...] = ("student",)
