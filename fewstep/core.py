@@ -12,6 +12,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from fewstep.draws import Draws
@@ -19,6 +20,16 @@ from fewstep.path import NoisePath
 
 Cond = Any
 """What a denoiser is conditioned on: None, (B,) int64 labels, or a mapping of (B, ...) tensors."""
+
+
+def rows_of(cond: Cond, rows: Tensor, device: torch.device | str | None = None) -> Cond:
+    """The conditions of some samples of a batch, moved to `device`; rows: (N,) int64."""
+    if cond is None:
+        return None
+    if isinstance(cond, Mapping):
+        return {name: value[rows].to(device) for name, value in cond.items()}
+    return cond[rows].to(device)
+
 
 Nets = nn.ModuleDict
 """Exactly what a method trains or tracks, and exactly what is checkpointed."""

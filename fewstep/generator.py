@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fewstep.core import Sampler
+from fewstep.core import Cond, Sampler, rows_of
 from fewstep.draws import Draws
 from fewstep.model import Model
 
@@ -37,6 +37,10 @@ class Generator:
     """x_0 -> picture in [-1, 1]; a VAE's decoder, or the identity."""
     encode: Callable[[Tensor], Tensor] = lambda x: x
     """Picture in [-1, 1] -> x_0."""
+    text: Callable[[Sequence[str]], Cond] | None = None
+    """Prompts -> their conditions, of a model that takes prompts."""
+    condition: Callable[[Tensor], Cond] | None = None
+    """Numbers of samples (N,) -> their conditions by default; None: label i modulo `classes`."""
     card: Mapping[str, Any] = field(default_factory=dict)
     """What is known of origin, method and licence."""
 
@@ -53,26 +57,30 @@ class Generator:
         labels: Sequence[int] | Tensor | None = None,
         batch: int = 1000,
         seed: int = 0,
+        cond: Cond = None,
     ) -> Tensor:
         """Decoded samples (N, *), one for each of `seeds`: number i does not depend on the others.
 
         labels: N class numbers; by default sample i gets label i modulo the number of classes.
+        cond: the conditions of N samples, for a model of another kind (see `text`).
         """
         index = torch.tensor(list(seeds), dtype=torch.int64)
-        cond = self._labels(index, labels)
+        if cond is None:
+            cond = self.conditions(index, labels)
         parts = []
         for rows in torch.arange(len(index)).split(batch):
             draws = Draws(index[rows].to(self.device), seed, "sample/")
             z = draws.normal("z", self.shape)
-            here = None if cond is None else cond[rows].to(self.device)
+            here = rows_of(cond, rows, self.device)
             parts.append(self.decode(self.sampler(self.denoiser, z, here, draws)))
         return torch.cat(parts) if parts else torch.empty(0, *self.shape)
 
-    def _labels(self, index: Tensor, labels: Sequence[int] | Tensor | None) -> Tensor | None:
+    def conditions(self, index: Tensor, labels: Sequence[int] | Tensor | None = None) -> Cond:
+        """What the samples `index` (N,) are conditioned on, by default or by `labels`."""
         if not self.classes:
             if labels is not None:
                 raise ValueError("this model takes no labels")
-            return None
+            return None if self.condition is None else self.condition(index)
         if labels is None:
             return index % self.classes
         cond = torch.as_tensor(labels, dtype=torch.int64)

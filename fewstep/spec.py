@@ -31,6 +31,7 @@ MODULES = (
     *("path", "times", "sample", "guidance", "augment", "fake_score", "critic"),
     *("optim", "ema", "ema_power", "model"),
     *("losses.distance", "losses.weight", "teachers.published"),
+    *("pipelines.net", "pipelines.schedule"),
 )
 
 

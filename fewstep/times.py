@@ -7,6 +7,7 @@ serves as a sampler's grid (`quantile` of a linspace), and a test needs no stati
     Karras        t^(1/rho) uniform                  SiD's generator step, EDM's sampling ladder
     Uniform       t ~ U[lo, hi]                      VP timesteps, rectified flow
     LogitNormal   logit t ~ N(mean, std^2)           SD3, https://arxiv.org/abs/2403.03206; SiD-DiT
+    Shifted       t / (shift (1 - t) + t) uniform   SD3 and its kin, training and sampling
     Discrete      t uniform on a finite set          DDPM timesteps, few-step grids
 """
 
@@ -113,3 +114,21 @@ class Discrete(TimeLaw):
         n = len(self.values)
         table = torch.tensor(self.values, dtype=u.dtype, device=u.device)
         return table[(u * n).long().clamp(0, n - 1)]
+
+
+@dataclass(frozen=True)
+class Shifted(TimeLaw):
+    """t = shift v / (1 + (shift - 1) v), v ~ U[lo, 1]: the resolution shift of flow models.
+
+    Esser et al. 2024 (SD3), https://arxiv.org/abs/2403.03206, equation 23; 3 at 1024 pixels.
+    """
+
+    shift: float = 3.0
+    lo: float = 0.0
+
+    def __post_init__(self) -> None:
+        _positive(self, shift=self.shift, **{"1 - lo": 1 - self.lo})
+
+    def quantile(self, u: Tensor) -> Tensor:
+        v = self.lo + (1 - self.lo) * u
+        return self.shift * v / (1 + (self.shift - 1) * v)

@@ -38,7 +38,7 @@ from fewstep.methods.sim import SIM
 from fewstep.path import VE, VP, Flow, NoisePath, TrigFlow
 from fewstep.sample import FewStep, Heun
 from fewstep.teachers.gaussian import Gaussian, GaussianMixture
-from fewstep.times import Discrete, Karras, LogitNormal, LogNormal, TimeLaw, Uniform
+from fewstep.times import Discrete, Karras, LogitNormal, LogNormal, Shifted, TimeLaw, Uniform
 
 PATHS: tuple[NoisePath, ...] = (
     VE(),
@@ -58,6 +58,7 @@ TIME_LAWS: tuple[TimeLaw, ...] = (
     LogitNormal(),
     LogitNormal(-0.5, 0.7),
     Discrete((0.25, 0.5, 0.75, 1.0)),
+    Shifted(3.0, 0.001),
 )
 
 PARAMETERISATIONS = ("edm", "eps", "v", "velocity")

@@ -28,7 +28,7 @@ LAYERS = (
         "the loop",
         ("training", "optim", "ema", "ema_power", "precision", "parallel", "sharding"),
     ),
-    ("algorithms", ("methods", "nets", "teachers", "data")),
+    ("algorithms", ("methods", "nets", "teachers", "pipelines", "data")),
     ("shared by methods", ("critic", "fake_score", "guidance", "augment", "tap")),
     ("nouns", ("generator", "model", "sample", "denoisers", "core")),
     ("mathematics", ("losses", "path", "times", "draws")),

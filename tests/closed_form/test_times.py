@@ -9,7 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from fewstep.times import Discrete, Karras, LogitNormal, LogNormal, TimeLaw, Uniform
+from fewstep.times import (
+    Discrete,
+    Karras,
+    LogitNormal,
+    LogNormal,
+    Shifted,
+    TimeLaw,
+    Uniform,
+)
 from tests.instances import TIME_LAWS
 
 F64 = torch.float64
@@ -40,6 +48,8 @@ def cdf(law: TimeLaw) -> Callable[[Tensor], Tensor]:
             return lambda t: (t - lo) / (hi - lo)
         case Karras():
             return karras(law)
+        case Shifted(shift, lo):
+            return lambda t: (t / (shift * (1 - t) + t) - lo) / (1 - lo)
         case Discrete(values):
             return lambda t: (torch.tensor(values) <= t[:, None] + 1e-9).double().mean(1)
     raise NotImplementedError(f"give {law} a distribution function here")

@@ -1,0 +1,100 @@
+"""The pipelines that are understood: a table, and an allow-list.
+
+A folder names the classes of its parts. They are looked up here and nowhere else; a class that
+does not stand here is refused, whoever wrote it.
+
+    StableDiffusionPipeline      Rombach et al. 2022   https://arxiv.org/abs/2112.10752
+    StableDiffusionXLPipeline    Podell et al. 2023    https://arxiv.org/abs/2307.01952
+    StableDiffusion3Pipeline     Esser et al. 2024     https://arxiv.org/abs/2403.03206
+    PixArtAlphaPipeline          Chen et al. 2023      https://arxiv.org/abs/2310.00426
+    PixArtSigmaPipeline          Chen et al. 2024      https://arxiv.org/abs/2403.04692
+    SanaPipeline                 Xie et al. 2024       https://arxiv.org/abs/2410.10629
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+Classes = Mapping[str, tuple[str, ...]]
+"""Part of a pipeline -> the names of the classes it may have."""
+
+_CLIP = ("CLIPTextModel",)
+_BIG_CLIP = ("CLIPTextModelWithProjection",)
+_T5 = ("T5EncoderModel",)
+_GEMMA = ("Gemma2Model", "Gemma2ForCausalLM")
+_CLIP_WORDS = ("CLIPTokenizer", "CLIPTokenizerFast")
+_T5_WORDS = ("T5Tokenizer", "T5TokenizerFast")
+_GEMMA_WORDS = ("GemmaTokenizer", "GemmaTokenizerFast")
+_VAE = ("AutoencoderKL",)
+
+
+@dataclass(frozen=True)
+class Family:
+    """One kind of pipeline."""
+
+    network: str
+    """The name of its part that denoises."""
+    network_class: str
+    text: Classes
+    """The parts that turn prompts into conditions."""
+    vae: tuple[str, ...] = _VAE
+    encoded: tuple[str, ...] = ("prompt", "-prompt")
+    """What encode_prompt returns, in order: a condition's tensors, "-" before the null one's."""
+    optional: tuple[str, ...] = ()
+    """Text parts that may be missing."""
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """The tensors of a condition."""
+        return tuple(name for name in self.encoded if name[0] != "-")
+
+
+FAMILIES: Mapping[str, Family] = {
+    "StableDiffusionPipeline": Family(
+        "unet",
+        "UNet2DConditionModel",
+        {"text_encoder": _CLIP, "tokenizer": _CLIP_WORDS},
+    ),
+    "StableDiffusionXLPipeline": Family(
+        "unet",
+        "UNet2DConditionModel",
+        {
+            "text_encoder": _CLIP,
+            "text_encoder_2": _BIG_CLIP,
+            "tokenizer": _CLIP_WORDS,
+            "tokenizer_2": _CLIP_WORDS,
+        },
+        encoded=("prompt", "-prompt", "pooled", "-pooled"),
+    ),
+    "StableDiffusion3Pipeline": Family(
+        "transformer",
+        "SD3Transformer2DModel",
+        {
+            "text_encoder": _BIG_CLIP,
+            "text_encoder_2": _BIG_CLIP,
+            "text_encoder_3": _T5,
+            "tokenizer": _CLIP_WORDS,
+            "tokenizer_2": _CLIP_WORDS,
+            "tokenizer_3": _T5_WORDS,
+        },
+        encoded=("prompt", "-prompt", "pooled", "-pooled"),
+        optional=("text_encoder_3", "tokenizer_3"),
+    ),
+    **dict.fromkeys(
+        ("PixArtAlphaPipeline", "PixArtSigmaPipeline"),
+        Family(
+            "transformer",
+            "PixArtTransformer2DModel",
+            {"text_encoder": _T5, "tokenizer": _T5_WORDS},
+            encoded=("prompt", "mask", "-prompt", "-mask"),
+        ),
+    ),
+    "SanaPipeline": Family(
+        "transformer",
+        "SanaTransformer2DModel",
+        {"text_encoder": _GEMMA, "tokenizer": _GEMMA_WORDS},
+        vae=("AutoencoderDC",),
+        encoded=("prompt", "mask", "-prompt", "-mask"),
+    ),
+}

@@ -1,0 +1,104 @@
+"""A diffusers folder as a teacher.
+
+    teacher = load("stable-diffusion-v1-5")
+    pictures = teacher.sample(range(2), cond=teacher.text(["a red cube", "a blue ball"]))
+
+The network becomes a `Denoiser` once, here; text encoders and VAE are those of the stock
+pipeline, loaded when they are first needed.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fewstep.generator import Generator
+from fewstep.model import Model
+from fewstep.pipelines.adapters import Adapter
+from fewstep.pipelines.folder import PipelineFolder, open_folder
+from fewstep.pipelines.net import Diffusers
+from fewstep.pipelines.schedule import Schedule, schedule
+from fewstep.pipelines.stock import Stock
+
+
+def load(path: Path | str) -> Generator:
+    """The generator in a local pipeline folder, on the CPU, in float32.
+
+    Raises ValueError for a folder that is not of a known pipeline, or holds code.
+    """
+    folder = open_folder(path)
+    model = describe(folder)
+    stock = Stock(folder)
+    denoiser: Any = model.build()
+    adapter: Adapter = denoiser.net
+    _fill(adapter, folder)
+    adapter.set_null(stock.null())
+    denoiser.requires_grad_(False).eval()
+    return Generator(
+        denoiser,
+        timing(folder).sampler(),
+        model.shape,
+        model=model,
+        decode=stock.decode,
+        encode=stock.encode,
+        text=stock.prompts,
+        card=card(folder),
+    )
+
+
+def timing(folder: PipelineFolder) -> Schedule:
+    """What the scheduler says about the network."""
+    return schedule(folder.config("scheduler"), folder.parts["scheduler"])
+
+
+def describe(folder: PipelineFolder) -> Model:
+    """The network of a folder as a description, from its configurations alone."""
+    found = timing(folder)
+    config = folder.config(folder.family.network)
+    size = config.get("sample_size")
+    if not isinstance(size, int) or not isinstance(config.get("in_channels"), int):
+        raise ValueError(
+            f"{folder.path}: the network's config.json says no square sample_size and in_channels"
+        )
+    shape = (config["in_channels"], size, size)
+    net = Diffusers(
+        folder.family.network_class,
+        json.dumps(config, sort_keys=True),
+        Stock(folder).tokens,
+        size * Stock(folder).scale,
+    )
+    return Model(net, shape, 0, found.path, found.predicts)
+
+
+def card(folder: PipelineFolder) -> dict[str, Any]:
+    """What is known of origin: where the folder was, what it is, and its text encoders."""
+    return {
+        "pipeline": folder.pipeline,
+        "folder": str(folder.path.resolve()),
+        "text": folder.text_digest,
+    }
+
+
+def _fill(adapter: Adapter, folder: PipelineFolder) -> None:
+    """Load the network's weights as float32, all of them and no others."""
+    from safetensors.torch import load_file
+
+    state: dict[str, Tensor] = {}
+    variant = f".{folder.variant}" if folder.variant else ""
+    for path in folder.weights(folder.family.network):
+        if (".fp16" in path.name) == bool(variant):
+            state |= load_file(path)
+    wanted = {name: tuple(t.shape) for name, t in adapter.net.state_dict().items()}
+    came = {name: tuple(t.shape) for name, t in state.items()}
+    wrong = sorted(n for n in wanted.keys() | came.keys() if wanted.get(n) != came.get(n))
+    if wrong:
+        n = wrong[0]
+        raise ValueError(
+            f"{folder.path}: the weights do not fit the configuration in {len(wrong)} places, "
+            f"first {n}: expected {wanted.get(n, 'nothing')}, found {came.get(n, 'nothing')}"
+        )
+    adapter.net.load_state_dict({name: t.to(torch.float32) for name, t in state.items()})

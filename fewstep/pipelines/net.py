@@ -1,0 +1,88 @@
+"""A network of diffusers as configuration: its class, and its own configuration as JSON.
+
+A student is rebuilt from these alone, so its folder needs nothing of the teacher's.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+from torch import nn
+
+from fewstep.model import Net
+from fewstep.pipelines.adapters import ADAPTERS, Adapter
+
+
+def library(name: str) -> ModuleType:
+    """diffusers or transformers; a ValueError says how to get it."""
+    import importlib
+
+    try:
+        found = importlib.import_module(name)
+    except ImportError:
+        raise ValueError(
+            f"pipelines need {name}, which is not installed: pip install 'fewstep[t2i]'"
+        ) from None
+    found.utils.logging.disable_progress_bar()
+    found.utils.logging.set_verbosity_error()
+    return found
+
+
+@dataclass(frozen=True)
+class Diffusers(Net):
+    """A network by the name of its class in diffusers."""
+
+    class_name: str
+    """One of `ADAPTERS`."""
+    config: str
+    """The arguments of its constructor, a JSON object."""
+    tokens: int
+    """Length of a prompt's embedding."""
+    pixels: int
+    """Side of the decoded picture, which some networks are told."""
+
+    def build(self, shape: tuple[int, ...], classes: int) -> Adapter:
+        """F(x, label, cond) with newly drawn weights, in evaluation mode."""
+        if classes:
+            raise ValueError(f"a {self.class_name} takes prompts, got Model.classes {classes}")
+        net = self.network()
+        config: Any = net.config
+        channels, size = config.in_channels, config.sample_size
+        if shape != (channels, size, size):
+            raise ValueError(
+                f"{self.class_name} of this configuration is for {(channels, size, size)}, "
+                f"got Model.shape {shape}"
+            )
+        return ADAPTERS[self.class_name](net, self.tokens, self.pixels).eval()
+
+    def network(self) -> nn.Module:
+        """The network itself; a ValueError says what is not known of its configuration."""
+        if self.class_name not in ADAPTERS:
+            raise ValueError(
+                f"the class {self.class_name} is not known; fewstep builds {', '.join(ADAPTERS)}"
+            )
+        cls = getattr(library("diffusers"), self.class_name)
+        config = self.arguments()
+        known = inspect.signature(cls.__init__).parameters
+        strange = sorted(config.keys() - known)
+        if strange:
+            raise ValueError(f"{self.class_name} has no argument {strange[0]!r}")
+        try:
+            net: nn.Module = cls.from_config(config)
+        except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
+            raise ValueError(f"{self.class_name} cannot be built so: {error}") from None
+        return net
+
+    def arguments(self) -> dict[str, Any]:
+        """The configuration as a dictionary."""
+        try:
+            value = json.loads(self.config)
+        except (ValueError, RecursionError):
+            value = None
+        if not isinstance(value, dict):
+            raise ValueError(f"Diffusers.config is a JSON object, got {self.config[:80]!r}")
+        return value

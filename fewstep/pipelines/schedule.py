@@ -1,0 +1,123 @@
+"""A scheduler's configuration as a noise path: which (alpha_t, sigma_t), predicting what.
+
+The network of a pipeline was trained with the betas, or the flow, that its scheduler's
+configuration records; which scheduler it is, and hence how it samples, does not matter here.
+
+    VP     alpha_t^2 = prod (1 - beta),  t a timestep 0 .. 999; the network is told t itself
+    flow   alpha_t = 1 - t, sigma_t = t; the network is told 1000 t
+
+"shift" bends no path: it is a change of the sampling times, t = shift u / (1 + (shift - 1) u)
+(Esser et al. 2024, https://arxiv.org/abs/2403.03206, equation 23).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor
+
+from fewstep.core import Sampler
+from fewstep.path import VP, Flow, NoisePath
+from fewstep.sample import Heun
+from fewstep.times import Shifted, Uniform
+
+Predicts = Literal["eps", "v", "velocity"]
+_PREDICTS: Mapping[str, Predicts] = {
+    "epsilon": "eps",
+    "v_prediction": "v",
+    "flow_prediction": "velocity",
+}
+SMALLEST = 2.0**-24
+"""abar of a last timestep that should be pure noise; zero would put eps-networks at infinity."""
+
+
+@dataclass(frozen=True)
+class Timesteps(VP):
+    """VP whose network is told the timestep t itself, 0 .. steps - 1."""
+
+    def label(self, t: Tensor) -> Tensor:
+        return t
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What a scheduler's configuration says about the network."""
+
+    path: NoisePath
+    predicts: Predicts
+    shift: float = 1.0
+
+    def sampler(self) -> Sampler:
+        """How the teacher is sampled by default: 28 Euler steps of a flow, 50 of DDIM."""
+        if isinstance(self.path, Flow):
+            return Heun(Shifted(self.shift, self.path.t_min), steps=28, order=1)
+        top = self.path.t_max
+        return Heun(Uniform(min(1.0, top / 2), top), steps=50, order=1)
+
+
+def schedule(config: Mapping[str, Any], kind: str) -> Schedule:
+    """The schedule of a scheduler of class `kind` with this configuration."""
+    flow = kind.startswith("FlowMatch") or bool(config.get("use_flow_sigmas"))
+    says = str(config.get("prediction_type", "flow_prediction" if flow else "epsilon"))
+    if kind.startswith("FlowMatch"):
+        says = "flow_prediction"
+    if says not in _PREDICTS or flow != (says == "flow_prediction"):
+        raise ValueError(
+            f"{kind} has prediction_type {says!r}, which fewstep does not know there; it knows "
+            "epsilon and v_prediction on betas, and flow_prediction on a flow"
+        )
+    if flow:
+        shift = config.get("shift", config.get("flow_shift", 1.0))
+        return Schedule(Flow(), "velocity", float(shift or 1.0))
+    return Schedule(_betas(config, kind), _PREDICTS[says])
+
+
+def _betas(config: Mapping[str, Any], kind: str) -> Timesteps:
+    """The VP path of a DDPM-like scheduler."""
+    law = config.get("beta_schedule", "linear")
+    start, end = float(config.get("beta_start", 1e-4)), float(config.get("beta_end", 0.02))
+    steps = int(config.get("num_train_timesteps", 1000))
+    if not (2 <= steps <= 100_000 and 0 < start < 1 and 0 < end < 1):
+        raise ValueError(f"{kind} has no sensible betas: {start:g} to {end:g} in {steps} steps")
+    rescale = bool(config.get("rescale_betas_zero_snr"))
+    trained = config.get("trained_betas")
+    if trained is None and not rescale and law in ("linear", "scaled_linear"):
+        return Timesteps(start, end, steps, law)
+    if trained is not None:
+        betas = tuple(map(float, trained))
+    elif law == "squaredcos_cap_v2":
+        betas = _cosine(steps)
+    elif law in ("linear", "scaled_linear"):
+        betas = _even(start, end, steps, 0.5 if law == "scaled_linear" else 1.0)
+    else:
+        raise ValueError(f"{kind} has beta_schedule {law!r}, which fewstep does not know")
+    return Timesteps(betas=_zero_snr(betas) if rescale else betas)
+
+
+def _even(start: float, end: float, steps: int, power: float) -> tuple[float, ...]:
+    a, b = start**power, end**power
+    return tuple((a + (b - a) * i / (steps - 1)) ** (1 / power) for i in range(steps))
+
+
+def _cosine(steps: int) -> tuple[float, ...]:
+    """abar = cos^2 (Nichol & Dhariwal 2021, https://arxiv.org/abs/2102.09672, equation 17)."""
+
+    def abar(u: float) -> float:
+        return math.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
+
+    return tuple(min(1 - abar((i + 1) / steps) / abar(i / steps), 0.999) for i in range(steps))
+
+
+def _zero_snr(betas: tuple[float, ...]) -> tuple[float, ...]:
+    """Betas whose last alpha is (almost) zero (Lin et al. 2023, 2305.08891, algorithm 1)."""
+    roots, product = [], 1.0
+    for beta in betas:
+        product *= 1 - beta
+        roots.append(math.sqrt(product))
+    first, last = roots[0], roots[-1]
+    abars = [((r - last) * first / (first - last)) ** 2 for r in roots]
+    abars[-1] = SMALLEST
+    return tuple(1 - now / before for before, now in zip([1.0, *abars], abars, strict=False))

@@ -1,0 +1,266 @@
+"""A teacher from a folder says what stock diffusers computes with the same folder.
+
+The reference is diffusers' own pipeline, loaded by its own `from_pretrained`, and its scheduler's
+own prediction of x_0; tolerances are a few roundings of float32.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.pipelines.conftest import Folders
+
+diffusers = pytest.importorskip("diffusers")
+pytest.importorskip("transformers")
+
+from fewstep.path import Flow, coefficients, perturb  # noqa: E402
+from fewstep.pipelines.adapters import ADAPTERS  # noqa: E402
+from fewstep.pipelines.load import load  # noqa: E402
+from fewstep.pipelines.schedule import Timesteps, schedule  # noqa: E402
+from fewstep.spec import decode, encode  # noqa: E402
+from tests.pipelines.tiny import KINDS  # noqa: E402
+
+PROMPTS = ["a red cube", "the small ball on a blue cube"]
+TIMES = (3, 261, 500, 958)
+each_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+def stock(folder: Any) -> Any:
+    """The folder as diffusers loads it."""
+    return diffusers.DiffusionPipeline.from_pretrained(folder, local_files_only=True)
+
+
+def encoded(pipe: Any, kind: str) -> dict[str, Tensor]:
+    """What the whole stock pipeline makes of PROMPTS, conditional and null."""
+    more: dict[str, Any] = {"device": "cpu", "num_images_per_prompt": 1}
+    more["do_classifier_free_guidance"] = True
+    if kind == "sd3":
+        more |= {"prompt_2": None, "prompt_3": None}
+    if kind == "sana":
+        defaults = inspect.signature(type(pipe).__call__).parameters
+        more["complex_human_instruction"] = defaults["complex_human_instruction"].default
+    with torch.no_grad():
+        out = pipe.encode_prompt(prompt=PROMPTS, **more)
+    if kind in ("sd", "sd_v"):
+        names = ("prompt", "-prompt")
+    elif kind in ("sdxl", "sd3"):
+        names = ("prompt", "-prompt", "pooled", "-pooled")
+    else:
+        names = ("prompt", "mask", "-prompt", "-mask")
+    return dict(zip(names, out, strict=True))
+
+
+def raw(pipe: Any, kind: str, xt: Tensor, t: Tensor, told: dict[str, Tensor]) -> Tensor:
+    """The output of the stock network, called as its pipeline calls it."""
+    net = getattr(pipe, "unet", None) or pipe.transformer
+    named: dict[str, Any] = {"encoder_hidden_states": told["prompt"], "return_dict": False}
+    if kind == "sdxl":
+        ids = pipe._get_add_time_ids((16, 16), (0, 0), (16, 16), xt.dtype, 16)
+        named["added_cond_kwargs"] = {
+            "text_embeds": told["pooled"],
+            "time_ids": ids.repeat(len(xt), 1),
+        }
+    if kind == "sd3":
+        named["pooled_projections"] = told["pooled"]
+    if kind in ("pixart", "sana"):
+        named["encoder_attention_mask"] = told["mask"]
+    if kind == "pixart":
+        size = torch.tensor([16.0, 16.0]).repeat(len(xt), 1)
+        aspect = torch.tensor([1.0]).repeat(len(xt), 1)
+        named["added_cond_kwargs"] = {"resolution": size, "aspect_ratio": aspect}
+    with torch.no_grad():
+        out = net(xt, timestep=t.expand(len(xt)), **named)[0]
+    return out[:, : xt.shape[1]]
+
+
+def x0(pipe: Any, out: Tensor, t: int, xt: Tensor) -> Tensor:
+    """x_0 by the stock scheduler; a flow's is the end of one Euler step from t to 0."""
+    s = pipe.scheduler
+    if isinstance(s, diffusers.DDIMScheduler):
+        s.set_timesteps(10)
+        return s.step(out, t, xt).pred_original_sample
+    if isinstance(s, diffusers.FlowMatchEulerDiscreteScheduler):
+        plain = diffusers.FlowMatchEulerDiscreteScheduler(shift=1.0)
+        plain.set_timesteps(sigmas=[t / 1000])
+        return plain.step(out, plain.timesteps[0], xt).prev_sample
+    s.set_timesteps(1000)
+    index = int((s.timesteps - t).abs().argmin())
+    s._step_index = index
+    if s.config.use_flow_sigmas:
+        s.sigmas[index] = t / 1000  # shifted sigmas do not meet t itself
+    return s.convert_model_output(out, sample=xt)
+
+
+def some(kind: str) -> tuple[Tensor, Tensor]:
+    """An x_t and a t."""
+    torch.manual_seed(3)
+    return torch.randn(2, 4, 8, 8), torch.tensor(0.4 if kind in ("sd3", "sana") else 400.0)
+
+
+@each_kind
+def test_x0_is_that_of_the_stock_network_and_scheduler(folders: Folders, kind: str) -> None:
+    pipe, teacher = stock(folders(kind)), load(folders(kind))
+    told = encoded(pipe, kind)
+    ours = teacher.text(PROMPTS)
+    null = {name[1:]: told[name] for name in told if name[0] == "-"}
+    flow = isinstance(teacher.denoiser.path, Flow)
+    torch.manual_seed(1)
+    for t in TIMES:
+        xt = torch.randn(2, 4, 8, 8)
+        at = torch.tensor(t / 1000 if flow else float(t))
+        for cond, reference in ((ours, told), (None, null)):
+            out = raw(pipe, kind, xt, torch.tensor(t), reference)
+            expected = x0(pipe, out, t, xt)
+            found = teacher.denoiser(xt, at, cond)
+            assert (found - expected).abs().max() <= 2e-5 * expected.abs().max(), (t, cond is None)
+        assert (out - raw(pipe, kind, xt, torch.tensor(t), told)).abs().max() > 1e-3  # heard
+
+
+@each_kind
+def test_conditions_are_the_pipelines_own(folders: Folders, kind: str) -> None:
+    teacher = load(folders(kind))
+    told = encoded(stock(folders(kind)), kind)
+    ours, null = teacher.text(PROMPTS), teacher.denoiser.net.null()
+    assert ours.keys() == null.keys() == {name for name in told if name[0] != "-"}
+    for name, value in ours.items():
+        assert torch.equal(value, told[name].float()), name
+        assert torch.allclose(null[name], told[f"-{name}"][0].float(), atol=1e-6), name
+    if kind == "sdxl":
+        assert not null["prompt"].any()  # force_zeros_for_empty_prompt
+    elif kind != "sana":  # the tiny Gemma hears nothing in nothing
+        assert null["prompt"].any()
+
+
+@each_kind
+def test_the_codec_is_the_pipelines_own(folders: Folders, kind: str) -> None:
+    pipe, teacher = stock(folders(kind)), load(folders(kind))
+    torch.manual_seed(2)
+    z = torch.randn(1, 4, 8, 8)
+    config = pipe.vae.config
+    shift = getattr(config, "shift_factor", None) or 0.0
+    with torch.no_grad():
+        expected = pipe.vae.decode(z / config.scaling_factor + shift, return_dict=False)[0]
+        picture = torch.rand(1, 3, 16, 16) * 2 - 1
+        found = pipe.vae.encode(picture)
+        latent = found.latent if kind == "sana" else found.latent_dist.mean
+    assert torch.allclose(teacher.decode(z), expected, atol=1e-6)
+    assert torch.allclose(teacher.encode(picture), (latent - shift) * config.scaling_factor)
+
+
+@each_kind
+def test_the_description_rebuilds_the_network(folders: Folders, kind: str) -> None:
+    """From its JSON, as a student's folder does; null prompt included."""
+    teacher = load(folders(kind))
+    again = decode(encode(teacher.model), type(teacher.model)).build()
+    again.load_state_dict(teacher.denoiser.state_dict())
+    xt, t = some(kind)
+    assert torch.equal(again(xt, t), teacher.denoiser(xt, t))
+
+
+@each_kind
+def test_the_tap_hears_the_middle(folders: Folders, kind: str) -> None:
+    """The same features alone and beside the answer; the answer depends on them and the label."""
+    denoiser = load(folders(kind)).denoiser
+    xt, t = some(kind)
+    features = denoiser.encode(xt, t)
+    out, beside = denoiser.forward_with_features(xt, t)
+    assert torch.equal(features, beside)
+    assert torch.equal(out, denoiser(xt, t))
+    assert features.shape[:2] == (2, 16 if kind != "pixart" else 24)
+    moved = denoiser.encode(xt, t * 0.5)
+    assert (moved - features).abs().max() > 1e-4
+    net, gone = denoiser.net.net, []
+    last = net.conv_out if kind.startswith("sd") and kind != "sd3" else net.proj_out
+    handle = last.register_forward_hook(lambda *_: gone.append(1))
+    denoiser.encode(xt, t)
+    handle.remove()
+    assert gone == []  # what comes after is not computed
+
+
+SCHEDULES = {
+    "SD": {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"},
+    "DDPM, PixArt": {},
+    "cosine": {"beta_schedule": "squaredcos_cap_v2"},
+    "own betas": {"trained_betas": [0.01, 0.02, 0.3, 0.4]},
+    "zero SNR": {
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "beta_schedule": "scaled_linear",
+        "rescale_betas_zero_snr": True,
+        "prediction_type": "v_prediction",
+    },
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_the_path_is_the_schedulers(name: str) -> None:
+    """alpha_t^2 is alphas_cumprod at every timestep."""
+    s = diffusers.DDIMScheduler(**SCHEDULES[name])
+    found = schedule(dict(s.config), "DDIMScheduler")
+    t = torch.arange(len(s.alphas_cumprod), dtype=torch.float64)
+    alpha, sigma = found.path.alpha(t), found.path.sigma(t)
+    assert isinstance(found.path, Timesteps)
+    assert torch.equal(found.path.label(t), t)
+    assert (alpha**2 - s.alphas_cumprod.double()).abs().max() < 2e-6
+    assert torch.allclose(alpha**2 + sigma**2, torch.ones_like(t))
+    assert found.predicts == ("v" if name == "zero SNR" else "eps")
+    wrong = schedule({"beta_start": 0.0015, "beta_end": 0.0195}, "DDIMScheduler").path.alpha(t)
+    assert (wrong[: len(t)] ** 2 - s.alphas_cumprod.double()).abs().max() > 0.01
+
+
+def test_a_flow_and_its_shift() -> None:
+    """x_t is the scheduler's, and the default ladder is its shifted one."""
+    s = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    found = schedule(dict(s.config), "FlowMatchEulerDiscreteScheduler")
+    assert (found.path, found.predicts, found.shift) == (Flow(), "velocity", 3.0)
+    torch.manual_seed(5)
+    x, eps = torch.randn(2, 3), torch.randn(2, 3)
+    t = s.timesteps[[200, 700]]
+    assert torch.allclose(perturb(found.path, x, eps, t / 1000), s.scale_noise(x, t, eps))
+    s.set_timesteps(28)
+    ladder = found.sampler().grid(torch.zeros(1))
+    # diffusers shifts its own end of the ladder, 1/1000, twice: the ladders meet above it
+    assert (ladder[:20] - s.sigmas[:20]).abs().max() < 2e-3
+
+
+def test_sizes_reach_sdxl(folders: Folders) -> None:
+    """Other added conditions, other answers."""
+    adapter = load(folders("sdxl")).denoiser.net
+    torch.manual_seed(6)
+    x, label = torch.randn(1, 4, 8, 8), torch.tensor([500.0])
+    told = {k: v[None] for k, v in adapter.null().items()}
+    base = adapter(x, label, told)
+    assert (adapter(x, label, {**told, "pooled": told["pooled"] + 1}) - base).abs().max() > 1e-4
+    adapter.time_ids[4:] = 8.0
+    assert (adapter(x, label, told) - base).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("cond", "message"),
+    [
+        (torch.zeros(2), "a condition is a mapping of prompt; got Tensor"),
+        ({"text": torch.zeros(2)}, "a condition is a mapping of prompt; got text"),
+        (
+            {"prompt": torch.zeros(2, 7, 16)},
+            r"cond\['prompt'\] has shape \(2, 7, 16\), expected \(2, 8, 16\)",
+        ),
+    ],
+)
+def test_wrong_conditions_are_refused(folders: Folders, cond: Any, message: str) -> None:
+    teacher = load(folders("sd"))
+    with pytest.raises(ValueError, match=message):
+        teacher.denoiser(torch.zeros(2, 4, 8, 8), torch.tensor(5.0), cond)
+
+
+def test_adapters_cover_the_known_families() -> None:
+    from fewstep.pipelines.families import FAMILIES
+
+    assert {family.network_class for family in FAMILIES.values()} == set(ADAPTERS)
+    alpha, sigma = coefficients(Timesteps(), torch.zeros(1, 1), torch.tensor([625.0]))
+    assert abs(float(sigma) - 0.9286) < 1e-3  # SiD-LSG's first call
+    assert abs(float(alpha) - 0.3711) < 1e-3
