@@ -20,7 +20,7 @@ LAYERS = (
         "a run",
         (
             *("recipes", "runner", "watch", "report", "run_folder"),
-            *("eval", "gauges", "contents", "environment", "posthoc"),
+            *("eval", "gauges", "contents", "environment", "posthoc", "preflight"),
         ),
     ),
     ("storage", ("student", "checkpoint", "spec", "files")),
