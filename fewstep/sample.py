@@ -6,6 +6,7 @@ disables gradients: a method may train through a rollout.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from fewstep.core import Cond, Denoiser, Sampler
 from fewstep.draws import Draws
-from fewstep.path import VP, expand, perturb, x0_to_eps, x0_to_velocity
+from fewstep.path import VP, NoisePath, expand, perturb, x0_to_eps, x0_to_velocity
 from fewstep.times import Karras, TimeLaw
 
 
@@ -26,6 +27,10 @@ class FewStep(Sampler):
     t_k = t_init (1 - (k - 1) / steps)^rho and eps_1 = z. One step is SiD's generator
     G(z) = f(sigma_init z; sigma_init), Zhou et al. 2024, https://arxiv.org/abs/2404.04057;
     several are few-step SiD, https://arxiv.org/abs/2505.12674.
+
+    On a path of timesteps (VP) the t_k are whole, ceil((t_init + 1) (1 - (k - 1) / steps)^rho) - 1,
+    as networks and stock schedulers know them: from 999 in four steps 999, 749, 499, 249, which is
+    DMD2's ladder (Yin et al. 2024, https://arxiv.org/abs/2405.14867).
     """
 
     t_init: float = 2.5
@@ -45,9 +50,19 @@ class FewStep(Sampler):
     def calls(self) -> int:
         return self.steps
 
-    def ladder(self) -> list[float]:
-        """t_1 > ... > t_K."""
-        return [self.t_init * (1 - k / self.steps) ** self.rho for k in range(self.steps)]
+    def ladder(self, path: NoisePath) -> list[float]:
+        """t_1 > ... > t_K on this path."""
+        parts = [(1 - k / self.steps) ** self.rho for k in range(self.steps)]
+        whole = isinstance(path, VP)
+        if self.t_init > path.t_max or (whole and (self.t_init % 1 or self.steps > self.t_init)):
+            more = ", a whole one, and there are no more steps than timesteps below it"
+            raise ValueError(
+                f"{self} does not fit the times {path.t_min:g} to {path.t_max:g} of "
+                f"{type(path).__name__}: t_init is one of them" + (more if whole else "")
+            )
+        if not whole:
+            return [self.t_init * part for part in parts]
+        return [float(math.ceil((self.t_init + 1) * part - 1e-6) - 1) for part in parts]
 
     def __call__(
         self, denoiser: Denoiser, z: Tensor, cond: Cond = None, draws: Draws | None = None
@@ -85,16 +100,8 @@ class FewStep(Sampler):
             if draws is None:
                 raise ValueError(f"{self} renoises with fresh noise: pass draws")
             eps = draws.normal(f"eps{k}", x.shape[1:], x.dtype)
-        path = denoiser.path
-        if self.t_init > path.t_max or (isinstance(path, VP) and self.steps > self.t_init):
-            more = ", and there are no more steps than timesteps below it"
-            raise ValueError(
-                f"{self} does not fit the times {path.t_min:g} to {path.t_max:g} of "
-                f"{type(path).__name__}: t_init is one of them"
-                + (more if isinstance(path, VP) else "")
-            )
-        t = x.new_full((len(x),), self.ladder()[k])
-        return perturb(path, x, eps, t), t
+        t = x.new_full((len(x),), self.ladder(denoiser.path)[k])
+        return perturb(denoiser.path, x, eps, t), t
 
 
 @dataclass(frozen=True)

@@ -123,6 +123,32 @@ def test_one_step_is_the_denoiser_at_pure_noise(path: NoisePath, t: float) -> No
     torch.testing.assert_close(found, by_hand, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("sampler", "expected"),
+    [
+        (FewStep(625.0), [625]),
+        (FewStep(999.0, 4), [999, 749, 499, 249]),
+        (FewStep(999.0, 3), [999, 666, 333]),
+        (FewStep(625.0, 4), [625, 469, 312, 156]),
+        (FewStep(998.0, 3), [998, 665, 332]),
+        (FewStep(999.0, 2, rho=2.0), [999, 249]),
+    ],
+)
+def test_timesteps_are_whole(sampler: FewStep, expected: list[int]) -> None:
+    """t_init - floor((t_init + 1) k / steps) for rho = 1, as schedulers count them."""
+    assert sampler.ladder(VP()) == expected
+    if sampler.rho == 1:
+        size = int(sampler.t_init) + 1
+        by_hand = [size - 1 - size * k // sampler.steps for k in range(sampler.steps)]
+        assert by_hand == expected
+
+
+@pytest.mark.parametrize("sampler", [FewStep(2.5), FewStep(1000.0), FewStep(3.0, 4)])
+def test_other_timesteps_are_refused(sampler: FewStep) -> None:
+    with pytest.raises(ValueError, match="does not fit a schedule with the timesteps 0 to 999"):
+        sampler(Gaussian(MU, COV, VP()), Z, None, Draws.range(0, 16))
+
+
 @pytest.mark.parametrize(("path", "t"), [(VE(), 2.5), (Flow(), 1.0)])
 @pytest.mark.parametrize("steps", [2, 4])
 def test_few_steps_on_an_exact_gaussian(path: NoisePath, t: float, steps: int) -> None:

@@ -1,0 +1,121 @@
+"""Conditions of prompts, encoded once and kept on disk.
+
+    cache/<digest of the text encoders>/shard-00000.safetensors  shard-00001.safetensors  ...
+
+A shard holds the conditions of up to `SHARD` prompts, row by row, in half precision, and the
+SHA-256 of each prompt. What is there is not encoded again, by whichever run and in whatever order
+its prompts come; a run that was stopped loses the shard it was writing. Other encoders, or other
+files of the same, have another folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from fewstep.core import Batch
+from fewstep.data.source import epoch_order
+from fewstep.draws import Draws
+from fewstep.files import write
+
+Encode = Callable[[Sequence[str]], Mapping[str, Tensor]]
+"""Prompts (N) -> a condition of (N, *) tensors."""
+SHARD = 256
+
+
+def key(prompt: str) -> str:
+    """What a prompt is found by."""
+    return hashlib.sha256(prompt.encode()).hexdigest()
+
+
+class Embeddings:
+    """The conditions in one folder, of one set of encoders."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.places: dict[str, tuple[Path, int]] = {}
+        self._open: dict[Path, Any] = {}
+        for path in sorted(folder.glob("shard-*.safetensors")):
+            self._add(path)
+
+    def _add(self, path: Path) -> None:
+        """Take up a shard; one that is cut short is set aside, to be encoded again."""
+        try:
+            file = safe_open(path, "pt")
+            keys = json.loads((file.metadata() or {}).get("prompts", "[]"))
+        except (SafetensorError, ValueError):
+            path.rename(path.with_suffix(".damaged"))
+            return
+        self._open[path] = file
+        self.places |= {name: (path, row) for row, name in enumerate(keys)}
+
+    def missing(self, prompts: Sequence[str]) -> list[str]:
+        """Which of the prompts are not there yet, each once."""
+        return [p for p in dict.fromkeys(prompts) if key(p) not in self.places]
+
+    def fill(self, prompts: Sequence[str], encode: Encode, batch: int = 32) -> Iterator[int]:
+        """Encode what is missing; yields how many of it are done, after each shard."""
+        todo = self.missing(prompts)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for start in range(0, len(todo), SHARD):
+            part = todo[start : start + SHARD]
+            pieces = [encode(part[i : i + batch]) for i in range(0, len(part), batch)]
+            tensors = {
+                name: torch.cat([_half(p[name], name) for p in pieces]).cpu().contiguous()
+                for name in pieces[0]
+            }
+            names = [p.stem[6:] for p in self.folder.glob("shard-*.*")]
+            number = 1 + max((int(name) for name in names if name.isdigit()), default=-1)
+            path = self.folder / f"shard-{number:05}.safetensors"
+            write(path, save(tensors, {"prompts": json.dumps([key(p) for p in part])}))
+            self._add(path)
+            yield start + len(part)
+
+    def rows(self, keys: Sequence[str]) -> dict[str, Tensor]:
+        """The conditions of prompts by their keys: float32 (N, *) tensors."""
+        found: dict[str, list[Tensor]] = {}
+        for name in keys:
+            path, row = self.places[name]
+            file = self._open[path]
+            for part in file.keys():  # noqa: SIM118
+                found.setdefault(part, []).append(file.get_slice(part)[row : row + 1])
+        return {part: torch.cat(pieces).float() for part, pieces in found.items()}
+
+
+def _half(x: Tensor, name: str) -> Tensor:
+    half = x.to(torch.float16)
+    if not bool(half.isfinite().all()):
+        raise ValueError(f"the text encoders gave a {name!r} that is not finite in half precision")
+    return half
+
+
+@dataclass(frozen=True, eq=False)
+class Conditioned:
+    """Data-free batches: noise of `shape`, and prompts in an order drawn anew each epoch."""
+
+    shape: tuple[int, ...]
+    embeddings: Embeddings
+    keys: Sequence[str]
+    """Of the prompts, doubles kept."""
+
+    def __call__(self, draws: Draws) -> Batch:
+        rows = epoch_order(draws, len(self.keys))
+        device = draws.index.device
+        return Batch(draws.normal("z", self.shape), self._at(rows, device), None, draws)
+
+    def condition(self, index: Tensor) -> dict[str, Tensor]:
+        """The conditions that samples `index` (N,) have by default: the prompts in turn."""
+        return self._at(index % len(self.keys), index.device)
+
+    def _at(self, rows: Tensor, device: torch.device) -> dict[str, Tensor]:
+        cond = self.embeddings.rows([self.keys[row] for row in rows.tolist()])
+        return {name: value.to(device) for name, value in cond.items()}

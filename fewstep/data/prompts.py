@@ -1,0 +1,131 @@
+"""Prompts from a file: plain text, JSON lines, CSV or parquet.
+
+    prompts.txt       one a line
+    prompts.jsonl     a string a line, or an object with "prompt", "caption" or "text"
+    prompts.csv       a header with one of these columns
+    prompts.parquet   likewise; needs pyarrow
+
+Empty ones are left out, control characters removed; what is not UTF-8, or too large to be a
+prompt, is refused with its line.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+COLUMNS = ("prompt", "caption", "text")
+"""Where a prompt is looked for, in this order."""
+MAX_BYTES = 2 << 30
+"""Size of a file."""
+MAX_LENGTH = 10_000
+"""Characters of a prompt; encoders hear a few hundred words of it at most."""
+MAX_PROMPTS = 20_000_000
+
+Numbered = Iterator[tuple[int, str]]
+_SPACE = re.compile(r"[\t\n\v\f\r]+")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+
+def read_prompts(path: Path | str) -> list[str]:
+    """The prompts in a file, in order, doubles kept; a ValueError says where it is wrong."""
+    path = Path(path)
+    if path.suffix not in _READERS:
+        raise ValueError(f"{path}: prompts are read from {', '.join(_READERS)} files")
+    if not path.is_file():
+        raise ValueError(f"there is no file {path}")
+    if path.stat().st_size > MAX_BYTES:
+        raise ValueError(f"{path} has more than {MAX_BYTES >> 30} GiB; split it")
+    prompts: list[str] = []
+    for line, text in _READERS[path.suffix](path):
+        prompt = _CONTROL.sub("", _SPACE.sub(" ", text)).strip()
+        if len(prompt) > MAX_LENGTH:
+            raise ValueError(
+                f"{path}, line {line}: a prompt of {len(prompt)} characters; the longest may "
+                f"have {MAX_LENGTH}"
+            )
+        if any("\ud800" <= letter <= "\udfff" for letter in prompt):
+            raise ValueError(f"{path}, line {line} holds half a character; it is not text")
+        if prompt:
+            prompts.append(prompt)
+        if len(prompts) > MAX_PROMPTS:
+            raise ValueError(f"{path} holds more than {MAX_PROMPTS} prompts; split it")
+    if not prompts:
+        raise ValueError(f"{path} holds no prompt")
+    return prompts
+
+
+def _lines(path: Path) -> Numbered:
+    """The lines of a UTF-8 file, from 1; a byte order mark is passed over."""
+    with path.open("rb") as file:
+        for number, raw in enumerate(file, 1):
+            try:
+                text = raw.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise ValueError(
+                    f"{path}, line {number} is not UTF-8 (byte {error.start + 1}); convert it"
+                ) from None
+            yield number, text.removeprefix("\ufeff") if number == 1 else text
+
+
+def _jsonl(path: Path) -> Numbered:
+    for number, line in _lines(path):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError):
+            raise ValueError(f"{path}, line {number} is not JSON") from None
+        yield number, value if isinstance(value, str) else _of(value, path, number)
+
+
+def _csv(path: Path) -> Numbered:
+    text = io.StringIO("".join(line for _, line in _lines(path)), newline="")
+    rows = csv.DictReader(text, strict=True)
+    try:
+        for row in rows:
+            yield rows.line_num, _of(row, path, rows.line_num)
+    except csv.Error as error:
+        raise ValueError(f"{path}, line {rows.line_num} is not CSV ({error})") from None
+
+
+def _parquet(path: Path) -> Numbered:
+    try:
+        import pyarrow.parquet as parquet
+    except ImportError:
+        raise ValueError(f"{path}: reading parquet needs pyarrow: pip install pyarrow") from None
+    try:
+        file = parquet.ParquetFile(path)
+        names = file.schema_arrow.names
+        column = next((name for name in COLUMNS if name in names), "")
+        number = 0
+        for batch in file.iter_batches(columns=[column] if column else None):
+            for row in batch.to_pylist():
+                number += 1
+                yield number, _of(row, path, number)
+    except OSError as error:  # which pyarrow's own errors are
+        raise ValueError(f"{path} is not a parquet file ({error})") from None
+
+
+def _of(row: Any, path: Path, line: int) -> str:
+    """The prompt in a row."""
+    if not isinstance(row, Mapping):
+        raise ValueError(f"{path}, line {line}: expected a text or an object with {COLUMNS[0]!r}")
+    for name in COLUMNS:
+        if isinstance(row.get(name), str):
+            return str(row[name])
+    came = ", ".join(map(str, row)) or "nothing"
+    raise ValueError(f"{path}, line {line} has none of {', '.join(COLUMNS)}; it has {came}")
+
+
+_READERS: Mapping[str, Callable[[Path], Iterable[tuple[int, str]]]] = {
+    ".txt": _lines,
+    ".jsonl": _jsonl,
+    ".csv": _csv,
+    ".parquet": _parquet,
+}
