@@ -30,6 +30,14 @@ class Net(ABC):
 
 
 @dataclass(frozen=True)
+class OfTeacher(Net):
+    """A placeholder: the network, and all of its `Model`, are taken from the teacher."""
+
+    def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
+        raise ValueError("the network of this run is its teacher's; pass the teacher's folder")
+
+
+@dataclass(frozen=True)
 class Model:
     """A denoiser that can be built from its description."""
 

@@ -20,12 +20,12 @@ from fewstep.core import Denoiser, Source
 from fewstep.environment import environment
 from fewstep.generator import Generator
 from fewstep.posthoc import Averages
-from fewstep.recipes.run import Domain, Run
+from fewstep.recipes.run import Run
 from fewstep.run_folder import RunFolder, locked
 from fewstep.sharding import shard
 from fewstep.spec import encode, own_files
 from fewstep.student import save_model
-from fewstep.teachers.convert import open_model
+from fewstep.teaching import load_teacher, loaded, settled
 from fewstep.training import Record, State, divisible, train
 from fewstep.watch import Watch
 
@@ -52,24 +52,6 @@ class Step(Progress):
     steps: int
     images: int
     logs: dict[str, float]
-
-
-def load_teacher(domain: Domain, path: str) -> Generator | None:
-    """The teacher of a distillation: the model in `path`, or the domain's exact one."""
-    return loaded(path) if path else domain.exact()
-
-
-def loaded(path: str) -> Generator:
-    """The finished model or snapshot `path`, all of whose numbers are finite."""
-    found = open_model(path)
-    net: nn.Module = found.denoiser
-    for name, tensor in net.state_dict().items():
-        if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise ValueError(
-                f"{path} holds numbers that are not finite, in {name}: its training diverged, or "
-                "its file was converted wrongly; choose another model"
-            )
-    return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,6 +126,7 @@ def prepare(run: Run, recipe: str, teacher: str, device: str = "cpu", init: str 
     """Load and build what `run` needs; a ValueError says what is missing or does not fit."""
     where = usable(device)
     divisible(run.batch, run.accumulate)
+    run = settled(run, teacher)
     model = load_teacher(run.domain, teacher) if run.distils else None
     if run.distils and model is None:
         raise ValueError(
@@ -155,15 +138,15 @@ def prepare(run: Run, recipe: str, teacher: str, device: str = "cpu", init: str 
             "the student has the teacher's network, but --model says otherwise: "
             f"{run.model} is not {model.model}"
         )
-    source = run.domain.source(run.model, data_free=not run.method.needs_data)
+    if model is not None:
+        model.denoiser.to(where)
+    source = run.domain.source_for(model, run.model, data_free=not run.method.needs_data)
     if init:
         net = starting_point(run, init)
     elif model is not None and model.model is not None:
         net = model.denoiser
     else:
         net = run.model.build(run.seed)
-    if model is not None:
-        model.denoiser.to(where)
     return Work(run, model, net.to(where), source)
 
 
@@ -179,7 +162,7 @@ def execute(
     sharded: bool = False,
 ) -> Steps[Progress, None, None]:
     """Train `run` in the folder `out`; yields notes and steps. Closing it saves and stops."""
-    folder = RunFolder(out)
+    folder, run = RunFolder(out), settled(run, teacher)
     facts = {
         "format": 1,
         "recipe": recipe,
@@ -212,7 +195,7 @@ def _train(work: Work, folder: RunFolder, continues: bool) -> Iterator[Progress]
     run, state = work.run, work.init()
     if continues:
         yield from map(Note, _continue(work, state, folder))
-    watch = Watch(run, folder, work.denoiser)
+    watch = Watch(run, folder, work.teacher, work.source)
     averages = Averages(run.power, folder.averages, state, run.method.output)
     with checkpoint.Writer(folder.checkpoints, run.method) as writer:
         watch.begin(state)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fewstep import parallel
-from fewstep.core import Denoiser
+from fewstep.core import Source, rows_of
 from fewstep.draws import Draws
 from fewstep.eval.evaluate import Yardstick, score
 from fewstep.files import write
@@ -35,7 +35,8 @@ class Watch:
 
     run: Run
     folder: RunFolder
-    teacher: Denoiser | None
+    teacher: Generator | None
+    source: Source
     yardstick: Yardstick | None = None
 
     def begin(self, state: State) -> None:
@@ -63,40 +64,51 @@ class Watch:
 
     @torch.no_grad()
     def look(self, state: State) -> None:
-        """Pictures of the same noise, the gauges, and quick distances on few samples."""
-        run = self.run
-        generator = Generator(
-            state.average, run.method.sampler, run.model.shape, run.model.classes
-        )
+        """Pictures of the same noise, the gauges, and quick distances on few samples.
+
+        Of a model that takes prompts, few and in parts as small as the training's, since each
+        sample takes much memory and time.
+        """
+        run, generator = self.run, self.generator(state)
+        prompted = generator.condition is not None
         cheap = generator.sampler.calls <= 4
-        x = generator.sample(range(SCORED if cheap else 80))
+        part, shown = (run.batch // run.accumulate, 20) if prompted else (SCORED, 80)
+        x = generator.sample(range(SCORED if cheap and not prompted else shown), batch=part)
         line: dict[str, Any] = {}
         if cheap:
-            every = torch.arange(len(x), device=x.device)
-            labels = every % run.model.classes if run.model.classes else None
-            line = self._gauges(state, x, labels)
+            line = self._gauges(state, x, generator, min(LOOK, part))
         if self.writes:  # after all that the ranks do together
             name = f"step-{state.step:08d}.png"
-            write(self.folder.grids / name, png(grid(x[:80].cpu(), columns=10)))
+            decode = (lambda x: x) if self.teacher is None else self.teacher.decode
+            pictures = torch.cat([decode(piece).cpu() for piece in x[:shown].split(part)])
+            write(self.folder.grids / name, png(grid(pictures, columns=10)))
             if line:
                 self.folder.append("gauges.jsonl", line)
 
-    def _gauges(self, state: State, x: Tensor, labels: Tensor | None) -> dict[str, Any]:
+    def generator(self, state: State) -> Generator:
+        """How the result is sampled so far; not decoded."""
+        model, condition = self.run.model, getattr(self.source, "condition", None)
+        sampler = self.run.method.sampler
+        return Generator(state.average, sampler, model.shape, model.classes, condition=condition)
+
+    def _gauges(self, state: State, x: Tensor, generator: Generator, few: int) -> dict[str, Any]:
         """Diversity, agreement by noise level, and distances to a few real pictures."""
         line: dict[str, Any] = {"step": state.step, "images": state.images}
-        few = None if labels is None else labels[:LOOK]
-        line["diversity"] = diversity(x[:LOOK], few)
-        line["levels"] = self._levels(state, x[:LOOK], few)
+        every, classes = torch.arange(len(x), device=x.device), self.run.model.classes
+        labels = every % classes if classes else None
+        line["diversity"] = diversity(x[:LOOK], None if labels is None else labels[:LOOK])
+        line["levels"] = self._levels(state, x[:few], generator)
         if self.yardstick is not None:
             known = None if labels is None else labels.cpu()
             line["quick"] = {"samples": len(x), **score(x.cpu(), known, self.yardstick)}
         return line
 
-    def _levels(self, state: State, x: Tensor, labels: Tensor | None) -> list[dict[str, float]]:
+    def _levels(self, state: State, x: Tensor, generator: Generator) -> list[dict[str, float]]:
         times = getattr(self.run.method, "times", None)
         if self.teacher is None or times is None:
             return []
         fake: Any = dict(state.nets.items()).get("fake")
-        return by_level(
-            x, labels, self.teacher, fake, times, Draws.range(0, len(x), device=x.device)
-        )
+        index = torch.arange(len(x))
+        cond = rows_of(generator.conditions(index), index, x.device)
+        draws = Draws.range(0, len(x), device=x.device)
+        return by_level(x, cond, self.teacher.denoiser, fake, times, draws)

@@ -19,7 +19,7 @@ LAYERS = (
     (
         "a run",
         (
-            *("recipes", "runner", "watch", "report", "run_folder"),
+            *("recipes", "runner", "teaching", "watch", "report", "run_folder"),
             *("eval", "gauges", "contents", "environment", "posthoc", "preflight"),
         ),
     ),

@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from fewstep.data.autoencoder import as_pictures
+from fewstep.data.prompts import read_prompts
 from fewstep.files import write
+from fewstep.pipelines.load import dressed
 from fewstep.report.grid import grid, png, to_uint8
-from fewstep.teachers.convert import open_model
+from fewstep.teaching import opened
 
 
 def numbers(text: str, what: str) -> list[int]:
@@ -30,10 +32,20 @@ def numbers(text: str, what: str) -> list[int]:
     return out
 
 
-def make(model: Path, seeds: str, labels: str, out: Path, vae: str = "") -> None:
+def spoken(prompts: str, count: int) -> list[str]:
+    """One prompt for each of `count` samples: of a file of them in turn, or the text itself."""
+    named = Path(prompts).suffix in (".txt", ".jsonl", ".csv", ".parquet")
+    texts = read_prompts(prompts) if named else [prompts]
+    return [texts[i % len(texts)] for i in range(count)]
+
+
+def make(
+    model: Path, seeds: str, labels: str, out: Path, vae: str = "", prompts: str = ""
+) -> None:
     """Sample `model` and write a grid (.png) or arrays (.npz: images uint8, seeds, labels).
 
-    Latents are decoded by the autoencoder in the folder `vae`.
+    Latents are decoded by the model's own autoencoder, or by that in the folder `vae`. `prompts`:
+    a text, or a file of them, for a model of text to image.
     """
     if out.suffix not in (".png", ".npz"):
         raise ValueError(f"--out must end in .png or .npz, got {out}")
@@ -42,11 +54,19 @@ def make(model: Path, seeds: str, labels: str, out: Path, vae: str = "") -> None
     index = numbers(seeds, "--seeds")
     if not index:
         raise ValueError("--seeds names no sample")
-    generator, _ = as_pictures(open_model(model), vae)
+    generator = dressed(opened(model))
+    if bool(prompts) != (generator.text is not None):
+        what = "takes no --prompts" if prompts else "needs --prompts, a text or a file of them"
+        raise ValueError(f"{model} {what}")
+    if generator.text is None:
+        generator, _ = as_pictures(generator, vae)
+    elif vae:
+        raise ValueError(f"{model} decodes its latents itself: leave out --vae")
+    cond = generator.text(spoken(prompts, len(index))) if generator.text is not None else None
     chosen = numbers(labels, "--labels") or None
     if chosen is not None and len(chosen) == 1:
         chosen = chosen * len(index)
-    x = generator.sample(index, chosen)
+    x = generator.sample(index, chosen, batch=1000 if cond is None else 8, cond=cond)
     if out.suffix == ".png":
         columns = 10 if generator.classes == 10 and not chosen else None
         write(out, png(grid(x, columns)))

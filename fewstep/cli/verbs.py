@@ -44,7 +44,9 @@ def _run(verb: str, args: list[str], default: str) -> int:
     parser.add_argument("--out", default=default, help="the run folder (default: %(default)s)")
     if verb == "distill":
         parser.add_argument(
-            "--teacher", default="", help="a finished run or model folder, or a snapshot"
+            "--teacher",
+            default="",
+            help="a finished run or model folder, a pipeline folder, or a snapshot",
         )
         parser.add_argument(
             "--init", default="", help="folder of the network to start from (default: the teacher)"
@@ -110,10 +112,15 @@ def sample(args: list[str]) -> int:
     """Make pictures with a finished model."""
     parser = verb_parser("sample", "Make pictures with a finished model: a student or a teacher.")
     parser.add_argument(
-        "model", type=Path, help="a run folder, a folder with model.json, or a snapshot"
+        "model",
+        type=Path,
+        help="a run folder, a folder with model.json, a pipeline folder, or a snapshot",
     )
     parser.add_argument("--seeds", default="0-63", help="such as 0-63 or 3,7,9 (default: 0-63)")
     parser.add_argument("--labels", default="", help="one class number for all, or one a seed")
+    parser.add_argument(
+        "--prompts", default="", help="a text for all, or a file of them to take in turn"
+    )
     parser.add_argument(
         "--out",
         type=Path,
@@ -124,7 +131,7 @@ def sample(args: list[str]) -> int:
     own = parser.parse_args(args)
     from fewstep.cli.samples import make
 
-    make(own.model, own.seeds, own.labels, own.out, own.vae)
+    make(own.model, own.seeds, own.labels, own.out, own.vae, own.prompts)
     print(own.out)
     return 0
 

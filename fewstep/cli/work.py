@@ -21,10 +21,10 @@ from fewstep.files import read_json, write_json
 from fewstep.generator import Generator
 from fewstep.recipes.run import Domain, Run
 from fewstep.run_folder import RunFolder
-from fewstep.runner import Note, Progress, Step, execute, load_teacher, prepare
+from fewstep.runner import Note, Progress, Step, execute, prepare
 from fewstep.spec import decode, encode
 from fewstep.student import load_student
-from fewstep.teachers.convert import model_of
+from fewstep.teaching import load_teacher, model_of
 
 Metrics = dict[str, dict[str, float]]
 NO_TEACHER = "what it costs is known with a teacher: pass --teacher too"

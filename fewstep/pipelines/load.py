@@ -10,6 +10,8 @@ pipeline, loaded when they are first needed.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from torch import Tensor
 from fewstep.generator import Generator
 from fewstep.model import Model
 from fewstep.pipelines.adapters import Adapter
-from fewstep.pipelines.folder import PipelineFolder, open_folder
+from fewstep.pipelines.folder import PipelineFolder, is_pipeline, open_folder
 from fewstep.pipelines.net import Diffusers
 from fewstep.pipelines.schedule import Schedule, schedule
 from fewstep.pipelines.stock import Stock
@@ -48,6 +50,34 @@ def load(path: Path | str) -> Generator:
         text=stock.prompts,
         card=card(folder),
     )
+
+
+def dressed(generator: Generator) -> Generator:
+    """A student with the text encoders and the VAE of the folder that it was distilled from.
+
+    Raises ValueError where that folder is gone, or has other text encoders now.
+    """
+    of_pipeline = generator.model is not None and isinstance(generator.model.net, Diffusers)
+    if not of_pipeline or generator.text is not None:
+        return generator
+    told = root(generator.card)
+    if "folder" not in told or not is_pipeline(told["folder"]):
+        raise ValueError(
+            f"this model needs the text encoders and the VAE of {told.get('folder', 'a pipeline')}, "
+            "which is not there; put it back"
+        )
+    folder = open_folder(told["folder"])
+    if folder.text_digest != told.get("text"):
+        raise ValueError(f"{folder.path} has other text encoders than this model was trained with")
+    stock = Stock(folder)
+    return replace(generator, text=stock.prompts, encode=stock.encode, decode=stock.decode)
+
+
+def root(card: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What the card of a pipeline's student, or of its student in turn, tells of the pipeline."""
+    while "folder" not in card and "teacher" in card:
+        card = card["teacher"]
+    return card
 
 
 def timing(folder: PipelineFolder) -> Schedule:

@@ -23,6 +23,14 @@ class Domain(ABC):
     def source(self, model: Model, data_free: bool) -> Source:
         """Batches for `model`; noise and labels alone if `data_free`."""
 
+    def source_for(self, teacher: Generator | None, model: Model, data_free: bool) -> Source:
+        """The same for a domain whose conditions a teacher makes; by default `source`."""
+        return self.source(model, data_free)
+
+    def settled(self) -> Domain:
+        """The domain as a run records it; what names files may add their digests."""
+        return self
+
     def yardstick(self) -> Yardstick | None:
         """How samples of this domain are measured; None where nothing measures them."""
         return None

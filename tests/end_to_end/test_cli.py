@@ -51,9 +51,8 @@ def test_version_and_recipes() -> None:
     code, out, err = fewstep("recipes")
     names = [line.split()[0] for line in out.splitlines()]
     assert (code, err, names) == (0, "", sorted(names))
-    assert {"digits", "digits_teacher", "mixture", "mixture_teacher", "mnist", *RECIPES} <= set(
-        names
-    )
+    known = {"digits", "digits_teacher", "mixture", "mixture_teacher", "mnist", "t2i", "t2i_flow"}
+    assert known | set(RECIPES) <= set(names)
     assert "Distil the digits teacher to one step with SiD" in out
 
 

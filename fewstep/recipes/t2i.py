@@ -1,0 +1,148 @@
+"""Text to image: distil a diffusers pipeline from prompts alone.
+
+The network, its noise path and its conditions are the teacher's; a run needs a pipeline folder
+and a file of prompts. `t2i` is for models on betas (Stable Diffusion, SDXL, PixArt), `t2i_flow`
+for flows (SD3, SANA).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from fewstep.core import Source, rows_of
+from fewstep.data.embeddings import Conditioned, Embeddings, key
+from fewstep.data.prompts import read_prompts
+from fewstep.ema import EMA
+from fewstep.fake_score import FakeScore
+from fewstep.files import digest
+from fewstep.generator import Generator
+from fewstep.guidance import LSG
+from fewstep.losses.weight import SNR, Power
+from fewstep.methods.sid import SiD
+from fewstep.model import Model, OfTeacher
+from fewstep.optim import Optim
+from fewstep.pipelines.load import root
+from fewstep.preflight import preflight
+from fewstep.recipes.run import Domain, Run
+from fewstep.run_folder import locked
+from fewstep.sample import FewStep
+from fewstep.times import LogitNormal, Uniform
+
+EXAMINED = 4
+"""Prompts whose samples the teacher is examined on."""
+
+
+@dataclass(frozen=True)
+class Prompts(Domain):
+    """Prompts from a file, and no pictures."""
+
+    file: str = "prompts.txt"
+    """.txt, .jsonl, .csv or .parquet (see fewstep.data.prompts)."""
+    cache: str = ""
+    """Folder of their embeddings; by default beside the file, FILE.embeddings."""
+    check: bool = True
+    """Whether the teacher is examined first (see fewstep.preflight)."""
+    sha256: str = ""
+    """Digest of the file, recorded by the run; another file of that name is refused."""
+
+    def settled(self) -> Domain:
+        """With the digest of the file as it is now."""
+        if not Path(self.file).is_file():
+            raise ValueError(
+                f"there is no file {self.file} of prompts; name one with --domain.file"
+            )
+        found = digest(Path(self.file))
+        if self.sha256 not in ("", found):
+            raise ValueError(f"{self.file} is no longer the file that the run was started with")
+        return replace(self, sha256=found)
+
+    def source(self, model: Model, data_free: bool) -> Source:
+        raise ValueError("prompts need a teacher that understands them; pass its pipeline folder")
+
+    def source_for(self, teacher: Generator | None, model: Model, data_free: bool) -> Source:
+        """Noise and prompts; encodes what is not in the cache, and examines the teacher."""
+        if not data_free:
+            raise ValueError("a file of prompts has no pictures; choose a method without data")
+        if teacher is None or teacher.text is None:
+            return self.source(model, data_free)
+        prompts = read_prompts(self.file)
+        home = Path(self.cache or f"{self.file}.embeddings") / str(root(teacher.card)["text"])[:16]
+        with locked(home):
+            table = Embeddings(home)
+            for _ in table.fill(prompts, teacher.text):
+                pass
+        source = Conditioned(model.shape, table, [key(prompt) for prompt in prompts])
+        if self.check:
+            examine_on(teacher, source)
+        return source
+
+
+def examine_on(teacher: Generator, source: Conditioned) -> None:
+    """The pre-flight check on the teacher's own samples of the first prompts."""
+    index = torch.arange(EXAMINED)
+    cond = rows_of(source.condition(index), index, teacher.device)
+    preflight(teacher, cond, count=EXAMINED)
+
+
+SAME = Model(OfTeacher(), ())
+"""The teacher's network."""
+
+
+def t2i() -> Run:
+    """Distil a text-to-image model on betas to one step with SiD-LSG, from prompts alone.
+
+    The published setting of https://arxiv.org/abs/2406.01561 for Stable Diffusion: t_init 625,
+    t uniform on 20 .. 979, both losses in eps-space, Adam at 1e-6. A flow is refused; its recipe
+    is t2i_flow.
+    """
+    times = Uniform(20.0, 979.0)
+    return Run(
+        method=SiD(
+            sampler=FewStep(625.0),
+            alpha=1.0,
+            times=times,
+            fake=FakeScore(times, SNR()),
+            guidance=LSG(1.5),
+        ),
+        model=SAME,
+        domain=Prompts(),
+        steps=20_000,
+        batch=512,
+        accumulate=512,
+        optim=Optim(lr=1e-6, betas=(0.0, 0.999)),
+        ema=EMA(halflife=50_000),
+        draw_every=500,
+        save_every=500,
+    )
+
+
+def t2i_flow() -> Run:
+    """Distil a text-to-image flow (SD3, SANA) to four steps with SiD, from prompts alone.
+
+    The published setting of https://arxiv.org/abs/2509.25127: t log-normal in its odds around 2,
+    the student's loss weighted by 1 - t, the fake score's by 1/t^2 (plain velocities).
+    """
+    times = LogitNormal(math.log(2), 1.6)
+    return Run(
+        method=SiD(
+            sampler=FewStep(1.0, 4),
+            alpha=1.0,
+            times=times,
+            weight=Power(1, 0),
+            fake=FakeScore(times, Power(0, -2)),
+            guidance=LSG(4.5),
+        ),
+        model=SAME,
+        domain=Prompts(),
+        steps=20_000,
+        batch=256,
+        accumulate=256,
+        optim=Optim(lr=5e-6, betas=(0.0, 0.999)),
+        ema=EMA(halflife=0.0),
+        draw_every=500,
+        save_every=500,
+    )

@@ -1,0 +1,57 @@
+"""Where a run's teacher, and with it its network, comes from: a folder, a file, or a closed form."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from torch import nn
+
+from fewstep.generator import Generator
+from fewstep.model import Model, OfTeacher
+from fewstep.pipelines.folder import is_pipeline, open_folder
+from fewstep.pipelines.load import describe, dressed
+from fewstep.pipelines.load import load as load_pipeline
+from fewstep.recipes.run import Domain, Run
+from fewstep.teachers import convert
+
+
+def opened(path: Path | str) -> Generator:
+    """The generator in a pipeline, run or model folder, or in a snapshot file."""
+    return load_pipeline(path) if is_pipeline(path) else convert.open_model(path)
+
+
+def model_of(path: Path | str) -> Model:
+    """The description of what `opened` would give, found without reading a weight's value."""
+    return describe(open_folder(path)) if is_pipeline(path) else convert.model_of(path)
+
+
+def loaded(path: str) -> Generator:
+    """The same as `opened`, all of whose numbers are finite."""
+    found = opened(path)
+    net: nn.Module = found.denoiser
+    for name, tensor in net.state_dict().items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise ValueError(
+                f"{path} holds numbers that are not finite, in {name}: its training diverged, or "
+                "its file was converted wrongly; choose another model"
+            )
+    return found
+
+
+def load_teacher(domain: Domain, path: str) -> Generator | None:
+    """The teacher of a distillation: the model in `path`, or the domain's exact one."""
+    return dressed(loaded(path)) if path else domain.exact()
+
+
+def settled(run: Run, teacher: str) -> Run:
+    """The run as it is recorded: what it takes from its teacher and its files filled in."""
+    run = replace(run, domain=run.domain.settled())
+    if not isinstance(run.model.net, OfTeacher):
+        return run
+    if not teacher:
+        raise ValueError(
+            "this run takes its network from its teacher: pass a pipeline folder, or the run "
+            "folder of one, with --teacher"
+        )
+    return replace(run, model=model_of(teacher))
