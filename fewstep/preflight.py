@@ -15,7 +15,9 @@ on f and x_t at each level, and the teacher is refused where
 
 or where it is beaten by the best *linear* denoiser, which knows the variance of x alone, by more
 than half of that one's error. The samples are the teacher's own where there are no data: made by
-a few steps of its sampler, through the very prediction that is under test.
+a few steps of its sampler, through the very prediction that is under test. A wrong reading can be
+consistent with itself only where it makes samples of another scale, so theirs is bounded: models
+are trained on pictures or latents whose standard deviation is about one.
 """
 
 from __future__ import annotations
@@ -36,6 +38,8 @@ LOG_SNR = (3.0, 1.0, -1.0, -2.5, -4.0)
 """The levels, as ln(alpha^2 / sigma^2)."""
 GAIN, LINEAR = 0.75, 1.5
 """What is refused: a gain below the first, an error above so many linear denoisers'."""
+SCALE = 0.05, 5.0
+"""Standard deviations that a teacher's own samples may have."""
 STEPS = 20
 """Calls that make the teacher's own samples."""
 
@@ -100,7 +104,9 @@ def preflight(
     """
     draws = Draws.range(0, count, seed, teacher.device).under("preflight")
     with torch.no_grad():
-        x = own_samples(teacher, cond, draws) if x is None else x
+        if x is None:
+            x = own_samples(teacher, cond, draws)
+            _scaled(x)
         levels = examine(teacher.denoiser, x, cond, draws)
     bad = [level for level in levels if not sound(level)]
     if bad:
@@ -111,6 +117,17 @@ def preflight(
             "away when its answer is rescaled; look at the scheduler's prediction_type and betas"
         )
     return levels
+
+
+def _scaled(x: Tensor) -> None:
+    """Refuse samples that are no pictures or latents."""
+    std = float(x.std())
+    if not SCALE[0] <= std <= SCALE[1]:
+        raise ValueError(
+            f"the teacher does not denoise as its files say: its samples have the standard "
+            f"deviation {std:.3g}, where about one is usual; look at the scheduler's "
+            "prediction_type and betas"
+        )
 
 
 def sound(level: Level) -> bool:

@@ -28,7 +28,7 @@ class FewStep(Sampler):
     G(z) = f(sigma_init z; sigma_init), Zhou et al. 2024, https://arxiv.org/abs/2404.04057;
     several are few-step SiD, https://arxiv.org/abs/2505.12674.
 
-    On a path of timesteps (VP) the t_k are whole, ceil((t_init + 1) (1 - (k - 1) / steps)^rho) - 1,
+    On a path of timesteps (VP) they are whole, ceil((t_init + 1) (1 - (k - 1) / steps)^rho) - 1,
     as networks and stock schedulers know them: from 999 in four steps 999, 749, 499, 249, which is
     DMD2's ladder (Yin et al. 2024, https://arxiv.org/abs/2405.14867).
     """
@@ -39,6 +39,9 @@ class FewStep(Sampler):
     """The noise of later steps: drawn anew, z again, or the noise that x^(k-1) was found in."""
     rho: float = 1.0
     """How the times are spaced: evenly, or (rho > 1) more closely near the data."""
+    unit: bool = False
+    """Whether the first input is z itself, not sigma z, as stock schedulers of several steps have
+    it (a path of timesteps only; elsewhere sigma is 1, or the path has no unit)."""
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.t_init <= 0 or self.rho <= 0:
@@ -101,6 +104,10 @@ class FewStep(Sampler):
                 raise ValueError(f"{self} renoises with fresh noise: pass draws")
             eps = draws.normal(f"eps{k}", x.shape[1:], x.dtype)
         t = x.new_full((len(x),), self.ladder(denoiser.path)[k])
+        if self.unit and not k:
+            if not isinstance(denoiser.path, VP):
+                raise ValueError(f"{self}: unit noise is for timesteps, not for {denoiser.path}")
+            return eps, t
         return perturb(denoiser.path, x, eps, t), t
 
 

@@ -1,4 +1,4 @@
-"""Where a run's teacher, and with it its network, comes from: a folder, a file, or a closed form."""
+"""Where a run's teacher, and with it its network, is from: a folder, a file, a closed form."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ LAYERS = (
     (
         "a run",
         (
-            *("recipes", "runner", "teaching", "watch", "report", "run_folder"),
+            *("recipes", "runner", "teaching", "watch", "report", "run_folder", "export"),
             *("eval", "gauges", "contents", "environment", "posthoc", "preflight"),
         ),
     ),

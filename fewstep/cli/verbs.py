@@ -162,6 +162,27 @@ def report(args: list[str]) -> int:
     return 0
 
 
+def export(args: list[str]) -> int:
+    """A student as files of other programs."""
+    parser = verb_parser(
+        "export",
+        "Write the student of a pipeline: a folder whose scheduler carries its steps, for stock "
+        "diffusers, or the network alone. What is written is loaded and compared first.",
+    )
+    parser.add_argument("run", type=Path, help="a run folder, or a folder with model.json")
+    parser.add_argument("out", type=Path, help="the folder or file to write, new or empty")
+    parser.add_argument("--to", choices=("diffusers", "safetensors"), default="diffusers")
+    own = parser.parse_args(args)
+    from fewstep.export.pipeline import to_diffusers, to_safetensors
+
+    if own.to == "safetensors":
+        to_safetensors(own.run, own.out)
+    else:
+        say(f"differs from the student by {to_diffusers(own.run, own.out):.1g} of its range")
+    print(own.out)
+    return 0
+
+
 def inspect(args: list[str]) -> int:
     """What is inside a model file or folder."""
     parser = verb_parser("inspect", "Tell what is inside a model, without executing any of it.")

@@ -60,17 +60,22 @@ def dressed(generator: Generator) -> Generator:
     of_pipeline = generator.model is not None and isinstance(generator.model.net, Diffusers)
     if not of_pipeline or generator.text is not None:
         return generator
+    stock = Stock(origin(generator))
+    return replace(generator, text=stock.prompts, encode=stock.encode, decode=stock.decode)
+
+
+def origin(generator: Generator) -> PipelineFolder:
+    """The folder that a student was distilled from; ValueError as in `dressed`."""
     told = root(generator.card)
     if "folder" not in told or not is_pipeline(told["folder"]):
         raise ValueError(
-            f"this model needs the text encoders and the VAE of {told.get('folder', 'a pipeline')}, "
+            f"this model needs the text encoders and VAE of {told.get('folder', 'a pipeline')}, "
             "which is not there; put it back"
         )
     folder = open_folder(told["folder"])
     if folder.text_digest != told.get("text"):
         raise ValueError(f"{folder.path} has other text encoders than this model was trained with")
-    stock = Stock(folder)
-    return replace(generator, text=stock.prompts, encode=stock.encode, decode=stock.decode)
+    return folder
 
 
 def root(card: Mapping[str, Any]) -> Mapping[str, Any]:

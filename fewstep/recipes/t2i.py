@@ -21,7 +21,7 @@ from fewstep.fake_score import FakeScore
 from fewstep.files import digest
 from fewstep.generator import Generator
 from fewstep.guidance import LSG
-from fewstep.losses.weight import SNR, Power
+from fewstep.losses.weight import Power
 from fewstep.methods.sid import SiD
 from fewstep.model import Model, OfTeacher
 from fewstep.optim import Optim
@@ -105,7 +105,7 @@ def t2i() -> Run:
             sampler=FewStep(625.0),
             alpha=1.0,
             times=times,
-            fake=FakeScore(times, SNR()),
+            fake=FakeScore(times, Power(2, -2)),
             guidance=LSG(1.5),
         ),
         model=SAME,

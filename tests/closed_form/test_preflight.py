@@ -85,7 +85,7 @@ WRONG = {
 
 @pytest.mark.parametrize("name", WRONG)
 def test_the_wrong_one_is_refused(name: str) -> None:
-    with pytest.raises(ValueError, match="the teacher does not denoise as its files say: at t = "):
+    with pytest.raises(ValueError, match="the teacher does not denoise as its files say: "):
         preflight(WRONG[name].teacher(), None)
 
 
@@ -125,3 +125,26 @@ def test_times_of_levels(path: NoisePath, log_snr: float) -> None:
     assert at_end or abs(float(found) - log_snr) < 1e-6
     assert not at_end or not isinstance(path, Timesteps)
     assert (GAIN, LINEAR) == (0.75, 1.5)
+
+
+class Silent(nn.Module):
+    """v = 0 is the exact denoiser of standard normal data; eps = 0 that of endless data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.zero = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: Tensor, label: Tensor, cond: Cond = None) -> Tensor:
+        return self.zero * x
+
+
+def test_samples_of_another_scale_are_refused() -> None:
+    """eps = 0 agrees with itself at every level; its samples are z / alpha, 15 times too large."""
+    assert min(level.gain for level in preflight(_silent("v"), None)) > 0.98
+    with pytest.raises(ValueError, match=r"have the standard deviation 14\.\d, where about one"):
+        preflight(_silent("eps"), None)
+
+
+def _silent(says: str) -> Generator:
+    denoiser = (Eps if says == "eps" else V)(Silent(), SD)
+    return Generator(denoiser, Schedule(SD, says).sampler(), (SIZE,))

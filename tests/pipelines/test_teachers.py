@@ -15,15 +15,17 @@ from torch import Tensor
 
 from tests.pipelines.conftest import Folders
 
-diffusers = pytest.importorskip("diffusers")
+pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
-from fewstep.path import Flow, coefficients, perturb  # noqa: E402
-from fewstep.pipelines.adapters import ADAPTERS  # noqa: E402
-from fewstep.pipelines.load import load  # noqa: E402
-from fewstep.pipelines.schedule import Timesteps, schedule  # noqa: E402
-from fewstep.spec import decode, encode  # noqa: E402
-from tests.pipelines.tiny import KINDS  # noqa: E402
+import diffusers
+
+from fewstep.path import Flow, coefficients, perturb
+from fewstep.pipelines.adapters import ADAPTERS
+from fewstep.pipelines.load import load
+from fewstep.pipelines.schedule import Timesteps, schedule
+from fewstep.spec import decode, encode
+from tests.pipelines.tiny import KINDS
 
 PROMPTS = ["a red cube", "the small ball on a blue cube"]
 TIMES = (3, 261, 500, 958)
@@ -67,12 +69,14 @@ def raw(pipe: Any, kind: str, xt: Tensor, t: Tensor, told: dict[str, Tensor]) ->
         }
     if kind == "sd3":
         named["pooled_projections"] = told["pooled"]
-    if kind in ("pixart", "sana"):
+    if kind.startswith(("pixart", "sana")):
         named["encoder_attention_mask"] = told["mask"]
-    if kind == "pixart":
+    if kind == "pixart_sized":
         size = torch.tensor([16.0, 16.0]).repeat(len(xt), 1)
         aspect = torch.tensor([1.0]).repeat(len(xt), 1)
         named["added_cond_kwargs"] = {"resolution": size, "aspect_ratio": aspect}
+    if kind == "pixart":
+        named["added_cond_kwargs"] = {"resolution": None, "aspect_ratio": None}
     with torch.no_grad():
         out = net(xt, timestep=t.expand(len(xt)), **named)[0]
     return out[:, : xt.shape[1]]
@@ -145,7 +149,7 @@ def test_the_codec_is_the_pipelines_own(folders: Folders, kind: str) -> None:
     shift = getattr(config, "shift_factor", None) or 0.0
     with torch.no_grad():
         expected = pipe.vae.decode(z / config.scaling_factor + shift, return_dict=False)[0]
-        picture = torch.rand(1, 3, 16, 16) * 2 - 1
+        picture = torch.rand(1, 3, 32, 32) * 2 - 1
         found = pipe.vae.encode(picture)
         latent = found.latent if kind == "sana" else found.latent_dist.mean
     assert torch.allclose(teacher.decode(z), expected, atol=1e-6)
@@ -171,7 +175,7 @@ def test_the_tap_hears_the_middle(folders: Folders, kind: str) -> None:
     out, beside = denoiser.forward_with_features(xt, t)
     assert torch.equal(features, beside)
     assert torch.equal(out, denoiser(xt, t))
-    assert features.shape[:2] == (2, 16 if kind != "pixart" else 24)
+    assert features.shape[:2] == (2, 24 if "pixart" in kind else 16)
     moved = denoiser.encode(xt, t * 0.5)
     assert (moved - features).abs().max() > 1e-4
     net, gone = denoiser.net.net, []

@@ -169,7 +169,7 @@ def sd3(home: Path) -> Any:
     )
 
 
-def pixart(home: Path) -> Any:
+def pixart(home: Path, sized: bool = False) -> Any:
     pieces = t5_tokenizer()
     return diffusers.PixArtAlphaPipeline(
         tokenizer=pieces,
@@ -186,10 +186,15 @@ def pixart(home: Path) -> Any:
             cross_attention_dim=24,
             caption_channels=32,
             norm_num_groups=4,
-            use_additional_conditions=True,
+            use_additional_conditions=sized,
         ).eval(),
         scheduler=diffusers.DPMSolverMultistepScheduler(),
     )
+
+
+def pixart_sized(home: Path) -> Any:
+    """As the 1024 pixel model, which is told the size of its picture."""
+    return pixart(home, sized=True)
 
 
 def sana(home: Path) -> Any:
@@ -214,12 +219,12 @@ def sana(home: Path) -> Any:
             latent_channels=4,
             encoder_block_types="ResBlock",
             decoder_block_types="ResBlock",
-            encoder_block_out_channels=(8, 8),
-            decoder_block_out_channels=(8, 8),
-            encoder_layers_per_block=(1, 1),
-            decoder_layers_per_block=(1, 1),
-            encoder_qkv_multiscales=((), ()),
-            decoder_qkv_multiscales=((), ()),
+            encoder_block_out_channels=(8, 8, 8),
+            decoder_block_out_channels=(8, 8, 8),
+            encoder_layers_per_block=(1, 1, 1),
+            decoder_layers_per_block=(1, 1, 1),
+            encoder_qkv_multiscales=((), (), ()),
+            decoder_qkv_multiscales=((), (), ()),
             upsample_block_type="interpolate",
             downsample_block_type="stride_conv",
             decoder_norm_types="rms_norm",
@@ -251,6 +256,7 @@ KINDS: dict[str, Callable[[Path], Any]] = {
     "sdxl": sdxl,
     "sd3": sd3,
     "pixart": pixart,
+    "pixart_sized": pixart_sized,
     "sana": sana,
 }
 

@@ -1,0 +1,1 @@
+"""Finished students as files that other programs load."""

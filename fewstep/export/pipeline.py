@@ -1,0 +1,220 @@
+"""A student as a pipeline folder that stock diffusers loads, and gets right.
+
+    DiffusionPipeline.from_pretrained(out)(prompt, num_inference_steps=K, guidance_scale=0)
+
+Text encoders, tokenizers and VAE are copied from the teacher's folder, the network has the
+student's weights, and the scheduler carries the trajectory (`fewstep.export.schedulers`). Before
+an export is called done it is loaded by diffusers alone and sampled beside the student itself.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fewstep.draws import Draws
+from fewstep.export.schedulers import stock_scheduler
+from fewstep.files import read_json, write, write_json
+from fewstep.generator import Generator
+from fewstep.pipelines.folder import NEVER_LOADED, PipelineFolder
+from fewstep.pipelines.load import dressed, origin
+from fewstep.pipelines.net import Diffusers, library
+from fewstep.sample import FewStep
+from fewstep.student import load_student
+
+COPIED = (".json", ".safetensors", ".txt", ".model")
+"""Files of the teacher that are taken along; pickles and code are not."""
+TOLERANCE = 1e-5
+"""Largest difference between the folder and the student, relative to the largest latent."""
+
+
+def to_diffusers(run: Path, out: Path) -> float:
+    """Write the student of a run as the pipeline folder `out`, which is new or empty.
+
+    Returns the largest relative difference between the two on one prompt.
+    """
+    student = load_student(run)
+    folder = origin(_of_pipeline(student, run))
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out} exists already; choose a new or empty folder")
+    sampler = student.sampler
+    if not isinstance(sampler, FewStep):
+        raise ValueError(f"{run} is sampled by {sampler}; only few-step students are exported")
+    model = student.model
+    assert model is not None
+    scheduler = stock_scheduler(sampler, student.denoiser.path, model.predicts, folder.pipeline)
+    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        _write(partial, student, folder, scheduler)
+        difference = compare(partial, student)
+        if not difference <= TOLERANCE:
+            raise ValueError(
+                f"the exported pipeline differs from the student by {difference:.2g} of its "
+                f"range, more than {TOLERANCE:g}; nothing was written"
+            )
+        if out.exists():
+            out.rmdir()
+        partial.replace(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return difference
+
+
+def to_safetensors(run: Path, out: Path) -> None:
+    """Write the student's network as one file, under the names that diffusers has for it."""
+    from safetensors.torch import save
+
+    student = load_student(run)
+    folder = origin(_of_pipeline(student, run))
+    if out.suffix != ".safetensors" or out.exists():
+        raise ValueError(f"{out} should be a new file that ends in .safetensors")
+    state = {k: v.contiguous() for k, v in student.denoiser.net.net.state_dict().items()}
+    facts = {"pipeline": folder.pipeline, "sampler": repr(student.sampler), **student.card}
+    told = {k: v if isinstance(v, str) else json.dumps(v) for k, v in facts.items()}
+    write(out, save(state, {"format": "pt", **told}))
+
+
+def _of_pipeline(student: Generator, run: Path) -> Generator:
+    if student.model is None or not isinstance(student.model.net, Diffusers):
+        raise ValueError(f"{run} was not distilled from a pipeline, so it cannot become one")
+    return student
+
+
+def _write(
+    out: Path, student: Generator, folder: PipelineFolder, scheduler: tuple[str, dict[str, Any]]
+) -> None:
+    """All files of the pipeline."""
+    family, index = folder.family, read_json(folder.path / "model_index.json")
+    for part in folder.parts:
+        if part not in (family.network, "scheduler"):
+            for path in sorted((folder.path / part).rglob("*")):
+                if path.is_file() and path.suffix in COPIED:
+                    to = out / path.relative_to(folder.path)
+                    to.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(path, to)
+    student.denoiser.net.net.save_pretrained(out / family.network, safe_serialization=True)
+    kind, config = scheduler
+    getattr(library("diffusers"), kind)(**config).save_pretrained(out / "scheduler")
+    index = {key: value for key, value in index.items() if key not in NEVER_LOADED}
+    index |= {"scheduler": ["diffusers", kind]}
+    if "requires_safety_checker" in index:
+        index["requires_safety_checker"] = False
+    index |= {part: [None, None] for part in NEVER_LOADED if part in _parts(folder)}
+    write_json(out / "model_index.json", index)
+    write(out / "README.md", card(student, folder, kind))
+
+
+def _parts(folder: PipelineFolder) -> dict[str, Any]:
+    """All parts that the teacher's folder names."""
+    index = read_json(folder.path / "model_index.json")
+    return {key: value for key, value in index.items() if isinstance(value, list)}
+
+
+@dataclass(frozen=True)
+class Given(Draws):
+    """Draws that hand out noise made elsewhere, in order."""
+
+    noises: tuple[Tensor, ...] = ()
+
+    def normal(self, purpose: str, shape: Any, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Noise number k for the purpose "epsk"."""
+        return self.noises[int(purpose.removeprefix("eps")) - 1]
+
+
+@torch.no_grad()
+def compare(folder: Path, student: Generator, prompt: str = "a small red cube") -> float:
+    """Largest difference between a pipeline folder in stock diffusers and the student itself.
+
+    Of the latents for one prompt and the same noise, relative to the largest of them.
+    """
+    steps, pipe = student.sampler.calls, stock(folder)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        z, *noises = (torch.randn(1, *student.shape) for _ in range(steps))
+        torch.manual_seed(1)
+        torch.randn(1, *student.shape)  # the scheduler goes on from here
+        theirs = sampled(pipe, prompt, z, steps)
+    speaking = dressed(student)
+    assert speaking.text is not None
+    cond = speaking.text([prompt])
+    draws = Given(torch.zeros(1, dtype=torch.int64), noises=tuple(noises))
+    ours = student.sampler(student.denoiser, z, cond, draws)
+    return float((theirs - ours).abs().max() / ours.abs().max())
+
+
+def stock(folder: Path) -> Any:
+    """The pipeline in a folder, as diffusers loads it."""
+    pipe = library("diffusers").DiffusionPipeline.from_pretrained(
+        folder, local_files_only=True, use_safetensors=True
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def sampled(pipe: Any, prompt: str, z: Tensor, steps: int) -> Tensor:
+    """What a stock pipeline makes of the noise z, as latents; noise comes from torch's own."""
+    more = {"use_resolution_binning": False} if hasattr(pipe, "_clean_caption") else {}
+    size = z.shape[-1] * pipe.vae_scale_factor
+    out: Tensor = pipe(
+        prompt,
+        num_inference_steps=steps,
+        guidance_scale=0.0,
+        latents=z,
+        height=size,
+        width=size,
+        output_type="latent",
+        **more,
+    ).images
+    return out
+
+
+def card(student: Generator, folder: PipelineFolder, scheduler: str) -> str:
+    """README.md: what it is, where it comes from, and how it is used."""
+    sampler = student.sampler
+    assert isinstance(sampler, FewStep)
+    times = ", ".join(f"{t:g}" for t in sampler.ladder(student.denoiser.path))
+    return f"""---
+library_name: diffusers
+pipeline_tag: text-to-image
+base_model: {folder.path.name}
+{_licence(folder)}tags: [text-to-image, few-step, distillation]
+---
+# {folder.path.name} in {sampler.steps} step{"s" * (sampler.steps > 1)}
+
+Distilled by fewstep from `{folder.path.name}` ({folder.pipeline}).
+
+| | |
+|---|---|
+| steps | {sampler.steps}, at t = {times} (the scheduler, {scheduler}, has them already) |
+| guidance | none at sampling: `guidance_scale=0` |
+| method | `{student.card.get("method", "")}` |
+| training | {student.card.get("images", "?")} samples in {student.card.get("steps", "?")} steps |
+| licence | that of the teacher |
+
+```python
+import torch
+from diffusers import DiffusionPipeline
+
+pipe = DiffusionPipeline.from_pretrained("{folder.path.name}-fewstep")
+torch.manual_seed(0)  # some pipelines pass no generator on to their scheduler
+picture = pipe("a prompt", num_inference_steps={sampler.steps}, guidance_scale=0).images[0]
+```
+"""
+
+
+def _licence(folder: PipelineFolder) -> str:
+    """The licence line of the teacher's own card, if it has one."""
+    path = folder.path / "README.md"
+    if not path.is_file():
+        return ""
+    head = path.read_text(encoding="utf-8", errors="replace")[:4000].splitlines()
+    lines = [line for line in head if line.startswith(("license:", "license_name:"))]
+    return "".join(f"{line}\n" for line in lines)

@@ -1,0 +1,176 @@
+"""From a pipeline folder and prompts to pictures, on the command line.
+
+The tiny teacher predicts v with a small output layer: v = 0 is the exact denoiser of standard
+normal latents, so it passes the pre-flight check; the same folder declared to predict eps fails.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("diffusers")
+
+from fewstep.core import Method
+from fewstep.data.embeddings import Conditioned, Embeddings, key
+from fewstep.fake_score import FakeScore
+from fewstep.guidance import LSG, AntiCFG, ZeroCFG
+from fewstep.losses.weight import Power
+from fewstep.methods.diff_instruct import DiffInstruct
+from fewstep.methods.sid import SiD
+from fewstep.methods.sim import SIM
+from fewstep.path import Flow
+from fewstep.pipelines.load import load
+from fewstep.sample import FewStep
+from fewstep.student import load_student
+from fewstep.times import LogitNormal, TimeLaw, Uniform
+from fewstep.training import train
+from tests.end_to_end.command import fewstep, tree
+from tests.pipelines import tiny
+from tests.pipelines.conftest import Folders
+
+TEXTS = ["a red cube", "a blue ball", "the small ball"]
+DISTIL = (
+    *("distill", "t2i", "--teacher", "pipe", "--domain", "Prompts('prompts.txt')"),
+    *("--method.guidance", "LSG(4.5)", "--batch", "4", "--accumulate", "2", "--optim.lr", "1e-3"),
+    *("--steps", "4", "--draw-every", "2", "--save-every", "2"),
+)
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a teacher, pipe, and prompts.txt, which is where we are."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    pipe = tiny.sd_v(tmp_path)
+    with torch.no_grad():
+        for p in pipe.unet.conv_out.parameters():
+            p.mul_(0.05)
+    pipe.save_pretrained("pipe")
+    Path("prompts.txt").write_text("\n".join(TEXTS))
+    return tmp_path
+
+
+def test_from_prompts_to_pictures(home: Path) -> None:
+    done = fewstep(*DISTIL, "--out", "run")
+    assert done.code == 0, done.err
+    run = json.loads(Path("run/run.json").read_text())["run"]
+    assert run["model"]["net"]["class_name"] == "UNet2DConditionModel"
+    assert run["model"]["path"]["type"] == "Timesteps"
+    assert len(run["domain"]["sha256"]) == 64
+    student, teacher = load_student("run"), load("pipe")
+    old, new = teacher.denoiser.state_dict(), student.denoiser.state_dict()
+    assert torch.equal(new["net.null_prompt"], old["net.null_prompt"])
+    assert not torch.equal(new["net.net.conv_in.weight"], old["net.net.conv_in.weight"])
+    gauges = [json.loads(line) for line in Path("run/gauges.jsonl").read_text().splitlines()]
+    assert [g["step"] for g in gauges] == [0, 2, 4]
+    assert gauges[0]["levels"][4]["fisher"] == 0.0 < gauges[2]["levels"][4]["fisher"]
+    made = fewstep("sample", "run", "--prompts", "a red cube", "--seeds", "5,6", "--out", "a.npz")
+    assert made.code == 0, made.err
+    pictures = np.load("a.npz")["images"]
+    z = torch.cat([_noise(seed) for seed in (5, 6)])
+    x = student.sampler(student.denoiser, z, teacher.text(["a red cube"] * 2))
+    expected = ((teacher.decode(x).clamp(-1, 1) + 1) * 127.5).permute(0, 2, 3, 1)
+    assert np.abs(pictures.astype(float) - expected.numpy()).max() <= 0.51
+    assert fewstep("sample", "pipe", "--prompts", "prompts.txt", "--seeds", "0-2").code == 0
+    assert fewstep("export", "run", "out").code == 0
+    assert fewstep("export", "run", "net.safetensors", "--to", "safetensors").code == 0
+
+
+def _noise(seed: int) -> torch.Tensor:
+    from fewstep.draws import Draws
+
+    return Draws(torch.tensor([seed]), 0, "sample/").normal("z", (4, 8, 8))
+
+
+def test_a_stopped_run_goes_on_to_the_same_student(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert fewstep(*DISTIL, "--out", "whole").code == 0
+    cached = tree(home / "prompts.txt.embeddings")
+    assert fewstep(*DISTIL, "--out", "cut").code == 0
+    for folder in ("student", "checkpoints/step-00000004"):
+        shutil.rmtree(home / "cut" / folder)
+    again = fewstep(*DISTIL, "--out", "cut")
+    assert "continuing from step 2 of 4" in again.err
+    weights = "student/model.safetensors"
+    assert (home / "cut" / weights).read_bytes() == (home / "whole" / weights).read_bytes()
+    assert tree(home / "prompts.txt.embeddings") == cached  # encoded once
+
+
+WRONG: dict[str, tuple[tuple[str, ...], str]] = {
+    "no teacher": (
+        ("distill", "t2i", "--domain", "Prompts('prompts.txt')"),
+        "this run takes its network from its teacher: pass a pipeline folder",
+    ),
+    "no prompts": (("distill", "t2i", "--teacher", "pipe", "--domain.file", "x.txt"), "no file x"),
+    "data": ((*DISTIL, "--method", "SiDA(FewStep(625))"), "a file of prompts has no pictures"),
+    "SiD's own steps": (
+        (*DISTIL, "--method", "SiD(guidance=LSG(4.5))"),
+        "does not fit the times",
+    ),
+    "unheard": (("sample", "pipe"), "pipe needs --prompts, a text or a file of them"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_input_is_refused_in_a_sentence(home: Path, case: str) -> None:
+    args, message = WRONG[case]
+    done = fewstep(*args)
+    assert done.code == 2, done.err
+    assert message in done.err.splitlines()[-1]
+
+
+def test_prompts_that_changed_are_another_run(home: Path) -> None:
+    assert fewstep(*DISTIL, "--out", "run").code == 0
+    Path("prompts.txt").write_text("other")
+    done = fewstep(*DISTIL, "--out", "run")
+    assert done.code == 2
+    assert "in use by a run with other settings (run.domain.sha256 was" in done.err
+
+
+def test_a_teacher_of_another_prediction_is_refused_before_training(home: Path) -> None:
+    path = home / "pipe" / "scheduler" / "scheduler_config.json"
+    path.write_text(path.read_text().replace("v_prediction", "epsilon"))
+    done = fewstep(*DISTIL, "--out", "run")
+    assert done.code == 2
+    assert "the teacher does not denoise as its files say" in done.err
+    assert not (home / "run" / "log.jsonl").exists()
+    anyway = [*DISTIL[:5], "Prompts('prompts.txt', check=False)", *DISTIL[6:]]
+    assert fewstep(*anyway, "--out", "run").code == 0
+
+
+def methods(times: TimeLaw, t_init: float, unit: bool) -> list[Method]:
+    fake = FakeScore(times, Power(0, -2))
+    four = FewStep(t_init, 4, unit=unit)
+    return [
+        SiD(FewStep(t_init), times=times, fake=fake, guidance=LSG(4.5)),
+        SiD(four, times=times, fake=fake, guidance=ZeroCFG()),
+        SiD(four, times=times, fake=fake, guidance=AntiCFG(), matching="final"),
+        SIM(FewStep(t_init), times=times, fake=fake),
+        DiffInstruct(FewStep(t_init), times=times, fake=fake),
+    ]
+
+
+@pytest.mark.parametrize("kind", ["sd", "sdxl", "sd3", "pixart", "sana"])
+def test_every_method_steps_on_every_architecture(
+    folders: Folders, tmp_path: Path, kind: str
+) -> None:
+    """Finite losses and gradients that move the student."""
+    teacher = load(folders(kind))
+    table = Embeddings(tmp_path)
+    list(table.fill(TEXTS, teacher.text))
+    source = Conditioned(teacher.shape, table, [key(text) for text in TEXTS])
+    flow = isinstance(teacher.denoiser.path, Flow)
+    law, t = (LogitNormal(0.7, 1.6), 1.0) if flow else (Uniform(20.0, 979.0), 625.0)
+    for method in methods(law, t, not flow):
+        steps = train(method, teacher.denoiser, teacher.denoiser, source, batch=2, steps=1)
+        record = next(iter(steps))
+        assert record.logs["skipped"] == 0.0, method
+        assert record.logs["student/grad_norm"] > 0.0, method
+        assert record.logs["fake/grad_norm"] > 0.0, method
