@@ -32,7 +32,7 @@ from fewstep.core import Cond, Denoiser
 from fewstep.draws import Draws
 from fewstep.generator import Generator
 from fewstep.path import NoisePath, coefficients, perturb
-from fewstep.sample import Heun
+from fewstep.sample import FewStep, Heun
 
 LOG_SNR = (3.0, 1.0, -1.0, -2.5, -4.0)
 """The levels, as ln(alpha^2 / sigma^2)."""
@@ -57,8 +57,8 @@ class Level(NamedTuple):
 def own_samples(teacher: Generator, cond: Cond, draws: Draws) -> Tensor:
     """Samples x_0 by a few steps of the teacher's own sampler, not decoded: (N, *)."""
     sampler = teacher.sampler
-    if isinstance(sampler, Heun):
-        sampler = replace(sampler, steps=min(STEPS, sampler.steps), order=1)
+    if isinstance(sampler, Heun | FewStep):
+        sampler = replace(sampler, steps=min(STEPS, sampler.steps))
     z = draws.normal("z", teacher.shape)
     return sampler(teacher.denoiser, z, cond, draws)
 

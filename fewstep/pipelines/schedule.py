@@ -21,8 +21,8 @@ from torch import Tensor
 
 from fewstep.core import Sampler
 from fewstep.path import VP, Flow, NoisePath
-from fewstep.sample import Heun
-from fewstep.times import Shifted, Uniform
+from fewstep.sample import FewStep, Heun
+from fewstep.times import Shifted
 
 Predicts = Literal["eps", "v", "velocity"]
 _PREDICTS: Mapping[str, Predicts] = {
@@ -51,11 +51,11 @@ class Schedule:
     shift: float = 1.0
 
     def sampler(self) -> Sampler:
-        """How the teacher is sampled by default: 28 Euler steps of a flow, 50 of DDIM."""
+        """How the teacher is sampled by default: 28 Euler steps of a flow, or 50 of DDIM."""
         if isinstance(self.path, Flow):
             return Heun(Shifted(self.shift, self.path.t_min), steps=28, order=1)
         top = self.path.t_max
-        return Heun(Uniform(min(1.0, top / 2), top), steps=50, order=1)
+        return FewStep(top, min(50, int(top)), "ddim", unit=True)
 
 
 def schedule(config: Mapping[str, Any], kind: str) -> Schedule:

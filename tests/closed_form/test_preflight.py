@@ -1,6 +1,6 @@
 """The pre-flight check on networks whose right answer is known: mixtures in 64 dimensions.
 
-The right teacher passes with gains of at least 0.93 at all five levels, the rest for 0.75;
+The right teacher passes with gains of at least 0.85 at all five levels, the rest for 0.75;
 each wrong prediction type, and Stable Diffusion's betas taken for DDPM's, are refused, though the
 samples they are judged on came through the wrong reading itself.
 """
@@ -70,7 +70,7 @@ class Case:
 def test_the_right_teacher_passes(path: NoisePath, predicts: str, scale: float) -> None:
     levels = preflight(Case(path, predicts, path, predicts).teacher(scale), None)
     assert len(levels) == len(LOG_SNR)
-    assert all(level.gain > 0.93 and level.error < 1.0 for level in levels)
+    assert all(level.gain > 0.85 and level.error < 1.0 for level in levels)
 
 
 WRONG = {

@@ -232,6 +232,20 @@ def test_a_flow_and_its_shift() -> None:
     assert (ladder[:20] - s.sigmas[:20]).abs().max() < 2e-3
 
 
+def test_the_default_sampler_is_ddim(folders: Folders) -> None:
+    """Fifty steps of the stock pipeline without guidance, on the same noise."""
+    pipe, teacher = stock(folders("sd")), load(folders("sd"))
+    config = {**pipe.scheduler.config, "timestep_spacing": "trailing", "set_alpha_to_one": True}
+    pipe.scheduler = diffusers.DDIMScheduler.from_config(config)
+    pipe.set_progress_bar_config(disable=True)
+    torch.manual_seed(7)
+    z = torch.randn(1, 4, 8, 8)
+    named = {"num_inference_steps": 50, "guidance_scale": 0.0, "output_type": "latent"}
+    expected = pipe("a red cube", latents=z, height=16, width=16, **named).images
+    found = teacher.sampler(teacher.denoiser, z, teacher.text(["a red cube"]))
+    assert (found - expected).abs().max() < 1e-4 * expected.abs().max()
+
+
 def test_sizes_reach_sdxl(folders: Folders) -> None:
     """Other added conditions, other answers."""
     adapter = load(folders("sdxl")).denoiser.net
