@@ -39,6 +39,8 @@ class Generator:
     """Picture in [-1, 1] -> x_0."""
     text: Callable[[Sequence[str]], Cond] | None = None
     """Prompts -> their conditions, of a model that takes prompts."""
+    release: Callable[[], None] = lambda: None
+    """Lets go of what `text` and `decode` have loaded, until they are called again."""
     condition: Callable[[Tensor], Cond] | None = None
     """Numbers of samples (N,) -> their conditions by default; None: label i modulo `classes`."""
     card: Mapping[str, Any] = field(default_factory=dict)

@@ -127,7 +127,7 @@ def prepare(run: Run, recipe: str, teacher: str, device: str = "cpu", init: str 
     where = usable(device)
     divisible(run.batch, run.accumulate)
     run = settled(run, teacher)
-    model = load_teacher(run.domain, teacher) if run.distils else None
+    model = load_teacher(run.domain, teacher, where) if run.distils else None
     if run.distils and model is None:
         raise ValueError(
             f"{recipe} needs a teacher: train one first (see 'fewstep recipes'), then pass its "

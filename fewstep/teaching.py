@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from fewstep.generator import Generator
@@ -16,9 +17,12 @@ from fewstep.recipes.run import Domain, Run
 from fewstep.teachers import convert
 
 
-def opened(path: Path | str) -> Generator:
-    """The generator in a pipeline, run or model folder, or in a snapshot file."""
-    return load_pipeline(path) if is_pipeline(path) else convert.open_model(path)
+def opened(path: Path | str, device: torch.device | str = "cpu") -> Generator:
+    """The generator in a pipeline, run or model folder, or in a snapshot file.
+
+    device: where a pipeline's networks and text encoders are put.
+    """
+    return load_pipeline(path, device) if is_pipeline(path) else convert.open_model(path)
 
 
 def model_of(path: Path | str) -> Model:
@@ -26,9 +30,9 @@ def model_of(path: Path | str) -> Model:
     return describe(open_folder(path)) if is_pipeline(path) else convert.model_of(path)
 
 
-def loaded(path: str) -> Generator:
+def loaded(path: str, device: torch.device | str = "cpu") -> Generator:
     """The same as `opened`, all of whose numbers are finite."""
-    found = opened(path)
+    found = opened(path, device)
     net: nn.Module = found.denoiser
     for name, tensor in net.state_dict().items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
@@ -39,9 +43,11 @@ def loaded(path: str) -> Generator:
     return found
 
 
-def load_teacher(domain: Domain, path: str) -> Generator | None:
+def load_teacher(
+    domain: Domain, path: str, device: torch.device | str = "cpu"
+) -> Generator | None:
     """The teacher of a distillation: the model in `path`, or the domain's exact one."""
-    return dressed(loaded(path)) if path else domain.exact()
+    return dressed(loaded(path, device)) if path else domain.exact()
 
 
 def settled(run: Run, teacher: str) -> Run:

@@ -105,6 +105,7 @@ def _write(
     getattr(library("diffusers"), kind)(**config).save_pretrained(out / "scheduler")
     index = {key: value for key, value in index.items() if key not in NEVER_LOADED}
     index |= {"scheduler": ["diffusers", kind]}
+    index[family.network] = ["diffusers", family.network_class]
     if "requires_safety_checker" in index:
         index["requires_safety_checker"] = False
     index |= {part: [None, None] for part in NEVER_LOADED if part in _parts(folder)}

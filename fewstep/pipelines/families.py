@@ -36,6 +36,7 @@ class Family:
     network: str
     """The name of its part that denoises."""
     network_class: str
+    """The class that is built."""
     text: Classes
     """The parts that turn prompts into conditions."""
     vae: tuple[str, ...] = _VAE
@@ -43,6 +44,8 @@ class Family:
     """What encode_prompt returns, in order: a condition's tensors, "-" before the null one's."""
     optional: tuple[str, ...] = ()
     """Text parts that may be missing."""
+    older: tuple[str, ...] = ()
+    """Names that published folders have for the network's class."""
 
     @property
     def tensors(self) -> tuple[str, ...]:
@@ -88,6 +91,7 @@ FAMILIES: Mapping[str, Family] = {
             "PixArtTransformer2DModel",
             {"text_encoder": _T5, "tokenizer": _T5_WORDS},
             encoded=("prompt", "mask", "-prompt", "-mask"),
+            older=("Transformer2DModel",),
         ),
     ),
     "SanaPipeline": Family(

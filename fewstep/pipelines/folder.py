@@ -10,6 +10,7 @@ refused, and weights are read from .safetensors files alone: pickles beside them
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +20,7 @@ from typing import Any
 from fewstep.files import digest, read_json
 from fewstep.pipelines.families import FAMILIES, Family
 
+_WEIGHTS = re.compile(r"diffusion_pytorch_model(-\d+-of-\d+)?(\.fp16)?(-\d+-of-\d+)?\.safetensors")
 NEVER_LOADED = ("safety_checker", "feature_extractor", "image_encoder")
 """Parts of published folders that distillation has no use for."""
 
@@ -45,21 +47,22 @@ class PipelineFolder:
         name = "scheduler_config.json" if part == "scheduler" else "config.json"
         return plain(read_json(self.path / part / name), self.path / part / name)
 
-    def weights(self, part: str) -> list[Path]:
-        """The .safetensors files of a part, in order of their names."""
-        found = sorted((self.path / part).glob("*.safetensors"))
+    def weights(self) -> list[Path]:
+        """The network's files: one, or its shards; in half precision if there are no others."""
+        home = self.path / self.family.network
+        found = [path for path in sorted(home.glob("*.safetensors")) if _WEIGHTS.match(path.name)]
+        plain = [path for path in found if ".fp16" not in path.name]
         if not found:
             raise ValueError(
-                f"{self.path / part} holds no .safetensors file; save the pipeline with "
+                f"{home} holds no diffusion_pytorch_model.safetensors; save the pipeline with "
                 "safe_serialization=True, since pickles are never opened"
             )
-        return found
+        return plain or found
 
     @property
     def variant(self) -> str | None:
         """ "fp16" where the network's weights are stored under that name alone."""
-        names = [path.name for path in self.weights(self.family.network)]
-        return "fp16" if all(".fp16" in name for name in names) else None
+        return "fp16" if ".fp16" in self.weights()[0].name else None
 
     @cached_property
     def text_digest(self) -> str:
@@ -97,7 +100,7 @@ def open_folder(path: Path | str) -> PipelineFolder:
     parts = {name: entry for name, entry in index.items() if isinstance(entry, list)}
     settings = {k: v for k, v in plain(index, path).items() if k not in parts}
     folder = PipelineFolder(path, pipeline, _allowed(path, pipeline, parts), settings)
-    folder.weights(folder.family.network)
+    folder.weights()
     return folder
 
 
@@ -105,7 +108,7 @@ def _allowed(path: Path, pipeline: str, parts: Mapping[str, list[Any]]) -> dict[
     """Part -> class, of the parts that will be loaded; all are there and all are known."""
     family = FAMILIES[pipeline]
     known = {
-        family.network: (family.network_class,),
+        family.network: (family.network_class, *family.older),
         "vae": family.vae,
         **family.text,
     }

@@ -22,24 +22,24 @@ from fewstep.generator import Generator
 from fewstep.model import Model
 from fewstep.pipelines.adapters import Adapter
 from fewstep.pipelines.folder import PipelineFolder, is_pipeline, open_folder
-from fewstep.pipelines.net import Diffusers
+from fewstep.pipelines.net import Diffusers, arguments
 from fewstep.pipelines.schedule import Schedule, schedule
 from fewstep.pipelines.stock import Stock
 
 
-def load(path: Path | str) -> Generator:
-    """The generator in a local pipeline folder, on the CPU, in float32.
+def load(path: Path | str, device: torch.device | str = "cpu") -> Generator:
+    """The generator in a local pipeline folder, in float32.
 
     Raises ValueError for a folder that is not of a known pipeline, or holds code.
     """
     folder = open_folder(path)
     model = describe(folder)
-    stock = Stock(folder)
+    stock = Stock(folder, device)
     denoiser: Any = model.build()
     adapter: Adapter = denoiser.net
     _fill(adapter, folder)
     adapter.set_null(stock.null())
-    denoiser.requires_grad_(False).eval()
+    denoiser.requires_grad_(False).eval().to(device)
     return Generator(
         denoiser,
         timing(folder).sampler(),
@@ -48,6 +48,7 @@ def load(path: Path | str) -> Generator:
         decode=stock.decode,
         encode=stock.encode,
         text=stock.prompts,
+        release=stock.release,
         card=card(folder),
     )
 
@@ -93,7 +94,10 @@ def timing(folder: PipelineFolder) -> Schedule:
 def describe(folder: PipelineFolder) -> Model:
     """The network of a folder as a description, from its configurations alone."""
     found = timing(folder)
-    config = folder.config(folder.family.network)
+    family = folder.family
+    config = folder.config(family.network)
+    if folder.parts[family.network] in family.older:  # which had more arguments than it used
+        config = {key: config[key] for key in config.keys() & arguments(family.network_class)}
     size = config.get("sample_size")
     if not isinstance(size, int) or not isinstance(config.get("in_channels"), int):
         raise ValueError(
@@ -101,7 +105,7 @@ def describe(folder: PipelineFolder) -> Model:
         )
     shape = (config["in_channels"], size, size)
     net = Diffusers(
-        folder.family.network_class,
+        family.network_class,
         json.dumps(config, sort_keys=True),
         Stock(folder).tokens,
         size * Stock(folder).scale,
@@ -123,10 +127,8 @@ def _fill(adapter: Adapter, folder: PipelineFolder) -> None:
     from safetensors.torch import load_file
 
     state: dict[str, Tensor] = {}
-    variant = f".{folder.variant}" if folder.variant else ""
-    for path in folder.weights(folder.family.network):
-        if (".fp16" in path.name) == bool(variant):
-            state |= load_file(path)
+    for path in folder.weights():
+        state |= load_file(path)
     wanted = {name: tuple(t.shape) for name, t in adapter.net.state_dict().items()}
     came = {name: tuple(t.shape) for name, t in state.items()}
     wrong = sorted(n for n in wanted.keys() | came.keys() if wanted.get(n) != came.get(n))

@@ -32,6 +32,12 @@ def library(name: str) -> ModuleType:
     return found
 
 
+def arguments(class_name: str) -> set[str]:
+    """What the constructor of a class of diffusers takes."""
+    cls = getattr(library("diffusers"), class_name)
+    return set(inspect.signature(cls.__init__).parameters) - {"self"}
+
+
 @dataclass(frozen=True)
 class Diffusers(Net):
     """A network by the name of its class in diffusers."""
@@ -67,8 +73,7 @@ class Diffusers(Net):
             )
         cls = getattr(library("diffusers"), self.class_name)
         config = self.arguments()
-        known = inspect.signature(cls.__init__).parameters
-        strange = sorted(config.keys() - known)
+        strange = sorted(config.keys() - arguments(self.class_name))
         if strange:
             raise ValueError(f"{self.class_name} has no argument {strange[0]!r}")
         try:

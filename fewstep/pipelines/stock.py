@@ -120,14 +120,16 @@ class Stock:
     @torch.no_grad()
     def decode(self, z: Tensor) -> Tensor:
         """Latents (N, C, h, w) -> pictures (N, 3, H, W) in about [-1, 1]."""
+        z = z.to(self.vae.device)
         mean, std = self._affine(z)
-        out: Tensor = self.vae.decode((z * std + mean).to(self.vae.device), return_dict=False)[0]
+        out: Tensor = self.vae.decode(z * std + mean, return_dict=False)[0]
         return out
 
     @torch.no_grad()
     def encode(self, x: Tensor) -> Tensor:
         """Pictures (N, 3, H, W) in [-1, 1] -> the means of their latents (N, C, h, w)."""
-        found = self.vae.encode(x.to(self.vae.device), return_dict=False)[0]
+        x = x.to(self.vae.device)
+        found = self.vae.encode(x, return_dict=False)[0]
         mean, std = self._affine(x)
         z: Tensor = found if isinstance(found, Tensor) else found.mode()
         return (z - mean) / std
@@ -139,8 +141,7 @@ class Stock:
         shift = config.get("shift_factor") or 0.0
         mean, std = config.get("latents_mean") or [shift], config.get("latents_std") or [1.0]
         shape = (1, -1, 1, 1)
-        device = self.vae.device
         return (
-            torch.tensor(mean, device=device).reshape(shape).to(like.dtype),
-            torch.tensor(std, device=device).reshape(shape).to(like.dtype) / scale,
+            torch.tensor(mean).reshape(shape).to(like),
+            torch.tensor(std).reshape(shape).to(like) / scale,
         )

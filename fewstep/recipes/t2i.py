@@ -75,6 +75,7 @@ class Prompts(Domain):
             table = Embeddings(home)
             for _ in table.fill(prompts, teacher.text):
                 pass
+        teacher.release()  # the encoders' memory
         source = Conditioned(model.shape, table, [key(prompt) for prompt in prompts])
         if self.check:
             examine_on(teacher, source)

@@ -73,7 +73,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
     "a missing folder": (lambda f: shutil.rmtree(f / "vae"), "has no folder vae"),
     "pickles": (
         move(WEIGHTS, "unet/diffusion_pytorch_model.bin"),
-        "holds no .safetensors file; save the pipeline with safe_serialization=True",
+        "holds no diffusion_pytorch_model.safetensors; save the pipeline with",
     ),
     "a remote class": (
         edit("unet/config.json", auto_map={"AutoModel": "x.Y"}),
@@ -158,3 +158,27 @@ def test_half_precision_weights_are_found(folders: Folders, tmp_path: Path) -> N
         assert a.dtype == torch.float32
         assert torch.equal(a, b.half().float())
     assert half.text(["a red cube"])["prompt"].dtype == torch.float32
+
+
+def test_older_names_of_pixart_are_known(folders: Folders, tmp_path: Path) -> None:
+    """Published folders name a class with more arguments than PixArt used."""
+    folder = tmp_path / "pipe"
+    shutil.copytree(folders("pixart"), folder)
+    edit("model_index.json", transformer=["diffusers", "Transformer2DModel"])(folder)
+    edit("transformer/config.json", num_vector_embeds=None, only_cross_attention=False)(folder)
+    assert load(folder).model == load(folders("pixart")).model
+
+
+def test_shards_are_put_together_and_other_weights_left(folders: Folders, tmp_path: Path) -> None:
+    folder = tmp_path / "pipe"
+    shutil.copytree(folders("sd"), folder)
+    state = load_file(folder / WEIGHTS)
+    names = sorted(state)
+    (folder / WEIGHTS).unlink()
+    for number, part in enumerate((names[:100], names[100:]), 1):
+        name = f"diffusion_pytorch_model-0000{number}-of-00002.safetensors"
+        save_file({key: state[key] for key in part}, folder / "unet" / name)
+    other = {key: torch.zeros_like(value) for key, value in state.items()}
+    save_file(other, folder / "unet" / "diffusion_pytorch_model.non_ema.safetensors")
+    found = load(folder).denoiser.net.net.state_dict()
+    assert all(torch.equal(found[key], state[key]) for key in state)
