@@ -29,6 +29,16 @@ _GEMMA_WORDS = ("GemmaTokenizer", "GemmaTokenizerFast")
 _VAE = ("AutoencoderKL",)
 
 
+SCHEDULERS = (
+    *("DDIMScheduler", "DDPMScheduler", "PNDMScheduler", "LMSDiscreteScheduler"),
+    *("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "HeunDiscreteScheduler"),
+    *("DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler", "UniPCMultistepScheduler"),
+    *("DEISMultistepScheduler", "KDPM2DiscreteScheduler", "LCMScheduler", "TCDScheduler"),
+    *("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"),
+)
+"""Schedulers whose configuration says what the network was trained with."""
+
+
 @dataclass(frozen=True)
 class Family:
     """One kind of pipeline."""

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.files import digest, read_json
-from fewstep.pipelines.families import FAMILIES, Family
+from fewstep.pipelines.families import FAMILIES, SCHEDULERS, Family
 
 _WEIGHTS = re.compile(r"diffusion_pytorch_model(-\d+-of-\d+)?(\.fp16)?(-\d+-of-\d+)?\.safetensors")
 NEVER_LOADED = ("safety_checker", "feature_extractor", "image_encoder")
@@ -110,16 +110,17 @@ def _allowed(path: Path, pipeline: str, parts: Mapping[str, list[Any]]) -> dict[
     known = {
         family.network: (family.network_class, *family.older),
         "vae": family.vae,
+        "scheduler": SCHEDULERS,
         **family.text,
     }
     found: dict[str, str] = {}
     for name, entry in parts.items():
         if name in NEVER_LOADED or entry == [None, None]:
             continue
-        if name not in known and name != "scheduler":
+        if name not in known:
             raise ValueError(f"{path}: a {pipeline} has no part {name!r}")
         library, cls = map(str, entry) if len(entry) == 2 else ("", "")
-        wanted = known.get(name, (cls,))
+        wanted = known[name]
         if library not in ("diffusers", "transformers") or cls not in wanted:
             raise ValueError(
                 f"{path}: {name} is {library}.{cls}, which fewstep does not load; "
@@ -128,7 +129,7 @@ def _allowed(path: Path, pipeline: str, parts: Mapping[str, list[Any]]) -> dict[
         if not (path / name).is_dir():
             raise ValueError(f"{path} has no folder {name}, which its model_index.json names")
         found[name] = cls
-    missing = {*known, "scheduler"} - found.keys() - set(family.optional)
+    missing = known.keys() - found.keys() - set(family.optional)
     if missing:
         raise ValueError(f"{path}: a {pipeline} needs {', '.join(sorted(missing))}")
     return found

@@ -77,9 +77,12 @@ def schedule(config: Mapping[str, Any], kind: str) -> Schedule:
 
 def _betas(config: Mapping[str, Any], kind: str) -> Timesteps:
     """The VP path of a DDPM-like scheduler."""
-    law = config.get("beta_schedule", "linear")
-    start, end = float(config.get("beta_start", 1e-4)), float(config.get("beta_end", 0.02))
-    steps = int(config.get("num_train_timesteps", 1000))
+    for name in ("beta_schedule", "beta_start", "beta_end", "num_train_timesteps"):
+        if name not in config:
+            raise ValueError(f"the configuration of {kind} says no {name}")
+    law = config["beta_schedule"]
+    start, end = float(config["beta_start"]), float(config["beta_end"])
+    steps = int(config["num_train_timesteps"])
     if not (2 <= steps <= 100_000 and 0 < start < 1 and 0 < end < 1):
         raise ValueError(f"{kind} has no sensible betas: {start:g} to {end:g} in {steps} steps")
     rescale = bool(config.get("rescale_betas_zero_snr"))

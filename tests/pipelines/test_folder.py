@@ -108,6 +108,14 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
         edit("scheduler/scheduler_config.json", beta_start=-1.0),
         "has no sensible betas: -1 to 0.012 in 1000 steps",
     ),
+    "a scheduler of another kind": (
+        edit("model_index.json", scheduler=["diffusers", "EDMEulerScheduler"]),
+        "scheduler is diffusers.EDMEulerScheduler, which fewstep does not load",
+    ),
+    "no betas": (
+        lambda f: (f / "scheduler" / "scheduler_config.json").write_text("{}") and None,
+        "the configuration of DDIMScheduler says no beta_schedule",
+    ),
     "broken JSON": (
         lambda f: (f / "unet" / "config.json").write_text("{") and None,
         "is not readable JSON",
