@@ -71,7 +71,7 @@ CASES = {
     f"{D} --method SiD(": "cannot read 'SiD('; write it as Name(field=value, ...)",
     f"{D} --method.times Heun()": "expected a TimeLaw, got Heun",
     f"{D} --method.sampler FewStep(steps=0)": "FewStep needs steps >= 1, t_init > 0 and rho "
-    "> 0, got FewStep(t_init=2.5, steps=0, noise='fresh', rho=1.0)",
+    "> 0, got FewStep(t_init=2.5, steps=0, noise='fresh', rho=1.0, unit=False)",
     f"{D} --method x.py:Mine": "there is no file x.py",
     f"{D} --optim=": f"--optim needs a value, such as {digits().optim!r}",
     # teachers
