@@ -124,7 +124,9 @@ REFUSED = {
     "SiD(sampler=Haun())": "there is no 'Haun'; did you mean 'Heun'?",
     "Method()": f"there is no 'Method'; choose from {METHODS}",
     "SiD(alhpa=1)": "SiD has no field 'alhpa'; did you mean 'alpha'?",
-    "SIM(FewStep(zzz=1))": "FewStep has no field 'zzz'; choose from noise, rho, steps, t_init, unit",
+    "SIM(FewStep(zzz=1))": (
+        "FewStep has no field 'zzz'; choose from noise, rho, steps, t_init, unit"
+    ),
     "SiD(alpha='1')": "SiD.alpha is float, got '1'",
     "SiD(alpha=True)": "SiD.alpha is float, got True",
     "SiD(FewStep(steps=2.0))": "FewStep.steps is int, got 2.0",
