@@ -42,23 +42,36 @@ DISTIL = (
 )
 
 
-@pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a teacher, pipe, and prompts.txt, which is where we are."""
-    monkeypatch.chdir(tmp_path)
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a teacher, pipe, prompts.txt, and a finished run. Leave it as it is."""
+    home = tmp_path_factory.mktemp("trained")
     torch.manual_seed(0)
-    pipe = tiny.sd_v(tmp_path)
+    pipe = tiny.sd_v(home)
     with torch.no_grad():
         for p in pipe.unet.conv_out.parameters():
             p.mul_(0.05)
-    pipe.save_pretrained("pipe")
-    Path("prompts.txt").write_text("\n".join(TEXTS))
+    pipe.save_pretrained(home / "pipe")
+    (home / "prompts.txt").write_text("\n".join(TEXTS))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(home)
+        done = fewstep(*DISTIL, "--out", "run")
+        assert done.code == 0, done.err
+    return home
+
+
+@pytest.fixture
+def home(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same without the run, which is where we are."""
+    for name in ("pipe", "prompts.txt.embeddings"):
+        shutil.copytree(trained / name, tmp_path / name)
+    shutil.copy(trained / "prompts.txt", tmp_path)
+    monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-def test_from_prompts_to_pictures(home: Path) -> None:
-    done = fewstep(*DISTIL, "--out", "run")
-    assert done.code == 0, done.err
+def test_from_prompts_to_pictures(trained: Path, home: Path) -> None:
+    shutil.copytree(trained / "run", "run")
     run = json.loads(Path("run/run.json").read_text())["run"]
     assert run["model"]["net"]["class_name"] == "UNet2DConditionModel"
     assert run["model"]["path"]["type"] == "Timesteps"
@@ -88,18 +101,17 @@ def _noise(seed: int) -> torch.Tensor:
     return Draws(torch.tensor([seed]), 0, "sample/").normal("z", (4, 8, 8))
 
 
-def test_a_stopped_run_goes_on_to_the_same_student(
-    home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert fewstep(*DISTIL, "--out", "whole").code == 0
+def test_a_stopped_run_goes_on_to_the_same_student(trained: Path, home: Path) -> None:
+    """From its second checkpoint, in another place, with what was encoded before."""
     cached = tree(home / "prompts.txt.embeddings")
-    assert fewstep(*DISTIL, "--out", "cut").code == 0
+    done = fewstep(*DISTIL, "--out", "cut")
+    assert done.code == 0, done.err
     for folder in ("student", "checkpoints/step-00000004"):
         shutil.rmtree(home / "cut" / folder)
     again = fewstep(*DISTIL, "--out", "cut")
     assert "continuing from step 2 of 4" in again.err
     weights = "student/model.safetensors"
-    assert (home / "cut" / weights).read_bytes() == (home / "whole" / weights).read_bytes()
+    assert (home / "cut" / weights).read_bytes() == (trained / "run" / weights).read_bytes()
     assert tree(home / "prompts.txt.embeddings") == cached  # encoded once
 
 
@@ -127,9 +139,9 @@ def test_wrong_input_is_refused_in_a_sentence(home: Path, case: str) -> None:
 
 
 def test_prompts_that_changed_are_another_run(home: Path) -> None:
-    assert fewstep(*DISTIL, "--out", "run").code == 0
+    assert fewstep(*DISTIL, "--steps", "1", "--out", "run").code == 0
     Path("prompts.txt").write_text("other")
-    done = fewstep(*DISTIL, "--out", "run")
+    done = fewstep(*DISTIL, "--steps", "1", "--out", "run")
     assert done.code == 2
     assert "in use by a run with other settings (run.domain.sha256 was" in done.err
 
@@ -142,7 +154,7 @@ def test_a_teacher_of_another_prediction_is_refused_before_training(home: Path) 
     assert "the teacher does not denoise as its files say" in done.err
     assert not (home / "run" / "log.jsonl").exists()
     anyway = [*DISTIL[:5], "Prompts('prompts.txt', check=False)", *DISTIL[6:]]
-    assert fewstep(*anyway, "--out", "run").code == 0
+    assert fewstep(*anyway, "--steps", "1", "--out", "run").code == 0
 
 
 def methods(times: TimeLaw, t_init: float, unit: bool) -> list[Method]:
