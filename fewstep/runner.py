@@ -22,6 +22,7 @@ from fewstep.generator import Generator
 from fewstep.posthoc import Averages
 from fewstep.recipes.run import Run
 from fewstep.run_folder import RunFolder, locked
+from fewstep.sample import FewStep
 from fewstep.sharding import shard
 from fewstep.spec import encode, own_files
 from fewstep.student import save_model
@@ -140,6 +141,8 @@ def prepare(run: Run, recipe: str, teacher: str, device: str = "cpu", init: str 
         )
     if model is not None:
         model.denoiser.to(where)
+        if isinstance(run.method.sampler, FewStep):
+            run.method.sampler.ladder(model.denoiser.path)  # refuses what does not fit
     source = run.domain.source_for(model, run.model, data_free=not run.method.needs_data)
     if init:
         net = starting_point(run, init)

@@ -135,6 +135,7 @@ def test_wrong_input_is_refused_in_a_sentence(home: Path, case: str) -> None:
     args, message = WRONG[case]
     done = fewstep(*args)
     assert done.code == 2, done.err
+    assert not list(home.glob("runs/*/run.json"))  # no folder is claimed
     assert message in done.err.splitlines()[-1]
 
 
