@@ -126,8 +126,7 @@ def test_learning_rates(optim: Optim, rates: dict[int, float]) -> None:
 
 
 def test_impossible_optimisers_are_refused() -> None:
-    bad = {"lr": 0.0, "eps": 0.0, "clip": 0.0, "clip_value": -1.0, "warmup": -1}
-    bad["weight_decay"] = -0.1
+    bad = {"lr": 0.0, "eps": 0.0, "clip": 0.0, "clip_value": -1, "warmup": -1, "weight_decay": -1}
     for name, value in bad.items():
         with pytest.raises(ValueError, match=f"Optim needs .*{name} >"):
             Optim(**{name: value})  # type: ignore[arg-type]
@@ -162,8 +161,7 @@ def test_one_update_by_hand(optim: Optim, expected: tuple[float, float]) -> None
 def test_weight_decay_is_decoupled() -> None:
     optim = Optim(0.1, (0.0, 0.0), eps=1.0, weight_decay=0.5)
     (record,) = run(Pull(), 1, optim=optim, net=Pair(1.0, 1.0))
-    expected = [0.95 - 0.1 * 3 / 4, 0.95 - 0.1 * 4 / 5]
-    assert weights(record.state) == pytest.approx(expected)
+    assert weights(record.state) == pytest.approx([0.95 - 0.1 * 3 / 4, 0.95 - 0.1 * 4 / 5])
 
 
 def test_counters_turns_and_moving_average() -> None:
@@ -284,9 +282,8 @@ def test_a_continued_run_is_the_run() -> None:
 
 def test_accumulated_gradients_are_those_of_one_batch() -> None:
     """Four parts of four against one of sixteen, five steps of both nets, in double precision."""
-    torch.testing.assert_close(
-        flat(distil(5, accumulate=4)), flat(distil(5)), rtol=1e-9, atol=1e-11
-    )
+    parts = flat(distil(5, accumulate=4))
+    torch.testing.assert_close(parts, flat(distil(5)), rtol=1e-9, atol=1e-11)
 
 
 def test_one_net_methods_average_their_output() -> None:

@@ -145,7 +145,7 @@ def test_timesteps_are_whole(sampler: FewStep, expected: list[int]) -> None:
 
 @pytest.mark.parametrize("sampler", [FewStep(2.5), FewStep(1000.0), FewStep(3.0, 4)])
 def test_other_timesteps_are_refused(sampler: FewStep) -> None:
-    with pytest.raises(ValueError, match="does not fit a schedule with the timesteps 0 to 999"):
+    with pytest.raises(ValueError, match="does not fit the times 0 to 999 of VP: t_init"):
         sampler(Gaussian(MU, COV, VP()), Z, None, Draws.range(0, 16))
 
 

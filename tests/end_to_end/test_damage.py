@@ -210,7 +210,8 @@ def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
         r"model\.safetensors is not a safetensors file": {
             "model.safetensors": pickle.dumps(Trap(mark))
         },
-        r"^there is no 'Transformer'; choose from Diffusers, MLP, .*PatchUNet, Published$": {
+        r"^there is no 'Transformer'; "
+        r"choose from Diffusers, MLP, OfTeacher, PatchUNet, Published$": {
             "model.json": json.dumps(unknown).encode()
         },
         r"^expected a Sampler, got Model$": {"model.json": json.dumps(swapped).encode()},
