@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 pytest.importorskip("diffusers")
 
@@ -127,6 +128,10 @@ WRONG: dict[str, tuple[tuple[str, ...], str]] = {
         "does not fit the times",
     ),
     "unheard": (("sample", "pipe"), "pipe needs --prompts, a text or a file of them"),
+    "another's decoder": (
+        ("sample", "pipe", "--prompts", "a red cube", "--vae", "pipe/vae"),
+        "pipe decodes its latents itself: leave out --vae",
+    ),
 }
 
 
@@ -137,6 +142,28 @@ def test_wrong_input_is_refused_in_a_sentence(home: Path, case: str) -> None:
     assert done.code == 2, done.err
     assert not list(home.glob("runs/*/run.json"))  # no folder is claimed
     assert message in done.err.splitlines()[-1]
+
+
+def test_a_student_is_a_teacher_in_its_turn(trained: Path, home: Path) -> None:
+    """With the pipeline's encoders, found again by way of both cards."""
+    shutil.copytree(trained / "run", "run")
+    again = [*DISTIL[:3], "run", *DISTIL[4:]]
+    unchecked = [*again[:5], "Prompts('prompts.txt', check=False)", *again[6:]]
+    done = fewstep(*unchecked, "--steps", "1", "--out", "next")
+    assert done.code == 0, done.err
+    assert load_student("next").model == load_student("run").model == load("pipe").model
+    assert load_student("next").card["teacher"]["teacher"]["pipeline"] == "StableDiffusionPipeline"
+    assert fewstep("sample", "next", "--prompts", "a red cube", "--seeds", "0").code == 0
+
+
+def test_a_broken_pipeline_is_no_teacher(home: Path) -> None:
+    path = home / "pipe" / "unet" / "diffusion_pytorch_model.safetensors"
+    state = load_file(path)
+    state["conv_in.bias"][1] = float("nan")
+    save_file(state, path, {"format": "pt"})
+    done = fewstep(*DISTIL, "--out", "run")
+    assert done.code == 2
+    assert "pipe holds numbers that are not finite, in net.net.conv_in.bias" in done.err
 
 
 def test_prompts_that_changed_are_another_run(home: Path) -> None:
