@@ -154,10 +154,11 @@ def test_wrong_input_is_one_sentence_and_nothing_is_written() -> None:
 def test_stopping_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """SIGTERM while pictures are written: exit code 75, and no file."""
     as_zip(Path("set.zip"), files(X))
-    real = packing.png
+    real, asked = packing.png, [signal.SIGTERM]
 
     def slow(image: Image.Image) -> bytes:
-        signal.raise_signal(signal.SIGTERM)
+        if asked:
+            signal.raise_signal(asked.pop())
         return real(image)
 
     monkeypatch.setattr(packing, "png", slow)
