@@ -14,27 +14,22 @@ import lab
 from lab import Setting, Trial
 
 from fewstep.critic import Critic
-from fewstep.data.digits import SIGMA_DATA
-from fewstep.ema import EMA
-from fewstep.fake_score import FakeScore
 from fewstep.generator import Generator
 from fewstep.guidance import LSG, AntiCFG, Guidance, Unguided, ZeroCFG
 from fewstep.losses.distance import PseudoHuber, SquaredL2
-from fewstep.losses.weight import EDMWeight
 from fewstep.methods.sid import SiD
 from fewstep.methods.sida import SiDA
 from fewstep.methods.sim import SIM
-from fewstep.optim import Optim
-from fewstep.recipes.digits import Digits, digits_teacher
+from fewstep.recipes.digits import Digits, digits, digits_teacher
 from fewstep.run_folder import RunFolder
 from fewstep.runner import execute
 from fewstep.sample import FewStep
 from fewstep.student import load_student
-from fewstep.times import Karras
 
 SEEDS = (0, 1, 2)
-TIMES, WEIGHT = Karras(tmax=500.0), EDMWeight(SIGMA_DATA)
-FAKE = FakeScore(weight=WEIGHT)
+RECIPE = digits()
+assert isinstance(RECIPE.method, SiD)
+SID: SiD = RECIPE.method
 
 
 def teacher() -> Generator:
@@ -47,24 +42,18 @@ def teacher() -> Generator:
     return load_student(out)
 
 
-SETTING = Setting(
-    "digits",
-    Digits(),
-    teacher,
-    Optim(lr=2e-3, betas=(0.0, 0.99), warmup=50, decay="linear"),
-    EMA(halflife=10_000),
-)
+SETTING = Setting("digits", Digits(), teacher, RECIPE.optim, RECIPE.ema)
 
 
 def sid(**changes: Any) -> SiD:
     """The digits recipe's SiD."""
-    return replace(SiD(alpha=1.0, times=TIMES, fake=FAKE), **changes)
+    return replace(SID, **changes)
 
 
 def sida(**changes: Any) -> SiDA:
     """SiDA with the same settings."""
-    critic = Critic(weight=WEIGHT, judging=WEIGHT)
-    return replace(SiDA(times=TIMES, fake=critic, gan=0.01), **changes)
+    critic = Critic(weight=SID.fake.weight, judging=SID.fake.weight)
+    return replace(SiDA(times=SID.times, fake=critic, gan=0.01), **changes)
 
 
 def alpha() -> Iterable[Trial]:
@@ -88,7 +77,7 @@ def distances() -> Iterable[Trial]:
         for rate in (2e-3, 2e-4):
             changes = {"optim": replace(SETTING.optim, lr=rate), "steps": 600}
             for name, distance in (("pseudo-Huber", PseudoHuber()), ("squared L2", SquaredL2())):
-                method = SIM(distance=distance, times=TIMES, fake=FAKE)
+                method = SIM(distance=distance, times=SID.times, fake=SID.fake)
                 yield Trial(f"{name}, lr {rate:g}", method, seed, changes)
 
 
@@ -104,6 +93,8 @@ def steps() -> Iterable[Trial]:
             for matching in ("uniform", "final"):
                 method = sid(sampler=FewStep(2.5, count), matching=matching)
                 yield Trial(f"{count} calls, {matching}", method, seed, SLOW)
+        fast = sid(sampler=FewStep(2.5, 4), matching="final")
+        yield Trial("4 calls, final, lr 0.002", fast, seed, {"steps": 600})
 
 
 def guidance() -> Iterable[Trial]:

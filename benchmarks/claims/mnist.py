@@ -14,20 +14,16 @@ import lab
 from lab import Setting, Trial
 
 from fewstep.critic import Critic
-from fewstep.data.mnist import SIGMA_DATA
-from fewstep.ema import EMA
-from fewstep.fake_score import FakeScore
 from fewstep.generator import Generator
-from fewstep.losses.weight import EDMWeight
 from fewstep.methods.sid import SiD
 from fewstep.methods.sida import SiDA
-from fewstep.optim import Optim
-from fewstep.recipes.mnist import Mnist
+from fewstep.recipes.mnist import Mnist, mnist
 from fewstep.sample import FewStep
 from fewstep.student import load_student
-from fewstep.times import Karras
 
-TIMES, WEIGHT = Karras(tmax=500.0), EDMWeight(SIGMA_DATA)
+RECIPE = mnist()
+assert isinstance(RECIPE.method, SiD)
+SID: SiD = RECIPE.method
 
 
 def teacher() -> Generator:
@@ -39,8 +35,8 @@ SETTING = Setting(
     "mnist",
     Mnist(),
     teacher,
-    Optim(lr=5e-4, betas=(0.0, 0.99), warmup=50, decay="linear"),
-    EMA(halflife=10_000),
+    replace(RECIPE.optim, lr=5e-4),
+    RECIPE.ema,
     batch=64,
     steps=400,
     samples=2000,
@@ -49,13 +45,14 @@ SETTING = Setting(
 
 def sid(**changes: Any) -> SiD:
     """SiD as in recipe mnist."""
-    method = SiD(alpha=1.0, times=TIMES, fake=FakeScore(weight=WEIGHT))
-    return replace(method, **changes)
+    return replace(SID, **changes)
 
 
 def sida() -> SiDA:
     """SiDA with the same settings."""
-    return SiDA(times=TIMES, fake=Critic(weight=WEIGHT, judging=WEIGHT), gan=0.01)
+    return SiDA(
+        times=SID.times, fake=Critic(weight=SID.fake.weight, judging=SID.fake.weight), gan=0.01
+    )
 
 
 def adversarial() -> Iterable[Trial]:

@@ -82,8 +82,9 @@ def load(folder: Path, device: torch.device | str = "cpu") -> Dinov2:
         raise ValueError(f"{folder / 'config.json'} does not describe a DINOv2")
     if not weights.is_file():
         raise ValueError(f"{folder} holds no model.safetensors")
+    read: Any = Dinov2Model.from_pretrained  # its declared type leaves out the second value
     try:
-        model, told = Dinov2Model.from_pretrained(
+        model, told = read(
             folder, local_files_only=True, use_safetensors=True, output_loading_info=True
         )
     except (OSError, RuntimeError, ValueError, TypeError) as error:

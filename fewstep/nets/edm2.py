@@ -232,19 +232,12 @@ class UNet(TappedUNet):
 
     def run_encoder(self, x: Tensor, emb: Tensor) -> list[Tensor]:
         """A channel of ones joins the input, in place of biases."""
-        x = torch.cat([x, torch.ones_like(x[:, :1])], 1)
-        skips: list[Tensor] = []
-        for name, block in self.enc.items():
-            x = block(x) if name.endswith("conv") else block(x, emb)
-            skips.append(x)
-        return skips
+        return super().run_encoder(torch.cat([x, torch.ones_like(x[:, :1])], 1), emb)
 
-    def run_decoder(self, skips: list[Tensor], emb: Tensor) -> Tensor:
-        x = skips[-1]
-        for name, block in self.dec.items():
-            if "block" in name:
-                x = mp_cat(x, skips.pop(), self.concat_balance)
-            x = block(x, emb)
+    def join(self, x: Tensor, skip: Tensor) -> Tensor:
+        return mp_cat(x, skip, self.concat_balance)
+
+    def out(self, x: Tensor) -> Tensor:
         return self.out_conv(x, self.out_gain)
 
 

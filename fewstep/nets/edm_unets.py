@@ -231,19 +231,6 @@ class DhariwalUNet(TappedUNet):
             emb = emb + self.map_label(_drop(self, labels, self.label_dropout))
         return F.silu(emb)
 
-    def run_encoder(self, x: Tensor, emb: Tensor) -> list[Tensor]:
-        skips: list[Tensor] = []
-        for name, block in self.enc.items():
-            x = block(x) if name.endswith("conv") else block(x, emb)
-            skips.append(x)
-        return skips
-
-    def run_decoder(self, skips: list[Tensor], emb: Tensor) -> Tensor:
-        x = skips[-1]
-        for name, block in self.dec.items():
-            x = block(torch.cat([x, skips.pop()], 1) if "block" in name else x, emb)
-        return self.out_conv(F.silu(self.out_norm(x)))
-
 
 def _one_of(name: str, value: object, *choices: str) -> None:
     if value not in choices:

@@ -72,23 +72,15 @@ class PatchUNetBody(TappedUNet):
         return F.silu(self.map_both(emb))
 
     def run_encoder(self, x: Tensor, emb: Tensor) -> list[Tensor]:
-        x = F.pixel_unshuffle(x, self.patch)
-        skips: list[Tensor] = []
-        for name, block in self.enc.items():
-            x = block(x) if name.endswith("conv") else block(x, emb)
-            skips.append(x)
-        return skips
+        return super().run_encoder(F.pixel_unshuffle(x, self.patch), emb)
 
-    def run_decoder(self, skips: list[Tensor], emb: Tensor) -> Tensor:
-        x = skips[-1]
-        for name, block in self.dec.items():
-            x = block(torch.cat([x, skips.pop()], 1) if "block" in name else x, emb)
-        return F.pixel_shuffle(self.out_conv(F.silu(self.out_norm(x))), self.patch)
+    def out(self, x: Tensor) -> Tensor:
+        return F.pixel_shuffle(super().out(x), self.patch)
 
 
 @dataclass(frozen=True)
 class PatchUNet(Net):
-    """The defaults: of nine settings for 16x16 pictures the best after equal training time."""
+    """The defaults: the best on 16x16 digits of five settings after equal training time."""
 
     width: int = 48
     """Channels of the finest level; a quarter of the embedding's."""

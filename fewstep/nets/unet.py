@@ -19,6 +19,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Literal, Protocol
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 Resample = Literal["keep", "up", "down"]
@@ -44,6 +46,8 @@ class TappedUNet(nn.Module, ABC):
     augment: (B, A) or None; F is (B, out, H, W), features are (B, F, h, w).
     """
 
+    out_norm: nn.Module
+    out_conv: nn.Module
     attend_last_only = False
     """Whether only the last decoder block of a resolution has attention."""
 
@@ -100,13 +104,28 @@ class TappedUNet(nn.Module, ABC):
     def embed(self, noise: Tensor, labels: Tensor | None, augment: Tensor | None) -> Tensor:
         """The embedding of everything but x: (B, E)."""
 
-    @abstractmethod
     def run_encoder(self, x: Tensor, emb: Tensor) -> list[Tensor]:
         """The features the decoder will meet again, in order; the last one is the tap."""
+        skips: list[Tensor] = []
+        for name, block in self.enc.items():
+            x = block(x) if name.endswith("conv") else block(x, emb)
+            skips.append(x)
+        return skips
 
-    @abstractmethod
     def run_decoder(self, skips: list[Tensor], emb: Tensor) -> Tensor:
         """From the encoder's features to F; empties `skips`."""
+        x = skips[-1]
+        for name, block in self.dec.items():
+            x = block(self.join(x, skips.pop()) if "block" in name else x, emb)
+        return self.out(x)
+
+    def join(self, x: Tensor, skip: Tensor) -> Tensor:
+        """What a block of the decoder is given, of its input and an output left over."""
+        return torch.cat([x, skip], 1)
+
+    def out(self, x: Tensor) -> Tensor:
+        """F from what the last block of the decoder gives."""
+        return self.out_conv(F.silu(self.out_norm(x)))
 
     def forward(
         self, x: Tensor, noise: Tensor, labels: Tensor | None = None, augment: Tensor | None = None

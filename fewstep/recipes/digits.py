@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 from fewstep.core import Source
 from fewstep.data import digits as data
 from fewstep.data.source import Images, Latents
 from fewstep.ema import EMA
-from fewstep.eval.digit_features import features_and_labels
+from fewstep.eval.classifier import features_and_labels
 from fewstep.eval.evaluate import Yardstick
 from fewstep.fake_score import FakeScore
 from fewstep.losses.weight import EDMWeight
@@ -49,7 +50,7 @@ class Digits(Domain):
 
     def yardstick(self) -> Yardstick:
         train, held_out = data.load()
-        return Yardstick("fd_digits", train.x0, *held_out, features_and_labels)
+        return Yardstick("fd_digits", train.x0, *held_out, partial(features_and_labels, "digits"))
 
 
 MODEL = Model(MLP(width=256, blocks=2), data.SHAPE, data.CLASSES, sigma_data=data.SIGMA_DATA)

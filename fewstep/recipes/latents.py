@@ -9,10 +9,8 @@ from dataclasses import dataclass
 
 from fewstep.core import Source
 from fewstep.data.latents import Moments, latents_of
-from fewstep.data.picture_set import LabelsAlone
-from fewstep.data.source import Latents
 from fewstep.model import Model
-from fewstep.recipes.pictures import chosen_labels
+from fewstep.recipes.pictures import chosen_labels, noise, without_files
 from fewstep.recipes.run import Domain
 
 
@@ -27,17 +25,11 @@ class LatentMoments(Domain):
 
     def source(self, model: Model, data_free: bool) -> Source:
         if not self.path:
-            if not data_free:
-                raise ValueError(
-                    "this method learns from data: say --domain \"LatentMoments('PATH')\""
-                )
-            return Latents(model.shape, model.classes)
+            return without_files(self, model, data_free)
         latents = latents_of(self.path)
         labels = chosen_labels(latents.labels, self, model, data_free)
         if data_free:
-            if labels is None:
-                return Latents(model.shape, model.classes)
-            return LabelsAlone(model.shape, labels)
+            return noise(model, labels)
         if latents.shape != model.shape:
             raise ValueError(
                 f"{self.path} holds latents of {latents.shape}, but the model is for {model.shape}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 
@@ -12,8 +13,8 @@ from fewstep.data import mnist as data
 from fewstep.data.digits import Labelled
 from fewstep.data.source import Images, Latents
 from fewstep.ema import EMA
+from fewstep.eval.classifier import features_and_labels
 from fewstep.eval.evaluate import Yardstick
-from fewstep.eval.mnist_features import features_and_labels
 from fewstep.fake_score import FakeScore
 from fewstep.losses.weight import EDMWeight
 from fewstep.methods.pretrain import Pretrain
@@ -56,7 +57,7 @@ class Mnist(Domain):
     def yardstick(self) -> Yardstick:
         """Training digits against test digits, as many of each class, as in samples."""
         train, test = (_balanced(part, MEASURED) for part in data.load(self.path))
-        return Yardstick("fd_mnist", train.x0, *test, features_and_labels)
+        return Yardstick("fd_mnist", train.x0, *test, partial(features_and_labels, "mnist"))
 
 
 def _balanced(part: Labelled, count: int) -> Labelled:

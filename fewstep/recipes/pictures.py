@@ -39,16 +39,12 @@ class Pictures(Domain):
 
     def source(self, model: Model, data_free: bool) -> Source:
         if not self.path:
-            if not data_free:
-                raise ValueError("this method learns from data: say --domain \"Pictures('PATH')\"")
-            return Latents(model.shape, model.classes)
+            return without_files(self, model, data_free)
         reader = reader_of(self.path)
         rows = spread(self.max_items, len(reader))
         labels = chosen_labels(reader.labels, self, model, data_free)
         if data_free:
-            if labels is None:
-                return Latents(model.shape, model.classes)
-            return LabelsAlone(model.shape, labels[rows])
+            return noise(model, None if labels is None else labels[rows])
         self._same_shape(reader, model)
         pictures = load(reader, rows, model.shape, self.resolution)
         return Shuffled(pictures, None if labels is None else labels[rows], self.flip)
@@ -81,6 +77,21 @@ class Labelled(Protocol):
     def path(self) -> str: ...
     @property
     def labels(self) -> bool: ...
+
+
+def without_files(domain: Labelled, model: Model, data_free: bool) -> Source:
+    """What a domain that names no file can give: noise, to a method that needs no data."""
+    if not data_free:
+        kind = type(domain).__name__
+        raise ValueError(f"this method learns from data: say --domain \"{kind}('PATH')\"")
+    return noise(model, None)
+
+
+def noise(model: Model, labels: Tensor | None) -> Source:
+    """Noise, with labels in the order of `labels`, or drawn uniformly."""
+    if labels is None:
+        return Latents(model.shape, model.classes)
+    return LabelsAlone(model.shape, labels)
 
 
 def chosen_labels(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fewstep.data import digits
-from fewstep.eval.digit_features import features_and_labels
+from fewstep.eval.classifier import features_and_labels
 from fewstep.eval.evaluate import Yardstick, evaluate, real_scores, score, summarise
 from fewstep.eval.metrics import frechet, nearest, precision_recall, sliced_wasserstein
 from fewstep.recipes.digits import Digits
@@ -209,11 +209,11 @@ def test_summarise() -> None:
 def test_shipped_features_recognise_held_out_digits() -> None:
     """363 of 364 held-out digits; the same bits twice, whatever the batch."""
     train, held = digits.load()
-    features, found = features_and_labels(held.x0)
+    features, found = features_and_labels("digits", held.x0)
     assert (found == held.labels).sum() == 363
-    assert (features_and_labels(train.x0)[1] == train.labels).double().mean() > 0.999
-    assert torch.equal(features_and_labels(held.x0)[0], features)
-    torch.testing.assert_close(features_and_labels(held.x0, batch=7)[0], features)
+    assert (features_and_labels("digits", train.x0)[1] == train.labels).double().mean() > 0.999
+    assert torch.equal(features_and_labels("digits", held.x0)[0], features)
+    torch.testing.assert_close(features_and_labels("digits", held.x0, batch=7)[0], features)
     assert features.shape == (364, 64)
 
 

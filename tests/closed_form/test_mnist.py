@@ -20,8 +20,8 @@ from fewstep import spec
 from fewstep.data import mnist
 from fewstep.data.source import Images, Latents
 from fewstep.draws import Draws
+from fewstep.eval.classifier import features_and_labels, shipped
 from fewstep.eval.metrics import precision_recall
-from fewstep.eval.mnist_features import features_and_labels, pretrained
 from fewstep.model import Model
 from fewstep.nets.mlp import MLP
 from fewstep.recipes.mnist import MODEL, Mnist
@@ -168,10 +168,10 @@ def test_without_the_file_no_folder_is_made(tmp_path: Path) -> None:
 @real
 def test_real_digits_are_recognised() -> None:
     _, test = mnist.load(str(REAL))
-    features, labels = features_and_labels(test.x0)
+    features, labels = features_and_labels("mnist", test.x0)
     assert features.shape == (10_000, 32)
     assert float((labels == test.labels).double().mean()) >= 0.992
-    assert pretrained() is pretrained()
+    assert shipped("mnist") is shipped("mnist")
 
 
 @real
@@ -202,10 +202,11 @@ def test_the_stored_teacher_writes_the_digits_it_is_told() -> None:
     generator = load_student(TEACHER)
     assert generator.model == MODEL
     x = replace(generator, sampler=Heun(steps=8)).sample(range(200))
-    _, labels = features_and_labels(x.clamp(-1, 1))
+    _, labels = features_and_labels("mnist", x.clamp(-1, 1))
     right = float((labels == torch.arange(200) % 10).double().mean())
     assert right > 0.949 - 4 * (0.949 * 0.051 / 200) ** 0.5
     _, free = features_and_labels(
-        replace(generator, sampler=Heun(steps=8)).sample(range(200), torch.full((200,), 10))
+        "mnist",
+        replace(generator, sampler=Heun(steps=8)).sample(range(200), torch.full((200,), 10)),
     )
     assert float((free == torch.arange(200) % 10).double().mean()) < 0.2  # the null label
