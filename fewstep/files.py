@@ -31,6 +31,13 @@ def digest(path: Path) -> str:
     return total.hexdigest()
 
 
+def unchanged(path: Path | str, known: str, found: str) -> str:
+    """`found`, the fingerprint of `path` now; ValueError where a run knows it by another."""
+    if known not in ("", found):
+        raise ValueError(f"{path} no longer holds what the run was started with")
+    return found
+
+
 def write(path: Path, content: bytes | str) -> None:
     """Write beside, flush to disk, rename: `path` holds the old content or all of the new."""
     data = content.encode() if isinstance(content, str) else content

@@ -168,8 +168,11 @@ class Marker:
 
     @classmethod
     def of(cls, reader: Reader, shape: Shape, resolution: int = 0) -> Marker:
-        """In the user's cache, named after the pictures' place and their fingerprint."""
-        what = f"{reader.path.resolve()} {reader.fingerprint()} {shape} {resolution}"
+        """In the user's cache, named after the pictures' place, fingerprint and dates."""
+        path = reader.path.resolve()
+        names = reader.names if path.is_dir() else [""]
+        changed = hash(tuple((path / name).stat().st_mtime_ns for name in names))
+        what = f"{path} {reader.fingerprint()} {changed} {shape} {resolution}"
         home = os.environ.get("XDG_CACHE_HOME") or f"{os.environ.get('HOME', '/tmp')}/.cache"
         name = hashlib.sha256(what.encode()).hexdigest()[:32]
         return cls(Path(home) / "fewstep" / "sound" / name)

@@ -76,8 +76,7 @@ def _folder(path: Path) -> Reader:
     def fingerprint() -> str:
         total = hashlib.sha256()
         for name in names:
-            stat = (path / name).stat()
-            total.update(f"{name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+            total.update(f"{name} {(path / name).stat().st_size}\n".encode())
         return total.hexdigest()
 
     return _files(path, names, data, fingerprint, given)

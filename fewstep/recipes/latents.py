@@ -5,10 +5,11 @@ fewstep distill sida_edm2_xs --domain "LatentMoments('img512-sd.zip')" ...
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fewstep.core import Source
 from fewstep.data.latents import Moments, latents_of
+from fewstep.files import unchanged
 from fewstep.model import Model
 from fewstep.recipes.pictures import chosen_labels, noise, without_files
 from fewstep.recipes.run import Domain
@@ -22,6 +23,15 @@ class LatentMoments(Domain):
     """A .zip; empty: none at hand, for data-free methods alone."""
     labels: bool = True
     """Labels are those of the latents; otherwise data-free methods draw them uniformly."""
+    sha256: str = ""
+    """Fingerprint of the set, recorded by the run; another one in its place is refused."""
+
+    def settled(self) -> Domain:
+        """With the fingerprint of the file, from the CRC-32 of its members."""
+        if not self.path:
+            return self
+        found = latents_of(self.path).archive.fingerprint()
+        return replace(self, sha256=unchanged(self.path, self.sha256, found))
 
     def source(self, model: Model, data_free: bool) -> Source:
         if not self.path:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 
 import torch
 
@@ -16,6 +17,7 @@ from fewstep.ema import EMA
 from fewstep.eval.classifier import features_and_labels
 from fewstep.eval.evaluate import Yardstick
 from fewstep.fake_score import FakeScore
+from fewstep.files import digest, unchanged
 from fewstep.losses.weight import EDMWeight
 from fewstep.methods.pretrain import Pretrain
 from fewstep.methods.sid import SiD
@@ -42,6 +44,15 @@ class Mnist(Domain):
     in the working folder."""
     drop: float = 0.0
     """Share of training labels replaced by the null label, for guidance."""
+    sha256: str = ""
+    """Digest of the file, recorded by the run; another one in its place is refused."""
+
+    def settled(self) -> Domain:
+        """With the digest of the file, where it is there; `source` says where it is not."""
+        path = Path(self.path)
+        if not path.is_file():
+            return self
+        return replace(self, sha256=unchanged(path, self.sha256, digest(path)))
 
     def source(self, model: Model, data_free: bool) -> Source:
         if model.shape != data.SHAPE or model.classes not in (0, data.CLASSES):

@@ -5,7 +5,7 @@ fewstep train digits_teacher --domain "Pictures('my.zip', flip=True)" ...
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from torch import Tensor
@@ -14,6 +14,7 @@ from fewstep.core import Source
 from fewstep.data.picture_set import LabelsAlone, Shuffled, first_shape, load, spread
 from fewstep.data.readers import Reader, reader_of
 from fewstep.data.source import Latents
+from fewstep.files import unchanged
 from fewstep.model import Model
 from fewstep.recipes.run import Domain
 
@@ -32,10 +33,19 @@ class Pictures(Domain):
     """Labels are those of the pictures; otherwise data-free methods draw them uniformly."""
     max_items: int = 0
     """Use that many, evenly spread over the set; 0: all."""
+    sha256: str = ""
+    """Fingerprint of the set, recorded by the run; another one in its place is refused."""
 
     def __post_init__(self) -> None:
         if self.resolution < 0 or self.max_items < 0:
             raise ValueError(f"Pictures needs resolution and max_items of 0 or more, got {self}")
+
+    def settled(self) -> Domain:
+        """With the fingerprint of the set: names and sizes in a folder, or CRC-32 in a file."""
+        if not self.path:
+            return self
+        found = reader_of(self.path).fingerprint()
+        return replace(self, sha256=unchanged(self.path, self.sha256, found))
 
     def source(self, model: Model, data_free: bool) -> Source:
         if not self.path:

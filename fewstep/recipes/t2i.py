@@ -18,7 +18,7 @@ from fewstep.data.embeddings import Conditioned, Embeddings, key
 from fewstep.data.prompts import read_prompts
 from fewstep.ema import EMA
 from fewstep.fake_score import FakeScore
-from fewstep.files import digest
+from fewstep.files import digest, unchanged
 from fewstep.generator import Generator
 from fewstep.guidance import LSG
 from fewstep.losses.weight import Power
@@ -55,10 +55,7 @@ class Prompts(Domain):
             raise ValueError(
                 f"there is no file {self.file} of prompts; name one with --domain.file"
             )
-        found = digest(Path(self.file))
-        if self.sha256 not in ("", found):
-            raise ValueError(f"{self.file} is no longer the file that the run was started with")
-        return replace(self, sha256=found)
+        return replace(self, sha256=unchanged(self.file, self.sha256, digest(Path(self.file))))
 
     def source(self, model: Model, data_free: bool) -> Source:
         raise ValueError("prompts need a teacher that understands them; pass its pipeline folder")

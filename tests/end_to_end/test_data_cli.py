@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import signal
@@ -17,7 +18,7 @@ from PIL import Image
 from fewstep.data import pack as packing
 from fewstep.data.images import fit
 from fewstep.data.readers import reader_of
-from tests.end_to_end.command import fewstep
+from tests.end_to_end.command import TEACH, fewstep, tree
 from tests.picture_files import as_folder, as_npz, as_zip, encoded, files, labelled, noise
 from tests.test_docs import ROOT, follow
 
@@ -190,3 +191,31 @@ def test_the_page_about_data() -> None:
     done = fewstep("evaluate", "runs/again")
     words = "fewstep: runs/again cannot be measured: its domain, Pictures, has no yardstick"
     assert (done.code, done.err.partition(";")[0]) == (2, words)
+
+
+def test_a_run_knows_its_data(home: Path) -> None:
+    """Recorded in run.json; the run goes on with the same set elsewhere, not with another one."""
+    x = noise(24, 8, 1)
+    as_folder(home / "set", labelled(files(x), [0] * 24))
+    train = (*TEACH, "--domain", "Pictures('set')", "--out", "run", "--draw-every", "100")
+    done = fewstep(*train)
+    assert done.code == 0, done.err
+    first = json.loads((home / "run" / "run.json").read_text())["run"]["domain"]["sha256"]
+    names = sorted(Path("set").rglob("*.png"))
+    lines = (f"{p.relative_to('set')} {p.stat().st_size}\n" for p in names)
+    assert first == hashlib.sha256("".join(lines).encode()).hexdigest()
+    shutil.copytree("set", "moved")  # other dates
+    shutil.rmtree("set")
+    Path("moved").rename("set")
+    assert "finished already" in fewstep(*train).err
+    next(Path("set").rglob("*.png")).write_bytes(b"another")
+    before = tree(home / "run")
+    changed = fewstep(*train)
+    assert changed.code == 2
+    assert f"run.domain.sha256 was {first}, now " in changed.err
+    assert tree(home / "run") == before
+    recorded = fewstep(*train, "--domain.sha256", first, "--out", "other")
+    assert (recorded.code, recorded.err) == (
+        2,
+        "fewstep: set no longer holds what the run was started with\n",
+    )
