@@ -22,7 +22,7 @@ from fewstep.core import Sampler
 from fewstep.ema_power import PowerEMA, beta, combination, gamma_of, update
 from fewstep.files import Damaged, pack, read_folder, unpack, write_folder
 from fewstep.model import Model
-from fewstep.parallel import local, rank
+from fewstep.parallel import first, local, rank
 from fewstep.run_folder import RunFolder
 from fewstep.spec import decode
 from fewstep.student import save_model
@@ -32,7 +32,10 @@ KIND = "fewstep averages"
 
 
 class Averages:
-    """The averages that `config` names of the net `output` of a training state."""
+    """The averages that `config` names of the net `output` of a training state.
+
+    All ranks make one and call it; rank 0 alone holds networks.
+    """
 
     def __init__(self, config: PowerEMA, folder: Path, state: State, output: str) -> None:
         """At step 0 the averages are the net; at a later one those that `folder` has of it.
@@ -44,13 +47,15 @@ class Averages:
             raise ValueError("power averages need whole networks: leave out --shard, or --power")
         self.nets: dict[float, nn.Module] = {
             sigma: deepcopy(state.nets[output]).requires_grad_(False).eval()
-            for sigma in config.sigma_rel
+            for sigma in (config.sigma_rel if rank() == 0 else ())
         }
-        if self.nets and state.step:
-            path = folder / f"step-{state.step:08d}"
-            read_folder(path)
-            for sigma, net in self.nets.items():
-                load_weights(net, unpack(path / _file(sigma)), path)
+        if config.sigma_rel and state.step:
+            first(lambda: self._load(folder / f"step-{state.step:08d}"))
+
+    def _load(self, path: Path) -> None:
+        read_folder(path)
+        for sigma, net in self.nets.items():
+            load_weights(net, unpack(path / _file(sigma)), path)
 
     def update(self, state: State) -> None:
         """Take the net in as it is after a step; a step that was skipped changes nothing."""
@@ -65,7 +70,7 @@ class Averages:
         To be called before the checkpoint of the same step is written, which cannot continue
         without them. Of the others two are kept, as of checkpoints.
         """
-        if not self.nets or rank():
+        if not self.nets:
             return
         files = {_file(sigma): pack(net.state_dict()) for sigma, net in self.nets.items()}
         facts = {"kind": KIND, "step": state.step, "images": state.images, "regular": regular}

@@ -124,10 +124,9 @@ def usable(device: str) -> torch.device:
 
 
 def prepare(run: Run, recipe: str, teacher: str, device: str = "cpu", init: str = "") -> Work:
-    """Load and build what `run` needs; a ValueError says what is missing or does not fit."""
+    """Load and build what a `settled` run needs; a ValueError says what is missing or wrong."""
     where = usable(device)
     divisible(run.batch, run.accumulate)
-    run = settled(run, teacher)
     model = load_teacher(run.domain, teacher, where) if run.distils else None
     if run.distils and model is None:
         raise ValueError(

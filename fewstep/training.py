@@ -3,14 +3,13 @@
     for record in train(method, teacher, net, source, batch=256, steps=1000):
         ...                      # log, draw pictures, save: ordinary code, no callbacks
 
-The loop knows turns and nothing else of a method. It owns what every run needs: gradient
-accumulation, learning rates, the moving average, precision, a guard against non-finite numbers,
-and the averaging of gradients over the processes of `fewstep.parallel`.
+The loop knows turns and nothing else of a method. It owns what every run needs: learning rates,
+the moving average, loss scales, and a guard against non-finite numbers. How the gradient of a
+turn comes about, in parts and over processes, is `fewstep.gradient`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,11 +21,11 @@ import torch
 from torch import Tensor, nn
 
 from fewstep import parallel
-from fewstep.core import Batch, Denoiser, Loss, Method, Nets, Source, Turn
-from fewstep.draws import Draws
+from fewstep.core import Denoiser, Method, Nets, Source, Turn
 from fewstep.ema import EMA
+from fewstep.gradient import Task, gradient, total_norm
 from fewstep.optim import Optim
-from fewstep.precision import Precision, Scale, lowered
+from fewstep.precision import Precision, Scale
 
 
 class Diverged(FloatingPointError):
@@ -127,9 +126,9 @@ def train(
                 if turn.net not in state.optimizers:
                     state.optimizers[turn.net] = config.build(trained.parameters())
                 optimizer = state.optimizers[turn.net]
-                values = _gradient(turn, state, task, batch)
+                values, norm = _gradient(turn, state, task, batch)
                 if _guard(state, turn.net, values, patience):
-                    _descend(trained, optimizer, config, rate)
+                    _descend(trained, optimizer, config, rate, norm)
                     if turn.net == method.output:
                         ema.update(state.average, trained, batch, state.images)
                         state.images += batch
@@ -153,48 +152,29 @@ def divisible(batch: int, accumulate: int) -> None:
         )
 
 
-class Task(NamedTuple):
-    """What the gradient of every turn depends on beside the state."""
+def _gradient(turn: Turn, state: State, task: Task, batch: int) -> tuple[dict[str, float], Tensor]:
+    """Leave the gradient over the next `batch` samples in the net; what is logged, and its norm.
 
-    method: Method
-    teacher: Denoiser | None
-    source: Source
-    parts: int
-    """Equal parts this process computes its share of a batch in."""
-    precision: Precision
-    seed: int
-    device: torch.device
-
-
-def _gradient(turn: Turn, state: State, task: Task, batch: int) -> dict[str, float]:
-    """Leave the gradient over the next `batch` samples in the net; what is logged of it.
-
-    Each process takes its own samples; afterwards all hold the same gradient and numbers.
+    Counts the samples, and in float16 keeps the net's loss scale.
     """
-    net, first = state.nets[turn.net], state.drawn
+    samples = range(state.drawn, state.drawn + batch)
     state.drawn += batch
     if task.precision == "fp16":
         state.scales.setdefault(turn.net, Scale())
-    scale = state.scales[turn.net].value if turn.net in state.scales else 1.0
-    logs = _backward(turn, state.nets, task, parallel.share(range(first, first + batch)), scale)
-    parallel.average_gradients(net)
-    means = parallel.mean(torch.stack([value.float() for value in logs.values()]))
-    gradients = [p.grad for p in net.parameters() if p.grad is not None]
-    if scale != 1:
-        torch._foreach_div_(gradients, scale)
-    norm = parallel.full(nn.utils.get_total_norm(gradients))
-    *numbers, size = torch.cat([means, norm.float()[None]]).tolist()  # one wait for the device
-    values = {**dict(zip(logs, numbers, strict=True)), "grad_norm": size}
-    return values | ({"scale": scale} if turn.net in state.scales else {})
+    scaled = {"scale": state.scales[turn.net].value} if turn.net in state.scales else {}
+    values, norm = gradient(turn, state.nets, task, samples, scaled.get("scale", 1.0))
+    return values | scaled, norm
 
 
-def _descend(net: nn.Module, optimizer: torch.optim.Optimizer, config: Optim, rate: float) -> None:
-    """One optimiser step along the gradient, clipped by element and then by norm."""
+def _descend(
+    net: nn.Module, optimizer: torch.optim.Optimizer, config: Optim, rate: float, norm: Tensor
+) -> None:
+    """One optimiser step along the gradient, of this norm, clipped by element, then by norm."""
     if config.clip_value < math.inf:
         nn.utils.clip_grad_value_(net.parameters(), config.clip_value)
+        norm = total_norm(net)
     if config.clip < math.inf:
-        norm = nn.utils.get_total_norm([p.grad for p in net.parameters() if p.grad is not None])
-        nn.utils.clip_grads_with_norm_(net.parameters(), config.clip, parallel.full(norm))
+        nn.utils.clip_grads_with_norm_(net.parameters(), config.clip, norm)
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.step()
@@ -204,63 +184,6 @@ def _named(optim: Mapping[str, Optim], net: str) -> Optim:
     if net not in optim:
         raise ValueError(f"no optimiser for net {net!r}; optim has {', '.join(optim)}")
     return optim[net]
-
-
-def _backward(turn: Turn, nets: Nets, task: Task, share: range, scale: float) -> dict[str, Tensor]:
-    """Accumulate the turn's gradient, times `scale`, over equal parts; the mean of its logs."""
-    logs: dict[str, Tensor] = {}
-    count = len(share) // task.parts
-    for start in share[::count]:
-        with _seeded(task.seed, start, task.device):
-            piece: Batch = task.source(Draws.range(start, count, task.seed, task.device))
-            _wanted(piece, task)
-            with lowered(task.precision, task.device):
-                loss = turn.loss(nets, task.teacher, piece)  # type: ignore[arg-type]
-            _well_formed(loss, turn)
-            (loss.total * scale / task.parts).backward()
-        for key, value in {"loss": loss.total, **loss.logs}.items():
-            logs[key] = logs.get(key, 0) + value.detach() / task.parts
-    return logs
-
-
-@contextmanager
-def _seeded(seed: int, number: int, device: torch.device) -> Iterator[None]:
-    """Start torch's generators from the first sample's number, then put them back.
-
-    Nothing here draws from them, but dropout in a network does, and has to resume too.
-    """
-    cuda = device.type == "cuda"
-    with torch.random.fork_rng([device] if cuda else []):
-        key = hashlib.blake2b(f"{seed}:torch:{number}".encode(), digest_size=7).digest()
-        torch.default_generator.manual_seed(int.from_bytes(key, "little"))
-        if cuda:
-            torch.cuda.manual_seed(int.from_bytes(key, "little"))
-        yield
-
-
-def _wanted(batch: Batch, task: Task) -> None:
-    """Refuse data that a method would silently ignore."""
-    if batch.x0 is not None and not task.method.needs_data:
-        raise ValueError(
-            f"{type(task.method).__name__} learns without data, but the source gives some, which "
-            "would not be used; take a source of noise and labels (Latents), or a method that "
-            "learns from data, such as SiDA"
-        )
-
-
-def _well_formed(loss: Loss, turn: Turn) -> None:
-    """Say in a sentence what a method's author forgot."""
-    if not isinstance(loss, Loss):
-        came = type(loss).__name__
-        raise ValueError(f"the loss of {turn.net!r} returned a {came}; return Loss(total, logs)")
-    for name, value in {"total": loss.total, **loss.logs}.items():
-        if not isinstance(value, Tensor) or value.numel() != 1:
-            shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise ValueError(f"the loss of {turn.net!r}: {name} must be a scalar, got {shape}")
-    if not loss.total.requires_grad:
-        raise ValueError(
-            f"the loss of {turn.net!r} does not depend on its parameters: no gradient reaches them"
-        )
 
 
 def _turns(method: Method, nets: Nets, step: int) -> Sequence[Turn]:

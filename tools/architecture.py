@@ -26,7 +26,7 @@ LAYERS = (
     ("storage", ("student", "checkpoint", "spec", "files")),
     (
         "the loop",
-        ("training", "optim", "ema", "ema_power", "precision", "parallel", "sharding"),
+        ("training", "gradient", "optim", "ema", "ema_power", "precision", "parallel", "sharding"),
     ),
     ("algorithms", ("methods", "nets", "teachers", "pipelines", "data")),
     ("shared by methods", ("critic", "fake_score", "guidance", "augment", "tap")),

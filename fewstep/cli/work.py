@@ -24,7 +24,7 @@ from fewstep.run_folder import RunFolder
 from fewstep.runner import Note, Progress, Step, execute, prepare
 from fewstep.spec import decode, encode
 from fewstep.student import load_student
-from fewstep.teaching import load_teacher, model_of
+from fewstep.teaching import load_teacher, model_of, settled
 
 Metrics = dict[str, dict[str, float]]
 NO_TEACHER = "what it costs is known with a teacher: pass --teacher too"
@@ -60,7 +60,9 @@ def perform(
         from fewstep.cli.cost import estimate
 
         known = teacher or not run.distils or run.domain.exact() is not None
-        cost = estimate(prepare(run, recipe, teacher, device, init)) if known else NO_TEACHER
+        cost = NO_TEACHER
+        if known:
+            cost = estimate(prepare(settled(run, teacher), recipe, teacher, device, init))
         print(json.dumps(encode(run), indent=2))
         print(cost)
         return 0

@@ -24,10 +24,12 @@ from fewstep.core import Batch
 from fewstep.data.source import Latents
 from fewstep.draws import Draws
 from fewstep.ema import EMA
+from fewstep.ema_power import PowerEMA
 from fewstep.methods.sid import SiD
 from fewstep.model import Model
 from fewstep.nets.mlp import MLP
 from fewstep.optim import Optim
+from fewstep.posthoc import Averages
 from fewstep.sharding import shard
 from fewstep.teachers.gaussian import GaussianMixture
 from fewstep.training import State, train
@@ -209,3 +211,32 @@ def test_signs_of_tiny_gradients_are_no_smooth_function(tmp_path: Path) -> None:
     one, _ = run(optim=published)
     two, _ = results(2, tmp_path, run, STEPS, 1, published)[0]
     assert 1e-6 < apart(weights(two), weights(one)) < 0.1
+
+
+def averaged(folder: Path) -> tuple[int, bool, str]:
+    """Networks this rank averages, whether they follow, and how it hears of a lost file."""
+    with parallel.joined():
+        state = State.init(METHOD, GaussianMixture.ring(3), MODEL.build(1))
+        kept = Averages(PowerEMA((0.1,)), folder, state, "student")
+        state.step, state.images = 1, 16
+        for p in state.nets["student"].parameters():
+            p.data += 1
+        kept.update(state)
+        kept.save(state, regular=True)
+        parallel.mean(torch.zeros(1))  # rank 0 has stored them
+        again = Averages(PowerEMA((0.1,)), folder, state, "student")
+        sums = [[float(p.detach().sum()) for p in n.parameters()] for n in again.nets.values()]
+        follows = sums == [[float(p.sum()) for p in state.nets["student"].parameters()]]
+        try:
+            state.step = 2
+            Averages(PowerEMA((0.1,)), folder, state, "student")
+        except ValueError as error:
+            return len(again.nets), follows, str(error)
+    return 0, False, ""
+
+
+def test_rank_0_alone_keeps_power_averages(tmp_path: Path) -> None:
+    """After a first update they are the net; what rank 0 does not find is missing for all."""
+    missing = f"{tmp_path / 'step-00000002' / 'manifest.json'} is missing"
+    expected = [(1, True, missing), (0, False, missing)]
+    assert results(2, tmp_path, averaged, tmp_path) == expected
