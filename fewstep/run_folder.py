@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.files import Damaged, read_json, write, write_json
+from fewstep.spec import decode, encode
 
 TORN = ".*.partial-*"
 """What was being written when a process was killed."""
@@ -104,6 +105,7 @@ class RunFolder:
         if not (self.path / "run.json").exists():
             return False
         earlier = self.facts()
+        earlier["run"] = _filled(earlier["run"])
         for key in ("run", "files", *MODELS):
             if (earlier.get(key) or "") != (facts.get(key) or ""):
                 where = first_difference(earlier.get(key), facts.get(key), key)
@@ -170,6 +172,14 @@ def locked(path: Path) -> Iterator[None]:
                 f"{path} is in use by another process; wait for it, or choose another --out"
             ) from None
         yield
+
+
+def _filled(run: Any) -> Any:
+    """A stored run with the fields that this version added to it, at their defaults."""
+    try:
+        return encode(decode(run))
+    except ValueError:  # fields that are no more: the difference will be told
+        return run
 
 
 def first_difference(old: Any, new: Any, where: str) -> str:

@@ -19,6 +19,7 @@ from fewstep import checkpoint, parallel
 from fewstep.core import Denoiser, Source
 from fewstep.environment import environment
 from fewstep.generator import Generator
+from fewstep.nets.recompute import has_blocks, recompute
 from fewstep.posthoc import Averages
 from fewstep.recipes.run import Run
 from fewstep.run_folder import RunFolder, locked
@@ -149,6 +150,10 @@ def prepare(run: Run, recipe: str, teacher: str, device: str = "cpu", init: str 
         net = model.denoiser
     else:
         net = run.model.build(run.seed)
+    if run.recompute:  # the copies of it that are trained do so too
+        recompute(net)
+        if model is not None and has_blocks(model.denoiser):
+            recompute(model.denoiser)
     return Work(run, model, net.to(where), source)
 
 

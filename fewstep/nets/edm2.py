@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from fewstep.nets.attention import attend, split_heads
 from fewstep.nets.edm_layers import downsample, filter_2d, upsample
 from fewstep.nets.precond import Preconditioned, Scaling, edm_scaling
+from fewstep.nets.recompute import again
 from fewstep.nets.unet import Resample, TappedUNet
 from fewstep.path import VE
 
@@ -95,7 +96,7 @@ class MPConv(nn.Module):
 
     def forward(self, x: Tensor, gain: Tensor | float = 1.0) -> Tensor:
         """x: (B, in, ...) -> (B, out, ...), scaled by `gain`."""
-        if self.training:
+        if self.training and not again():
             self.force()
         w = normalize(self.weight.to(_wide(x.dtype)))
         w = (w * (gain / math.sqrt(w[0].numel()))).to(x.dtype)

@@ -74,6 +74,8 @@ class Run:
     """Non-finite updates in a row that are skipped before the run stops."""
     precision: Precision = "fp32"
     """Of the networks' matrix products while training; weights and losses stay in float32."""
+    recompute: bool = False
+    """Compute activations again when a gradient needs them: less memory, the same numbers."""
 
     @property
     def distils(self) -> bool:

@@ -15,6 +15,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from fewstep import parallel
 from fewstep.nets.edm2 import Precond
 from fewstep.nets.edm_precond import EDMPrecond
+from fewstep.nets.recompute import recompute
 from fewstep.optim import Optim
 from fewstep.sharding import shard
 from tests.distributed.processes import results, together
@@ -154,6 +155,39 @@ def tapped() -> list[float]:
 
 def test_a_unet_and_its_tap(tmp_path: Path) -> None:
     assert results(2, tmp_path, tapped) == [[0.0] * 4] * 2
+
+
+def leaner() -> list[float]:
+    """How far apart gradients are: of a U-Net whole and in parts, in parts and in lean ones."""
+    with parallel.joined():
+        torch.manual_seed(parallel.rank())
+        x, t = torch.randn(2, 1, 8, 8), torch.tensor([0.5, 2.0])
+        found: list[list[Tensor]] = []
+        for lean, parts in ((False, False), (False, True), (True, True)):
+            torch.manual_seed(0)
+            options: Any = {"model_channels": 8, "channel_mult": [1, 2], "num_blocks": 1}
+            net = EDMPrecond(8, 1, model_type="DhariwalUNet", dropout=0.2, **options)
+            for p in net.parameters():
+                nn.init.normal_(p, std=0.1)
+            if lean:
+                recompute(net)
+            if parts:
+                shard(net)
+            out, features = net.forward_with_features(x, t)
+            (out.square().mean() + features.square().mean()).backward()
+            parallel.average_gradients(net)
+            found.append([parallel.full(p.grad) for p in net.parameters() if p.grad is not None])
+        whole, parted, again = found
+        assert len(whole) == len(parted) == len(again) > 20
+        both = (zip(whole, parted, strict=True), zip(parted, again, strict=True))
+        return [max(float((a - b).abs().max()) for a, b in pairs) for pairs in both]
+
+
+def test_parts_are_put_together_again_to_recompute(tmp_path: Path) -> None:
+    """Of a sharded block, in the backward pass: the bits of one that keeps its activations."""
+    for whole, parts in results(2, tmp_path, leaner):
+        assert whole < 1e-7
+        assert parts == 0.0
 
 
 def refused() -> str:
