@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
+
+from fewstep.offload import rest_moments
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,8 @@ class Optim:
     """Largest gradient norm; larger gradients are scaled down to it."""
     clip_value: float = math.inf
     """Largest element of a gradient: all are clamped to +- this, before the norm is looked at."""
+    offload: bool = False
+    """Keep the moments in main memory between updates, not on the accelerator."""
 
     def __post_init__(self) -> None:
         if not (self.lr > 0 and self.warmup >= 0):
@@ -48,11 +52,15 @@ class Optim:
     def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """Adam, or AdamW where there is weight decay."""
         betas = float(self.betas[0]), float(self.betas[1])
+        settings: dict[str, Any] = {"lr": self.lr, "betas": betas, "eps": self.eps}
+        optimizer: torch.optim.Optimizer
         if self.weight_decay:
-            return torch.optim.AdamW(
-                parameters, self.lr, betas, self.eps, weight_decay=self.weight_decay
-            )
-        return torch.optim.Adam(parameters, self.lr, betas, self.eps)
+            optimizer = torch.optim.AdamW(parameters, weight_decay=self.weight_decay, **settings)
+        else:
+            optimizer = torch.optim.Adam(parameters, **settings)
+        if self.offload:
+            rest_moments(optimizer)
+        return optimizer
 
     def rate(self, step: int, steps: int) -> float:
         """The learning rate of update `step` (from 0) of `steps`."""

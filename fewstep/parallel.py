@@ -252,22 +252,29 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> Tensor:
 def compare(tensors: Mapping[str, Tensor], when: str) -> None:
     """Raise `Unequal` on all ranks unless they hold the same bits in all `tensors`.
 
-    Of a sharded tensor each rank holds another part: nothing to compare.
+    Of a tensor in parts, those ranks are compared that hold the same one (`fewstep.sharding`).
     """
-    tensors = {name: t for name, t in tensors.items() if local(t) is t}
-    if size() == 1:
-        return
-    mine = fingerprint(tensors)
-    every = [torch.empty_like(mine) for _ in range(size())]
-    with _talking():
-        dist.all_gather(every, mine)
-    table = torch.stack(every)
-    usual = table.mode(0).values
-    for column in (table != usual).any(0).nonzero().flatten().tolist()[:1]:
-        ranks = (table[:, column] != usual[column]).nonzero().flatten().tolist()
-        odd = f"process {ranks[0]} differs from the others" if size() > 2 else "the two differ"
-        raise Unequal(
-            f"the processes hold different numbers in {list(tensors)[column]} {when}: {odd}; "
-            "memory or the network altered them, or a method draws random numbers of its own; "
-            "run the same command again to continue from the last checkpoint"
-        )
+    for parts in sorted({_parts(t) for t in tensors.values()} - {size()}):
+        some = {name: local(t) for name, t in tensors.items() if _parts(t) == parts}
+        mine = fingerprint(some)
+        every = [torch.empty_like(mine) for _ in range(size())]
+        with _talking():
+            dist.all_gather(every, mine)
+        table = torch.stack(every).unflatten(0, (-1, parts))  # copy, part, tensor
+        wrong = (table != table.mode(0).values).nonzero().tolist()
+        for copy, part, column in sorted(wrong, key=lambda place: place[2])[:1]:
+            ranks = range(part, size(), parts)
+            odd = f"process {ranks[copy]} differs from the others"
+            if len(ranks) == 2:
+                odd = f"processes {ranks[0]} and {ranks[1]} differ"
+            raise Unequal(
+                f"the processes hold different numbers in {list(some)[column]} {when}: {odd}; "
+                "memory or the network altered them, or a method draws random numbers of its "
+                "own; run the same command again to continue from the last checkpoint"
+            )
+
+
+def _parts(t: Tensor) -> int:
+    """How many ranks share a copy of `t`."""
+    found: int = t.device_mesh.shape[-1] if hasattr(t, "device_mesh") else 1
+    return found

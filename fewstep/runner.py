@@ -20,11 +20,13 @@ from fewstep.core import Denoiser, Source
 from fewstep.environment import environment
 from fewstep.generator import Generator
 from fewstep.nets.recompute import has_blocks, recompute
+from fewstep.offload import Resting
+from fewstep.optim import Optim
 from fewstep.posthoc import Averages
 from fewstep.recipes.run import Run
 from fewstep.run_folder import RunFolder, locked
 from fewstep.sample import FewStep
-from fewstep.sharding import shard
+from fewstep.sharding import copies, shard
 from fewstep.spec import encode, own_files
 from fewstep.student import save_model
 from fewstep.teaching import load_teacher, loaded, settled
@@ -65,8 +67,16 @@ class Work:
     net: nn.Module
     """What training starts from: the teacher's network, or a fresh one."""
     source: Source
-    sharded: bool = False
-    """Whether each process keeps but a part of every net."""
+    parts: int = 1
+    """How many processes share a copy of every net; 0: all of them."""
+
+    def __post_init__(self) -> None:
+        copies(self.parts)
+        if self.sharded and (self.run.optim.offload or (self.run.fake_optim or Optim()).offload):
+            raise ValueError(
+                "the moments of nets in parts stay where these are; leave out --shard, or "
+                "Optim.offload"
+            )
 
     @property
     def denoiser(self) -> Denoiser | None:
@@ -77,16 +87,26 @@ class Work:
         """The state at step 0."""
         state = State.init(self.run.method, self.denoiser, self.net)
         if self.sharded:
-            every = (*state.nets.values(), state.average, self.denoiser)
-            for net in every:
+            if any(optim.offload for optim in self.run.optims(state.nets).values()):
+                raise ValueError(
+                    "moments of nets in parts stay there: no Optim.offload and --shard"
+                )
+            for net in (*state.nets.values(), state.average, self.denoiser):
                 if isinstance(net, nn.Module):
-                    shard(net)
+                    shard(net, self.parts, self.run.offload and net is self.denoiser)
         return state
+
+    @property
+    def sharded(self) -> bool:
+        """Whether each process keeps but a part of every net."""
+        return self.parts != 1 and parallel.size() > 1
 
     def records(self, state: State) -> Iterator[Record]:
         """Train from `state` on."""
-        run = self.run
-        return train(
+        run, teacher, resting = self.run, self.denoiser, None
+        if run.offload and not self.sharded and isinstance(teacher, nn.Module):
+            resting = Resting(teacher, next(state.average.parameters()).device)
+        for record in train(
             run.method,
             self.denoiser,
             self.net,
@@ -100,7 +120,10 @@ class Work:
             patience=run.patience,
             precision=run.precision,
             state=state,
-        )
+        ):
+            yield record
+            if resting is not None:  # whoever looked may have called it
+                resting.rest()
 
 
 def starting_point(run: Run, init: str) -> nn.Module:
@@ -166,9 +189,12 @@ def execute(
     command: str = "",
     device: str = "cpu",
     init: str = "",
-    sharded: bool = False,
+    parts: int = 1,
 ) -> Steps[Progress, None, None]:
-    """Train `run` in the folder `out`; yields notes and steps. Closing it saves and stops."""
+    """Train `run` in the folder `out`; yields notes and steps. Closing it saves and stops.
+
+    parts: how many processes share a copy of every net; 0: all of them.
+    """
     folder, run = RunFolder(out), settled(run, teacher)
     facts = {
         "format": 1,
@@ -184,7 +210,7 @@ def execute(
     if parallel.first(lambda: folder.continues(facts) and folder.finished):
         yield Note(f"{out} is finished already")
         return
-    work = replace(prepare(run, recipe, teacher, device, init), sharded=sharded)
+    work = replace(prepare(run, recipe, teacher, device, init), parts=parts)
     with ExitStack() as held:
 
         def claim() -> tuple[bool, str]:

@@ -20,14 +20,22 @@ METHODS = ("encode", "forward_with_features")
 """What is called of a denoiser beside forward (`fewstep.nets.tap`)."""
 
 
-def shard(net: nn.Module) -> None:
+def shard(net: nn.Module, parts: int = 0, offload: bool = False) -> None:
     """Shard `net` in place: every entry of its lists of blocks by itself, then the rest.
 
-    To be called on all ranks, before its optimiser is built. Nets without parameters stay as
-    they are. ValueError for networks that rewrite their weights as they are called.
+    To be called on all ranks, before its optimiser is built. Each weight is cut into `parts`, one
+    for each of as many neighbouring ranks; 0: for all ranks. Where there are more ranks, they
+    hold copies (HSDP). With `offload` the parts rest in main memory, and blocks are put together
+    on the accelerator. Nets without parameters stay as they are. ValueError where the ranks do
+    not make whole copies, and for networks that rewrite their weights as they are called.
     """
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+    from torch.distributed.fsdp import (
+        CPUOffloadPolicy,
+        OffloadPolicy,
+        fully_shard,
+        register_fsdp_forward_method,
+    )
 
     parameters = list(net.parameters())
     if parallel.size() == 1 or not parameters:
@@ -38,11 +46,27 @@ def shard(net: nn.Module) -> None:
                 f"{type(module).__name__} rewrites its weights in each step, which parts of them "
                 "cannot; leave --shard out"
             )
-    mesh = init_device_mesh(parameters[0].device.type, (parallel.size(),))
+    device = parameters[0].device.type
+    policy = CPUOffloadPolicy(pin_memory=device != "cpu") if offload else OffloadPolicy()
+    rows, parts = copies(parts), parts or parallel.size()
+    names = ("copies", "parts")
+    mesh = init_device_mesh(device, (rows, parts), mesh_dim_names=names)
+    mesh = mesh if rows > 1 else mesh["parts"]
     lists = [m for m in net.modules() if isinstance(m, (nn.ModuleList, nn.ModuleDict))]
     blocks = [block for one in reversed(lists) for block in one.children()]
     for module in [*blocks, net]:  # taken apart after each call, or turns would find it whole
-        fully_shard(module, mesh=mesh, reshard_after_forward=True)
+        fully_shard(module, mesh=mesh, reshard_after_forward=True, offload_policy=policy)
     for name in METHODS:
         if hasattr(net, name):
             register_fsdp_forward_method(net, name)
+
+
+def copies(parts: int) -> int:
+    """How many whole copies the ranks hold of nets in `parts` (0: as many as ranks)."""
+    parts = parts or parallel.size()
+    if parts < 1 or parallel.size() % parts:
+        raise ValueError(
+            f"{parallel.size()} processes do not make whole copies of nets in {parts} parts; "
+            "give --shard a number that divides them"
+        )
+    return parallel.size() // parts

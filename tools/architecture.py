@@ -26,7 +26,17 @@ LAYERS = (
     ("storage", ("student", "checkpoint", "spec", "files")),
     (
         "the loop",
-        ("training", "gradient", "optim", "ema", "ema_power", "precision", "parallel", "sharding"),
+        (
+            "training",
+            "gradient",
+            "optim",
+            "ema",
+            "ema_power",
+            "precision",
+            "parallel",
+            "sharding",
+            "offload",
+        ),
     ),
     ("algorithms", ("methods", "nets", "teachers", "pipelines", "data")),
     ("shared by methods", ("critic", "fake_score", "guidance", "augment", "tap")),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from argparse import ArgumentParser
 from pathlib import Path
 
 from fewstep.cli.display import say
@@ -51,18 +52,7 @@ def _run(verb: str, args: list[str], default: str) -> int:
         parser.add_argument(
             "--init", default="", help="folder of the network to start from (default: the teacher)"
         )
-    parser.add_argument("--device", default="cpu", help="such as cuda or mps (default: cpu)")
-    parser.add_argument(
-        "--timeout",
-        type=float,
-        default=120.0,
-        help="with several processes: seconds a step may take before all stop (default: 120)",
-    )
-    parser.add_argument(
-        "--shard",
-        action="store_true",
-        help="with several processes: each keeps but a part of every net (FSDP2)",
-    )
+    _machine_flags(parser)
     parser.add_argument("--dry-run", action="store_true", help="print the run and its cost only")
     parser.add_argument("-h", "--help", action="store_true", help="this, and the recipe's fields")
     own, rest = parser.parse_known_args(args)
@@ -91,8 +81,29 @@ def _run(verb: str, args: list[str], default: str) -> int:
         fail(f"{name} {does} a teacher; the command is: fewstep {right} {name}")
     out = Path(own.out.replace("{recipe}", Path(name.partition(":")[0]).stem))
     command = shlex.join(["fewstep", verb, *args])
-    machine = {"device": own.device, "timeout": own.timeout, "sharded": own.shard}
+    machine = {"device": own.device, "timeout": own.timeout, "parts": own.shard}
     return perform(run, out, name, teacher, command, own.dry_run, init=init, **machine)
+
+
+def _machine_flags(parser: ArgumentParser) -> None:
+    """What is no part of a run: where it is computed."""
+    parser.add_argument("--device", default="cpu", help="such as cuda or mps (default: cpu)")
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=120.0,
+        help="with several processes: seconds a step may take before all stop (default: 120)",
+    )
+    parser.add_argument(
+        "--shard",
+        nargs="?",
+        type=int,
+        const=0,
+        default=1,
+        metavar="PARTS",
+        help="with several processes: each keeps but a part of every net (FSDP2); with a number, "
+        "so many share a copy (HSDP)",
+    )
 
 
 def demo(args: list[str]) -> int:

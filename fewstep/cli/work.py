@@ -53,7 +53,7 @@ def perform(
     device: str = "cpu",
     init: str = "",
     timeout: float = parallel.TIMEOUT,
-    sharded: bool = False,
+    parts: int = 1,
 ) -> int:
     """Execute `run` in `out` with a progress bar, or (`dry`) only say what it would be."""
     if dry:
@@ -72,7 +72,7 @@ def perform(
             parallel.joined(device, timeout) as here,
         ):
             facts = {"recipe": recipe, "teacher": teacher, "command": command, "init": init}
-            work = execute(run, out, device=here, sharded=sharded, **facts)
+            work = execute(run, out, device=here, parts=parts, **facts)
             bar, where = Bar(recipe, run.steps), f"{out}; continue with: {command}"
             if asked := _follow(work, stop, bar, where):
                 return stop.code(asked)

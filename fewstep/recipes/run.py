@@ -76,6 +76,8 @@ class Run:
     """Of the networks' matrix products while training; weights and losses stay in float32."""
     recompute: bool = False
     """Compute activations again when a gradient needs them: less memory, the same numbers."""
+    offload: bool = False
+    """Keep the teacher in main memory while it is not called; for moments see Optim.offload."""
 
     @property
     def distils(self) -> bool:

@@ -183,7 +183,7 @@ def test_an_altered_replica_is_noticed(undisturbed: Path, tmp_path: Path) -> Non
     assert codes(ended) == [1, 1]
     for end in ended:
         sentence = "fewstep: the processes hold different numbers in nets.fake.net.first.weight "
-        assert f"{sentence}at step 8: the two differ; " in end.err
+        assert f"{sentence}at step 8: processes 0 and 1 differ; " in end.err
     names = [path.name for path in checkpoint.find(tmp_path / "run/checkpoints")]
     assert names == ["step-00000004"]
     finishes(tmp_path, undisturbed, 4)

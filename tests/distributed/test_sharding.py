@@ -27,7 +27,7 @@ CLIPPED = Optim(1e-2, (0.9, 0.99), eps=1e-3, clip=0.3, clip_value=0.2)
 
 
 def sharded(until: int = STEPS, resume: Any = None, save: Any = None, optim: Any = SMOOTH) -> Any:
-    return run(until, 1, optim, None, resume, save, sharded=True)
+    return run(until, 1, optim, None, resume, save, parts=0)
 
 
 def whole(until: int = STEPS, resume: Any = None, save: Any = None, optim: Any = SMOOTH) -> Any:
@@ -93,7 +93,7 @@ def messages() -> tuple[list[int], list[int], int]:
 
     dist.all_reduce = reducing
     setattr(dist, SCATTER, scattering)
-    run(1, sharded=True)
+    run(1, parts=0)
     return parts, sums, sum(p.numel() for p in MODEL.build().parameters())
 
 

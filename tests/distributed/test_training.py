@@ -55,14 +55,15 @@ def run(
     source: Any = None,
     resume: Path | None = None,
     save: Path | None = None,
-    sharded: bool = False,
+    parts: int | None = None,
+    offload: bool = False,
 ) -> Any:
-    """Train to `until`; (everything, the logs of all steps)."""
+    """Train to `until`, nets in parts unless None; (everything, the logs of all steps)."""
     with parallel.joined():
         teacher = GaussianMixture.ring(3)
         state = State.init(METHOD, teacher, MODEL.build(1))
-        for net in (*state.nets.values(), state.average) if sharded else ():
-            shard(net)
+        for net in (*state.nets.values(), state.average) if parts is not None else ():
+            shard(net, parts or 0, offload)
         if resume:
             optims = {"student": optim, "fake": optim}
             checkpoint.resume(resume, state, METHOD, optims)
