@@ -18,7 +18,7 @@ VERBS = {
     "evaluate": "measure a finished run beside its teacher and real data",
     "stats": "make the reference statistics that published measures need",
     "report": "make one self-contained page of a run",
-    "export": "write a student of a pipeline as a folder that stock diffusers loads",
+    "export": "write a student for other programs, such as a folder that stock diffusers loads",
     "inspect": "tell what is inside a model file or folder, without executing any of it",
     "convert": "make a model folder of an EDM, EDM2, SiD or SiDA snapshot",
     "ema": "make a model of another average of a run's weights, after the training",

@@ -175,21 +175,20 @@ def report(args: list[str]) -> int:
 
 def export(args: list[str]) -> int:
     """A student as files of other programs."""
+    from fewstep.export.formats import FORMATS
+    from fewstep.export.formats import export as write
+
+    formats = "; ".join(f"{name}: {form.what}" for name, form in FORMATS.items())
     parser = verb_parser(
         "export",
-        "Write the student of a pipeline: a folder whose scheduler carries its steps, for stock "
-        "diffusers, or the network alone. What is written is loaded and compared first.",
+        "Write a finished student for other programs. What is written is loaded again and "
+        "compared with the student before it is kept.",
     )
     parser.add_argument("run", type=Path, help="a run folder, or a folder with model.json")
     parser.add_argument("out", type=Path, help="the folder or file to write, new or empty")
-    parser.add_argument("--to", choices=("diffusers", "safetensors"), default="diffusers")
+    parser.add_argument("--to", default="diffusers", metavar="FORMAT", help=formats)
     own = parser.parse_args(args)
-    from fewstep.export.pipeline import to_diffusers, to_safetensors
-
-    if own.to == "safetensors":
-        to_safetensors(own.run, own.out)
-    else:
-        say(f"differs from the student by {to_diffusers(own.run, own.out):.1g} of its range")
+    say(f"differs from the student by {write(own.run, own.out, own.to):.1g} of its range")
     print(own.out)
     return 0
 

@@ -68,9 +68,12 @@ def to_diffusers(run: Path, out: Path) -> float:
     return difference
 
 
-def to_safetensors(run: Path, out: Path) -> None:
-    """Write the student's network as one file, under the names that diffusers has for it."""
-    from safetensors.torch import save
+def to_safetensors(run: Path, out: Path) -> float:
+    """Write the student's network as one file, under the names that diffusers has for it.
+
+    Returns the largest difference of a weight from the student's, which is 0.
+    """
+    from safetensors.torch import load_file, save
 
     student = load_student(run)
     folder = origin(_of_pipeline(student, run))
@@ -80,6 +83,8 @@ def to_safetensors(run: Path, out: Path) -> None:
     facts = {"pipeline": folder.pipeline, "sampler": repr(student.sampler), **student.card}
     told = {k: v if isinstance(v, str) else json.dumps(v) for k, v in facts.items()}
     write(out, save(state, {"format": "pt", **told}))
+    again = load_file(out)
+    return max(float((again[name] - state[name]).abs().max()) for name in state)
 
 
 def _of_pipeline(student: Generator, run: Path) -> Generator:

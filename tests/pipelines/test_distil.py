@@ -127,6 +127,10 @@ WRONG: dict[str, tuple[tuple[str, ...], str]] = {
         (*DISTIL, "--method", "SiD(guidance=LSG(4.5))"),
         "does not fit the times",
     ),
+    "no such format": (
+        ("export", "run", "out", "--to", "safetensor"),
+        "there is no format 'safetensor'; did you mean 'safetensors'?",
+    ),
     "unheard": (("sample", "pipe"), "pipe needs --prompts, a text or a file of them"),
     "another's decoder": (
         ("sample", "pipe", "--prompts", "a red cube", "--vae", "pipe/vae"),

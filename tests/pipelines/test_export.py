@@ -126,7 +126,7 @@ def test_the_card_says_how(folders: Folders, tmp_path: Path) -> None:
 def test_the_network_alone(folders: Folders, tmp_path: Path) -> None:
     """Under diffusers' names, with what it is in the header."""
     made = student(folders("sd"), tmp_path / "student", FewStep(625.0))
-    to_safetensors(made, tmp_path / "net.safetensors")
+    assert to_safetensors(made, tmp_path / "net.safetensors") == 0
     found, teacher = load_file(tmp_path / "net.safetensors"), load(folders("sd")).denoiser.net.net
     assert found.keys() == teacher.state_dict().keys()
     assert torch.equal(found["conv_in.weight"], teacher.conv_in.weight * 1.1)

@@ -1,0 +1,45 @@
+"""The formats that a finished student can be written in, one line each.
+
+A writer is given (run, out): a run folder, or a folder with model.json, and the file or folder to
+write. It loads again what it has written, or follows it as the program it is for does, and
+returns the largest difference from the student relative to the student's largest number. What
+differs too much is not kept: the writer raises ValueError.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from fewstep.export.pipeline import to_diffusers, to_safetensors
+from fewstep.run_folder import RunFolder
+from fewstep.spec import nearest
+
+Writer = Callable[[Path, Path], float]
+
+
+@dataclass(frozen=True)
+class Format:
+    """One way of shipping a student."""
+
+    write: Writer
+    what: str
+    """What is written, and for whom."""
+
+
+FORMATS: Mapping[str, Format] = {
+    "diffusers": Format(to_diffusers, "a pipeline folder that stock diffusers samples right"),
+    "safetensors": Format(to_safetensors, "a pipeline's network alone, under diffusers' names"),
+}
+"""What `fewstep export --to` takes."""
+
+
+def export(run: Path, out: Path, name: str) -> float:
+    """Write the student of `run` to `out` as the format `name`; the largest difference found."""
+    if name not in FORMATS:
+        raise ValueError(f"there is no format {name!r}{nearest(name, FORMATS)}")
+    if (run / "run.json").is_file() and not RunFolder(run).finished:
+        command = RunFolder(run).facts().get("command", "its command")
+        raise ValueError(f"{run} is not finished; continue it with: {command}")
+    return FORMATS[name].write(run, out)
