@@ -41,7 +41,7 @@ class _Wrapped(nn.Module, ABC):
 
     def inputs(self, xt: Tensor, t: Tensor, cond: Cond) -> tuple[Tensor, Tensor, Cond]:
         """F's arguments: (x, label(t), cond), with t: () spread over the batch."""
-        return self.into(xt, t), self.path.label(t.expand(len(xt))), cond
+        return self.into(xt, t), self.path.label(t.expand(xt.shape[0])), cond
 
     def forward(self, xt: Tensor, t: Tensor, cond: Cond = None) -> Tensor:
         return self.x0(xt, t, self.net(*self.inputs(xt, t, cond)))

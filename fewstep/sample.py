@@ -103,7 +103,7 @@ class FewStep(Sampler):
             if draws is None:
                 raise ValueError(f"{self} renoises with fresh noise: pass draws")
             eps = draws.normal(f"eps{k}", x.shape[1:], x.dtype)
-        t = x.new_full((len(x),), self.ladder(denoiser.path)[k])
+        t = x.new_full((x.shape[0],), self.ladder(denoiser.path)[k])
         if self.unit and not k:
             if not isinstance(denoiser.path, VP):
                 raise ValueError(f"{self}: unit noise is for timesteps, not for {denoiser.path}")

@@ -52,7 +52,9 @@ class MLPNet(nn.Module):
         phase = label[:, None] * self.frequencies
         emb = self.time(torch.cat([phase.cos(), phase.sin()], 1))
         if self.label is not None:
-            index = torch.full((len(x),), self.classes, device=x.device) if cond is None else cond
+            index = (
+                torch.full((x.shape[0],), self.classes, device=x.device) if cond is None else cond
+            )
             emb = emb + self.label(index)
         return F.silu(self.mix(emb))
 

@@ -67,7 +67,7 @@ class PatchUNetBody(TappedUNet):
         phase = noise[:, None] * self.frequencies
         emb = F.silu(self.map_noise(torch.cat([phase.cos(), phase.sin()], 1)))
         if self.map_label is not None:
-            null = torch.full((len(noise),), self.classes, device=noise.device)
+            null = torch.full((noise.shape[0],), self.classes, device=noise.device)
             emb = emb + self.map_label(null if labels is None else labels)
         return F.silu(self.map_both(emb))
 

@@ -42,12 +42,12 @@ def class_vectors(cond: Cond, x: Tensor, classes: int) -> Tensor | None:
     if classes == 0:
         return None
     if cond is None:
-        return x.new_zeros(len(x), classes)
+        return x.new_zeros(x.shape[0], classes)
     if not isinstance(cond, Tensor):
         raise ValueError(f"cond is None, labels or one-hot rows, got {type(cond).__name__}")
-    if cond.ndim == 2 and cond.shape[1] == classes and len(cond) in (1, len(x)):
-        return cond.to(x.dtype).expand(len(x), classes)
-    if cond.shape != (len(x),) or cond.is_floating_point() or cond.is_complex():
+    if cond.ndim == 2 and cond.shape[1] == classes and cond.shape[0] in (1, x.shape[0]):
+        return cond.to(x.dtype).expand(x.shape[0], classes)
+    if cond.shape != (x.shape[0],) or cond.is_floating_point() or cond.is_complex():
         raise ValueError(
             f"cond has shape {tuple(cond.shape)} and type {cond.dtype}; expected integer labels "
             f"({len(x)},) or rows ({len(x)}, {classes})"
@@ -123,7 +123,7 @@ class Preconditioned(nn.Module, ABC):
         """x_t in working precision, the coefficients, and what the body is called with."""
         x = xt.to(torch.promote_types(xt.dtype, torch.float32))
         expand(t, x)  # refuses a t that does not fit
-        scale = self.scaling(t.to(x.dtype).expand(len(x)))
+        scale = self.scaling(t.to(x.dtype).expand(x.shape[0]))
         labels = class_vectors(cond, x, self.label_dim)
         augment = None if augment is None else augment.to(x.dtype)
         into = (_column(scale.into) * x).to(self._dtype(x, force))

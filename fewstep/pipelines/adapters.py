@@ -66,12 +66,12 @@ class Adapter(nn.Module, ABC):
         """cond, or the null prompt, as tensors for the batch of x; a ValueError if it is not."""
         null = self.null()
         if cond is None:
-            return {name: b.to(x.dtype).expand(len(x), *b.shape) for name, b in null.items()}
+            return {name: b.to(x.dtype).expand(x.shape[0], *b.shape) for name, b in null.items()}
         if not isinstance(cond, Mapping) or cond.keys() != null.keys():
             came = ", ".join(cond) if isinstance(cond, Mapping) else type(cond).__name__
             raise ValueError(f"a condition is a mapping of {', '.join(null)}; got {came}")
         for name, buffer in null.items():
-            wanted = (len(x), *buffer.shape)
+            wanted = (x.shape[0], *buffer.shape)
             if cond[name].shape != wanted:
                 raise ValueError(
                     f"cond[{name!r}] has shape {tuple(cond[name].shape)}, expected {wanted}"
@@ -141,7 +141,7 @@ class UNet(Adapter):
     def arguments(self, x: Tensor, label: Tensor, cond: dict[str, Tensor]) -> dict[str, Any]:
         told: dict[str, Any] = {"timestep": label, "encoder_hidden_states": cond["prompt"]}
         if "pooled" in cond:
-            ids = self.time_ids.to(x).expand(len(x), 6)  # type: ignore[operator]
+            ids = self.time_ids.to(x).expand(x.shape[0], 6)  # type: ignore[operator]
             told["added_cond_kwargs"] = {"text_embeds": cond["pooled"], "time_ids": ids}
         return told
 
@@ -185,8 +185,8 @@ class PixArt(_Transformer):
         size: dict[str, Tensor | None] = {"resolution": None, "aspect_ratio": None}
         if getattr(self.net, "use_additional_conditions", False):
             size = {
-                "resolution": x.new_full((len(x), 2), self.pixels),
-                "aspect_ratio": x.new_ones(len(x), 1),
+                "resolution": x.new_full((x.shape[0], 2), self.pixels),
+                "aspect_ratio": x.new_ones(x.shape[0], 1),
             }
         return {
             "timestep": label,
