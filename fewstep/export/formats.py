@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from fewstep.export.graphs import to_onnx, to_pt2
 from fewstep.export.pipeline import to_diffusers, to_safetensors
 from fewstep.run_folder import RunFolder
 from fewstep.spec import nearest
@@ -31,6 +32,8 @@ class Format:
 FORMATS: Mapping[str, Format] = {
     "diffusers": Format(to_diffusers, "a pipeline folder that stock diffusers samples right"),
     "safetensors": Format(to_safetensors, "a pipeline's network alone, under diffusers' names"),
+    "pt2": Format(to_pt2, "any student with its sampler, for torch.export.load"),
+    "onnx": Format(to_onnx, "any student with its sampler, for onnxruntime"),
 }
 """What `fewstep export --to` takes."""
 

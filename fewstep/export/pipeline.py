@@ -10,16 +10,16 @@ an export is called done it is loaded by diffusers alone and sampled beside the 
 from __future__ import annotations
 
 import json
-import os
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fewstep.draws import Draws
+from fewstep.export.card import card
+from fewstep.export.place import fresh
+from fewstep.export.program import Given
 from fewstep.export.schedulers import stock_scheduler
 from fewstep.files import read_json, write, write_json
 from fewstep.generator import Generator
@@ -42,29 +42,20 @@ def to_diffusers(run: Path, out: Path) -> float:
     """
     student = load_student(run)
     folder = origin(_of_pipeline(student, run))
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} exists already; choose a new or empty folder")
     sampler = student.sampler
     if not isinstance(sampler, FewStep):
         raise ValueError(f"{run} is sampled by {sampler}; only few-step students are exported")
     model = student.model
     assert model is not None
     scheduler = stock_scheduler(sampler, student.denoiser.path, model.predicts, folder.pipeline)
-    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        _write(partial, student, folder, scheduler)
-        difference = compare(partial, student)
+    with fresh(out) as place:
+        _write(place, student, folder, scheduler, run)
+        difference = compare(place, student)
         if not difference <= TOLERANCE:
             raise ValueError(
                 f"the exported pipeline differs from the student by {difference:.2g} of its "
                 f"range, more than {TOLERANCE:g}; nothing was written"
             )
-        if out.exists():
-            out.rmdir()
-        partial.replace(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return difference
 
 
@@ -77,13 +68,20 @@ def to_safetensors(run: Path, out: Path) -> float:
 
     student = load_student(run)
     folder = origin(_of_pipeline(student, run))
-    if out.suffix != ".safetensors" or out.exists():
-        raise ValueError(f"{out} should be a new file that ends in .safetensors")
     state = {k: v.contiguous() for k, v in student.denoiser.net.net.state_dict().items()}
     facts = {"pipeline": folder.pipeline, "sampler": repr(student.sampler), **student.card}
     told = {k: v if isinstance(v, str) else json.dumps(v) for k, v in facts.items()}
-    write(out, save(state, {"format": "pt", **told}))
-    again = load_file(out)
+    with fresh(out, ".safetensors") as place:
+        write(place, save(state, {"format": "pt", **told}))
+        again = load_file(place)
+        use = f"""from diffusers import {folder.family.network_class}
+from safetensors.torch import load_file
+
+config = {folder.family.network_class}.load_config("{folder.path.name}/{folder.family.network}")
+network = {folder.family.network_class}.from_config(config)
+network.load_state_dict(load_file("{out.name}"))
+"""
+        write(place.with_name(f"{out.name}.md"), card(student, run, use, {}))
     return max(float((again[name] - state[name]).abs().max()) for name in state)
 
 
@@ -94,7 +92,11 @@ def _of_pipeline(student: Generator, run: Path) -> Generator:
 
 
 def _write(
-    out: Path, student: Generator, folder: PipelineFolder, scheduler: tuple[str, dict[str, Any]]
+    out: Path,
+    student: Generator,
+    folder: PipelineFolder,
+    scheduler: tuple[str, dict[str, Any]],
+    run: Path,
 ) -> None:
     """All files of the pipeline."""
     family, index = folder.family, read_json(folder.path / "model_index.json")
@@ -115,24 +117,15 @@ def _write(
         index["requires_safety_checker"] = False
     index |= {part: [None, None] for part in NEVER_LOADED if part in _parts(folder)}
     write_json(out / "model_index.json", index)
-    write(out / "README.md", card(student, folder, kind))
+    facts = {"scheduler": f"{kind}, which has these steps already"}
+    front = {"library_name": "diffusers", "pipeline_tag": "text-to-image"}
+    write(out / "README.md", card(student, run, _use(student, folder), facts, front))
 
 
 def _parts(folder: PipelineFolder) -> dict[str, Any]:
     """All parts that the teacher's folder names."""
     index = read_json(folder.path / "model_index.json")
     return {key: value for key, value in index.items() if isinstance(value, list)}
-
-
-@dataclass(frozen=True)
-class Given(Draws):
-    """Draws that hand out noise made elsewhere, in order."""
-
-    noises: tuple[Tensor, ...] = ()
-
-    def normal(self, purpose: str, shape: Any, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Noise number k for the purpose "epsk"."""
-        return self.noises[int(purpose.removeprefix("eps")) - 1]
 
 
 @torch.no_grad()
@@ -182,45 +175,12 @@ def sampled(pipe: Any, prompt: str, z: Tensor, steps: int) -> Tensor:
     return out
 
 
-def card(student: Generator, folder: PipelineFolder, scheduler: str) -> str:
-    """README.md: what it is, where it comes from, and how it is used."""
-    sampler = student.sampler
-    assert isinstance(sampler, FewStep)
-    times = ", ".join(f"{t:g}" for t in sampler.ladder(student.denoiser.path))
-    return f"""---
-library_name: diffusers
-pipeline_tag: text-to-image
-base_model: {folder.path.name}
-{_licence(folder)}tags: [text-to-image, few-step, distillation]
----
-# {folder.path.name} in {sampler.steps} step{"s" * (sampler.steps > 1)}
-
-Distilled by fewstep from `{folder.path.name}` ({folder.pipeline}).
-
-| | |
-|---|---|
-| steps | {sampler.steps}, at t = {times} (the scheduler, {scheduler}, has them already) |
-| guidance | none at sampling: `guidance_scale=0` |
-| method | `{student.card.get("method", "")}` |
-| training | {student.card.get("images", "?")} samples in {student.card.get("steps", "?")} steps |
-| licence | that of the teacher |
-
-```python
-import torch
+def _use(student: Generator, folder: PipelineFolder) -> str:
+    """Python that samples the folder."""
+    return f"""import torch
 from diffusers import DiffusionPipeline
 
 pipe = DiffusionPipeline.from_pretrained("{folder.path.name}-fewstep")
 torch.manual_seed(0)  # some pipelines pass no generator on to their scheduler
-picture = pipe("a prompt", num_inference_steps={sampler.steps}, guidance_scale=0).images[0]
-```
+picture = pipe("a prompt", num_inference_steps={student.sampler.calls}, guidance_scale=0).images[0]
 """
-
-
-def _licence(folder: PipelineFolder) -> str:
-    """The licence line of the teacher's own card, if it has one."""
-    path = folder.path / "README.md"
-    if not path.is_file():
-        return ""
-    head = path.read_text(encoding="utf-8", errors="replace")[:4000].splitlines()
-    lines = [line for line in head if line.startswith(("license:", "license_name:"))]
-    return "".join(f"{line}\n" for line in lines)

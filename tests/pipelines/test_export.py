@@ -23,6 +23,7 @@ import diffusers
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from fewstep.export.graphs import to_pt2
 from fewstep.export.pipeline import compare, to_diffusers, to_safetensors
 from fewstep.export.schedulers import betas, stock_scheduler
 from fewstep.path import VE, VP, Flow
@@ -116,8 +117,14 @@ def test_the_card_says_how(folders: Folders, tmp_path: Path) -> None:
     made = student(teacher, tmp_path / "student", FewStep(999.0, 4, unit=True))
     to_diffusers(made, tmp_path / "out")
     text = (tmp_path / "out" / "README.md").read_text()
-    assert "license: openrail\n" in text
-    assert "4, at t = 999, 749, 499, 249 (the scheduler, LCMScheduler, has them already)" in text
+    head = text.split("---\n")[1]
+    assert "library_name: diffusers\n" in head
+    assert f"base_model: {teacher.name}\n" in head
+    assert "license: openrail\n" in head
+    assert "| licence | openrail (the teacher's) |" in text
+    assert "| steps | 4, at t = 999, 749, 499, 249 of Timesteps |" in text
+    assert "| starts from | standard normal z of [4, 8, 8] |" in text
+    assert "| scheduler | LCMScheduler, which has these steps already |" in text
     assert "num_inference_steps=4, guidance_scale=0" in text
     names = {path.name for path in (tmp_path / "out").rglob("*") if path.is_file()}
     assert not any(name.endswith((".bin", ".py", ".pt")) for name in names)
@@ -132,6 +139,10 @@ def test_the_network_alone(folders: Folders, tmp_path: Path) -> None:
     assert torch.equal(found["conv_in.weight"], teacher.conv_in.weight * 1.1)
     with safe_open(tmp_path / "net.safetensors", "pt") as file:
         assert file.metadata()["sampler"] == repr(FewStep(625.0))
+    text = (tmp_path / "net.safetensors.md").read_text()
+    sigma = Timesteps().sigma(torch.tensor(625.0, dtype=torch.float64))
+    assert f"standard normal z of [4, 8, 8], which is multiplied by {sigma:.5g} |" in text
+    assert "| licence | unknown: the teacher's, see there |" in text
     with pytest.raises(ValueError, match=r"should be a new file that ends in .safetensors"):
         to_safetensors(made, tmp_path / "net.safetensors")
 
@@ -175,6 +186,20 @@ def test_flow_ladders() -> None:
 def test_betas_are_given_back() -> None:
     path = VP(betas=(0.01, 0.05, 0.2, 0.5))
     assert betas(path) == pytest.approx(path.betas, abs=1e-12)
+
+
+def test_a_pipeline_as_a_program(folders: Folders, tmp_path: Path) -> None:
+    """Embeddings and noise in, latents out; the graph of a U-Net takes up to 63 at once."""
+    made = student(folders("sd_v"), tmp_path / "student", FewStep(625.0))
+    assert to_pt2(made, tmp_path / "net.pt2") <= 1e-5
+    extra = {"fewstep.json": ""}
+    generator = torch.export.load(tmp_path / "net.pt2", extra_files=extra).module()
+    assert json.loads(extra["fewstep.json"])["largest B"] == 63
+    ours = dressed(load_student(made))
+    cond, z = ours.text(["a red cube", "a blue ball", ""]), torch.randn(3, 4, 8, 8)
+    x = ours.sampler(ours.denoiser, z, cond)
+    assert (generator({"z": z, **cond}) - x).abs().max() <= 1e-5 * x.abs().max()
+    assert '"prompt": torch.zeros(1, 8, 16)' in (tmp_path / "net.pt2.md").read_text()
 
 
 def test_refusals(folders: Folders, tmp_path: Path) -> None:

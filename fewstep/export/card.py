@@ -1,0 +1,212 @@
+"""The model card that goes with every export: README.md in a folder, OUT.md beside a file.
+
+It says where the student comes from, under which licence, how it was made and how it is sampled,
+what was measured, and how it is used. What is not known is said to be unknown.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import fewstep
+from fewstep.core import Method
+from fewstep.generator import Generator
+from fewstep.pipelines.load import root
+from fewstep.report.findings import Findings, number, read
+from fewstep.report.words import short
+from fewstep.sample import FewStep
+from fewstep.spec import known
+
+LICENCE_KEYS = ("license", "license_name", "license_link")
+"""What the front matter of a published model says of its licence."""
+UNKNOWN = "unknown: the teacher's, see there"
+
+
+def card(
+    student: Generator,
+    run: Path,
+    use: str,
+    facts: Mapping[str, Any],
+    front: Mapping[str, str] | None = None,
+) -> str:
+    """The card of a student that was exported from `run`.
+
+    use: Python that samples what was exported; facts: more rows of the first table, such as the
+    inputs of a program; front: more of the front matter.
+    """
+    name = teacher_name(student)
+    licence = licences(student)
+    head = {**(front or {}), "base_model": name, "base_model_relation": "finetune"}
+    head |= {key: value for key, value in licence.items() if key in LICENCE_KEYS}
+    head |= {"tags": "[few-step, distillation]"}
+    sampler = student.sampler
+    many = f"{sampler.calls} step{'s' * (sampler.calls > 1)}"
+    rows = [*_facts(student), *_more(facts), ("licence", _licence(licence))]
+    return "\n".join(
+        [
+            "---",
+            *(f"{key}: {value}" for key, value in head.items()),
+            "---",
+            f"# {name} in {many}",
+            "",
+            f"Distilled from `{name}` and exported by fewstep {fewstep.__version__}.",
+            "",
+            *_table(("", ""), rows),
+            "",
+            f"```python\n{use.strip()}\n```",
+            "",
+            *_measured(run),
+            *_cited(student),
+        ]
+    )
+
+
+def teacher_name(student: Generator) -> str:
+    """What the first teacher is called: its folder, or the file of its snapshot."""
+    first = _first(student.card)
+    if "folder" in first:
+        return Path(str(first["folder"])).name
+    source = first.get("source", {})
+    return str(source.get("file", "") or "a teacher trained by fewstep")
+
+
+def _first(card: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The card at the end of the line of teachers."""
+    while isinstance(card.get("teacher"), dict):
+        card = card["teacher"]
+    return card
+
+
+def licences(student: Generator) -> dict[str, str]:
+    """The licence that the teacher's folder or card states, by the keys of a front matter.
+
+    {"licence": ...} where it is a sentence; nothing where it is not known.
+    """
+    told = root(student.card)
+    if "folder" in told:
+        return _front_matter(Path(str(told["folder"])) / "README.md")
+    stated = _first(student.card).get("licence")
+    return {"licence": str(stated)} if stated else {}
+
+
+def _front_matter(path: Path) -> dict[str, str]:
+    """The lines about the licence at the head of a model card, as they stand there."""
+    if not path.is_file():
+        return {}
+    lines = path.read_text(encoding="utf-8", errors="replace")[:4000].splitlines()
+    if not lines or lines[0].strip() != "---":
+        return {}
+    found: dict[str, str] = {}
+    for line in lines[1:]:
+        if line.strip() == "---":
+            break
+        key, colon, value = line.partition(":")
+        if colon and key in LICENCE_KEYS and value.strip():
+            found[key] = value.strip()
+    return found
+
+
+def _licence(licence: Mapping[str, str]) -> str:
+    return ", ".join(licence.values()) + " (the teacher's)" if licence else UNKNOWN
+
+
+def _facts(student: Generator) -> Iterator[tuple[str, str]]:
+    """How it is sampled and how it was made."""
+    card, sampler = student.card, student.sampler
+    path = student.denoiser.path
+    if isinstance(sampler, FewStep):
+        times = ", ".join(f"{t:g}" for t in sampler.ladder(path))
+        yield "steps", f"{sampler.steps}, at t = {times} of {type(path).__name__}"
+        first = torch.tensor(sampler.ladder(path)[0], dtype=torch.float64)
+        sigma = 1.0 if sampler.unit else float(path.sigma(first))
+        times = "" if sigma == 1 else f", which is multiplied by {sigma:.5g}"
+        yield "starts from", f"standard normal z of {list(student.shape)}{times}"
+        if sampler.steps > 1:
+            yield "between steps", f"noise is {_NOISE[sampler.noise]}"
+    yield "guidance", "none at sampling: it is in the weights"
+    if student.classes:
+        yield "classes", f"0 to {student.classes - 1}; {student.classes} for none"
+    if card.get("method"):
+        yield "method", f"`{card['method']}`"
+    if (method := _method(card)) is not None:
+        data = "real pictures" if method.needs_data else "none: noise and conditions alone"
+        yield "data", data
+    if "images" in card:
+        yield "training", f"{card['images']:,} samples in {card.get('steps', 0):,} steps"
+
+
+_NOISE = {
+    "fresh": "drawn anew",
+    "fixed": "that of the start again",
+    "ddim": "what the last step found",
+}
+
+
+def _more(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What a file says of itself that the card does not say elsewhere."""
+    for key in ("scheduler", "inputs", "largest B", "opset", "precision"):
+        if facts.get(key) is not None:
+            value = facts[key]
+            yield key, value if isinstance(value, str) else f"`{json.dumps(value)}`"
+
+
+def _method(card: Mapping[str, Any]) -> type[Method] | None:
+    """The class of the student's method, where it is one of the package."""
+    found = known().get(str(card.get("method", "")).partition("(")[0])
+    return found if found is not None and issubclass(found, Method) else None
+
+
+def _cited(student: Generator) -> list[str]:
+    """The paper of the method: the first line of its module."""
+    method = _method(student.card)
+    if method is None:
+        return []
+    first = (sys.modules[method.__module__].__doc__ or "").strip().partition("\n")[0]
+    return ["## Method", "", first, ""]
+
+
+def _measured(run: Path) -> list[str]:
+    """The figures of `fewstep evaluate` for the model as it is."""
+    if not (run / "run.json").is_file():
+        return []
+    found = read(run)
+    blocks = [
+        _scores(found),
+        *(_evaluation(e) for e in found.evaluations.values() if found.still(e)),
+    ]
+    lines = [line for block in blocks for line in block]
+    return ["## Measured", "", *lines] if lines else []
+
+
+def _scores(found: Findings) -> list[str]:
+    """metrics.json: real data, teacher and student beside each other."""
+    roles = [role for role in ("real", "teacher", "student") if role in found.metrics]
+    if "student" not in roles:
+        return []
+    names = [n for n in found.metrics["student"] if not n.endswith("_std") and n != "draws"]
+    rows = [
+        (name, *(short(found.metrics[role].get(name, float("nan"))) for role in roles))
+        for name in names
+    ]
+    how = ", ".join(f"{key} {value}" for key, value in found.protocol.items())
+    return [*_table(("", *roles), rows), "", f"({how})", ""]
+
+
+def _evaluation(stored: Mapping[str, Any]) -> list[str]:
+    """One result of `fewstep evaluate --protocol`: the mean over its runs."""
+    rows = [(name, short(number(stored["mean"], name))) for name in stored["mean"]]
+    reference = stored["reference"]
+    how = f"{stored.get('samples')} samples in {stored.get('features')}"
+    how += f", against {reference.get('file')}, mean of {len(stored['runs'])} runs"
+    return [*_table((how, ""), rows), ""]
+
+
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
+    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    return lines + [f"| {' | '.join(row)} |" for row in rows]

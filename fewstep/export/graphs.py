@@ -1,0 +1,151 @@
+"""A student as a program for other runtimes: torch.export (.pt2) and ONNX (.onnx).
+
+Both hold the weights, the network and the sampler's loop (see `fewstep.export.program`), for any
+student, of a pipeline or not. Of a pipeline the text encoders and the VAE stay where they are:
+the program takes embeddings and gives latents.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fewstep.export.card import card
+from fewstep.export.place import fresh
+from fewstep.export.program import Inputs, batches, described, difference, examples, traced
+from fewstep.files import write
+from fewstep.student import load_student
+
+FACTS = "fewstep.json"
+"""Where a .pt2 file says what it is; in an .onnx file it is the metadata "fewstep"."""
+PT2_TOLERANCE, ONNX_TOLERANCE = 1e-5, 1e-4
+OPSET = 20
+"""Version of ONNX's operators that is written."""
+
+
+def to_pt2(run: Path, out: Path) -> float:
+    """Write the student of a run as the torch.export program `out`, a new file named .pt2.
+
+    `torch.export.load(out).module()({"z": z, ...})` -> x_0. Returns the largest relative
+    difference from the student.
+    """
+    student = load_student(run)
+    with fresh(out, ".pt2") as place:
+        program = traced(student)
+        facts = described(student, examples(student, 1), batches(program))
+        torch.export.save(program, place, extra_files={FACTS: json.dumps(facts)})
+        again: Any = torch.export.load(place).module()
+        found = _near(difference(student, again), PT2_TOLERANCE)
+        write(place.with_name(f"{out.name}.md"), card(student, run, _pt2_use(out, facts), facts))
+    return found
+
+
+def to_onnx(run: Path, out: Path) -> float:
+    """Write the student of a run as the ONNX model `out`, a new file named .onnx.
+
+    Its inputs have the program's names, its output is "x". Weights of more than 2 GB are put into
+    a second file, `out`.data. Returns the largest relative difference that onnxruntime finds.
+    """
+    runtime, _ = needed("onnxruntime"), needed("onnxscript")
+    student = load_student(run)
+    with fresh(out, ".onnx") as place:
+        program, inputs = traced(student), examples(student, 1)
+        facts = described(student, inputs, batches(program)) | {"opset": OPSET}
+        with quiet():
+            model: Any = torch.onnx.export(
+                program,
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=list(inputs),
+                output_names=["x"],
+                verbose=False,
+            )
+            model.model.metadata_props["fewstep"] = json.dumps(facts)
+            model.save(place)
+        try:
+            session = runtime.InferenceSession(place, providers=["CPUExecutionProvider"])
+        except Exception as error:
+            raise ValueError(
+                f"onnxruntime does not take what torch.onnx made of this network: {error}"
+            ) from None
+
+        def ran(inputs: Inputs) -> Tensor:
+            feed = {name: tensor.numpy() for name, tensor in inputs.items()}
+            return torch.from_numpy(session.run(["x"], feed)[0])
+
+        found = _near(difference(student, ran), ONNX_TOLERANCE)
+        write(place.with_name(f"{out.name}.md"), card(student, run, _onnx_use(out, facts), facts))
+    return found
+
+
+def _near(found: float, tolerance: float) -> float:
+    if not found <= tolerance:
+        raise ValueError(
+            f"the exported program differs from the student by {found:.2g} of its range, more "
+            f"than {tolerance:g}; nothing was written"
+        )
+    return found
+
+
+def needed(name: str) -> ModuleType:
+    """A module of the extra `onnx`; a ValueError says how to get it."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise ValueError(
+            f"ONNX needs {name}, which is not installed: pip install 'fewstep[onnx]'"
+        ) from None
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without what torch.onnx says of libraries that are not used here."""
+    log = logging.getLogger("torch.onnx")
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(before)
+
+
+def _feed(facts: dict[str, Any], ending: str) -> str:
+    """The inputs of one picture as Python: {"z": torch.randn(1, 1, 8, 8), ...}."""
+    made = []
+    for name, told in facts["inputs"].items():
+        shape = ", ".join(map(str, [1, *told["shape"][1:]]))
+        if told["type"] == "int64":
+            value = f"torch.zeros({shape}, dtype=torch.int64)"
+        else:
+            value = f"torch.{'randn' if name in ('z', 'noise') else 'zeros'}({shape})"
+        made.append(f'"{name}": {value}{ending}')
+    return "{" + ", ".join(made) + "}"
+
+
+def _pt2_use(out: Path, facts: dict[str, Any]) -> str:
+    return f"""import torch
+
+generator = torch.export.load("{out.name}").module()
+x = generator({_feed(facts, "")})
+"""
+
+
+def _onnx_use(out: Path, facts: dict[str, Any]) -> str:
+    return f"""import onnxruntime
+import torch
+
+generator = onnxruntime.InferenceSession("{out.name}")
+(x,) = generator.run(["x"], {_feed(facts, ".numpy()")})
+"""

@@ -1,0 +1,93 @@
+"""The model card tells the origin, the licence, the method and what was measured, and no more."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from fewstep.export.card import card, licences, teacher_name
+from fewstep.files import digest
+from fewstep.generator import Generator
+from fewstep.report.words import NONE
+from fewstep.student import load_student
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    """A finished run of digits."""
+    return Path(shutil.copytree(finished / "runs" / "sid", tmp_path / "sid"))
+
+
+def test_a_run_that_was_not_measured(run: Path) -> None:
+    text = card(load_student(run), run, "x = 1", {})
+    assert text.startswith("---\nbase_model: a teacher trained by fewstep\n")
+    assert "license" not in text
+    assert "| licence | unknown: the teacher's, see there |" in text
+    assert "| data | none: noise and conditions alone |" in text
+    assert "| training | 160 samples in 20 steps |" in text
+    assert "| classes | 0 to 9; 10 for none |" in text
+    assert "```python\nx = 1\n```" in text
+    assert (
+        "Score identity Distillation (Zhou et al. 2024), https://arxiv.org/abs/2404.04057" in text
+    )
+    assert "## Measured" not in text
+
+
+def test_what_was_measured(run: Path) -> None:
+    scores = {"fd_digits": 0.125, "fd_digits_std": 0.01, "draws": 3.0}
+    metrics = {"real": {"fd_digits": 0.01}, "teacher": {}, "student": scores}
+    metrics["protocol"] = {"samples": 500, "draws": 3}
+    (run / "metrics.json").write_text(json.dumps(metrics))
+    evaluation = {
+        "features": "digits",
+        "samples": 100,
+        "reference": {"file": "real.npz"},
+        "model": digest(run / "student" / "manifest.json"),
+        "runs": [{"FD(digits, 100)": 0.5}] * 3,
+        **{key: {"FD(digits, 100)": 0.5} for key in ("best", "mean", "std")},
+    }
+    (run / "evaluation").mkdir()
+    (run / "evaluation" / "digits-100.json").write_text(json.dumps(evaluation))
+    stale = {**evaluation, "samples": 777, "model": "of another model"}
+    (run / "evaluation" / "digits-777.json").write_text(json.dumps(stale))
+    text = card(load_student(run), run, "", {})
+    assert "| | real | teacher | student |" in text.replace("|  |", "| |")
+    assert f"| fd_digits | 0.0100 | {NONE} | 0.125 |" in text
+    assert "(samples 500, draws 3)" in text
+    assert "| 100 samples in digits, against real.npz, mean of 3 runs |" in text
+    assert "| FD(digits, 100) | 0.500 |" in text
+    assert "777" not in text
+
+
+def told(origin: dict[str, object]) -> Generator:
+    return Generator(None, None, (1,), card={"teacher": origin})  # type: ignore[arg-type]
+
+
+LICENCES = {
+    "---\nlicense: openrail++\nlicense_link: LICENSE.md\n---\nlicense: mit": {
+        "license": "openrail++",
+        "license_link": "LICENSE.md",
+    },
+    "# No front matter\nlicense: mit": {},
+    "---\ntags: [a]\n---\n": {},
+    "": {},
+}
+
+
+@pytest.mark.parametrize("text", LICENCES)
+def test_the_licence_is_that_of_the_first_teacher(tmp_path: Path, text: str) -> None:
+    (tmp_path / "README.md").write_text(text)
+    origin = {"folder": str(tmp_path), "pipeline": "StableDiffusionPipeline"}
+    assert licences(told(origin)) == LICENCES[text]
+    assert licences(told({"teacher": origin})) == LICENCES[text]
+    assert teacher_name(told({"teacher": origin})) == tmp_path.name
+
+
+def test_the_licence_of_a_snapshot() -> None:
+    origin = {"source": {"file": "edm.pkl"}, "licence": "CC BY-NC-SA 4.0"}
+    assert licences(told({"method": "SiD()", "teacher": origin})) == {"licence": "CC BY-NC-SA 4.0"}
+    assert teacher_name(told(origin)) == "edm.pkl"
+    assert licences(told({"folder": "/no/such/folder"})) == {}
