@@ -23,6 +23,7 @@ from fewstep.export.program import Given
 from fewstep.export.schedulers import stock_scheduler
 from fewstep.files import read_json, write, write_json
 from fewstep.generator import Generator
+from fewstep.pipelines.adapter import Adapter
 from fewstep.pipelines.folder import NEVER_LOADED, PipelineFolder
 from fewstep.pipelines.load import dressed, origin
 from fewstep.pipelines.net import Diffusers, library
@@ -135,12 +136,15 @@ def compare(folder: Path, student: Generator, prompt: str = "a small red cube") 
     Of the latents for one prompt and the same noise, relative to the largest of them.
     """
     steps, pipe = student.sampler.calls, stock(folder)
+    net: Adapter = student.denoiser.net
+    shape = net.laid_out(torch.empty(1, *student.shape)).shape
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        z, *noises = (torch.randn(1, *student.shape) for _ in range(steps))
+        z, *drawn = (torch.randn(shape) for _ in range(steps))
         torch.manual_seed(1)
-        torch.randn(1, *student.shape)  # the scheduler goes on from here
-        theirs = sampled(pipe, prompt, z, steps)
+        torch.randn(shape)  # the scheduler goes on from here
+        theirs = net.put_back(sampled(pipe, prompt, z, steps, net), student.shape)
+    z, *noises = (net.put_back(noise, student.shape) for noise in (z, *drawn))
     speaking = dressed(student)
     assert speaking.text is not None
     cond = speaking.text([prompt])
@@ -158,29 +162,25 @@ def stock(folder: Path) -> Any:
     return pipe
 
 
-def sampled(pipe: Any, prompt: str, z: Tensor, steps: int) -> Tensor:
-    """What a stock pipeline makes of the noise z, as latents; noise comes from torch's own."""
+def sampled(pipe: Any, prompt: str, z: Tensor, steps: int, net: Adapter) -> Tensor:
+    """What a stock pipeline makes of the noise z, as latents; noise comes from torch's own.
+
+    z and latents are laid out as the pipeline has them.
+    """
     more = {"use_resolution_binning": False} if hasattr(pipe, "_clean_caption") else {}
-    size = z.shape[-1] * pipe.vae_scale_factor
-    out: Tensor = pipe(
-        prompt,
-        num_inference_steps=steps,
-        guidance_scale=0.0,
-        latents=z,
-        height=size,
-        width=size,
-        output_type="latent",
-        **more,
-    ).images
+    size = {"height": net.pixels, "width": net.pixels}
+    told = {**size, **net.call, "latents": z, "output_type": "latent", **more}
+    out: Tensor = pipe(prompt, num_inference_steps=steps, **told).images
     return out
 
 
 def _use(student: Generator, folder: PipelineFolder) -> str:
     """Python that samples the folder."""
+    call = ", ".join(f"{name}={value:g}" for name, value in student.denoiser.net.call.items())
     return f"""import torch
 from diffusers import DiffusionPipeline
 
 pipe = DiffusionPipeline.from_pretrained("{folder.path.name}-fewstep")
 torch.manual_seed(0)  # some pipelines pass no generator on to their scheduler
-picture = pipe("a prompt", num_inference_steps={student.sampler.calls}, guidance_scale=0).images[0]
+picture = pipe("a prompt", num_inference_steps={student.sampler.calls}, {call}).images[0]
 """

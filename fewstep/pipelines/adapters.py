@@ -1,123 +1,18 @@
-"""Networks of diffusers as F(x, label, cond), with an encoder tap.
+"""The networks of diffusers as F(x, label, cond): one class a calling convention.
 
-One class a calling convention; what is common stands first. `cond` is a mapping of tensors, such
-as {"prompt": (B, L, D)}, and None is the null prompt: the network holds its embedding as buffers,
-which is what classifier-free guidance calls upon.
-
-The features of the tap are, in a U-Net, what its last down block hands to the middle block; in a
-transformer, the tokens half way.
+What is common to them is in `fewstep.pipelines.adapter`.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fewstep.core import Cond
-
-
-class _Heard(Exception):
-    """The features are there; the rest of the network is not needed."""
-
-
-class Adapter(nn.Module, ABC):
-    """A diffusers network for samples (C, H, W), and the null prompt of `tokens` words."""
-
-    def __init__(self, net: nn.Module, tokens: int, pixels: int) -> None:
-        super().__init__()
-        self.net = net
-        self.pixels = pixels
-        for name, shape in self.shapes(tokens).items():
-            self.register_buffer(f"null_{name}", torch.zeros(shape))
-
-    @property
-    def config(self) -> Any:
-        """The network's configuration."""
-        return self.net.config
-
-    @abstractmethod
-    def shapes(self, tokens: int) -> dict[str, tuple[int, ...]]:
-        """Shape of each tensor of a condition, without the batch."""
-
-    @abstractmethod
-    def arguments(self, x: Tensor, label: Tensor, cond: dict[str, Tensor]) -> dict[str, Any]:
-        """What the network is called with, by name, beside x."""
-
-    @abstractmethod
-    def middle(self) -> nn.Module:
-        """The module whose input the tap hands out."""
-
-    def null(self) -> dict[str, Tensor]:
-        """The null prompt: tensors of `shapes`."""
-        return {name[5:]: b for name, b in self.named_buffers() if name.startswith("null_")}
-
-    def set_null(self, cond: Mapping[str, Tensor]) -> None:
-        """Take over the null prompt; cond: (1, *) tensors."""
-        told = self.conditions(next(iter(cond.values())), cond)
-        for name, buffer in self.null().items():
-            buffer.copy_(told[name][0])
-
-    def conditions(self, x: Tensor, cond: Cond) -> dict[str, Tensor]:
-        """cond, or the null prompt, as tensors for the batch of x; a ValueError if it is not."""
-        null = self.null()
-        if cond is None:
-            return {name: b.to(x.dtype).expand(x.shape[0], *b.shape) for name, b in null.items()}
-        if not isinstance(cond, Mapping) or cond.keys() != null.keys():
-            came = ", ".join(cond) if isinstance(cond, Mapping) else type(cond).__name__
-            raise ValueError(f"a condition is a mapping of {', '.join(null)}; got {came}")
-        for name, buffer in null.items():
-            wanted = (x.shape[0], *buffer.shape)
-            if cond[name].shape != wanted:
-                raise ValueError(
-                    f"cond[{name!r}] has shape {tuple(cond[name].shape)}, expected {wanted}"
-                )
-        return {name: cond[name].to(x) for name in null}
-
-    def forward(self, x: Tensor, label: Tensor, cond: Cond = None) -> Tensor:
-        told = self.arguments(x, label, self.conditions(x, cond))
-        out: Tensor = self.net(x, **told, return_dict=False)[0]
-        # half of the channels is a learned variance, which diffusers' samplers drop too
-        return out.chunk(2, 1)[0] if out.shape[1] == 2 * x.shape[1] else out
-
-    def encode(self, x: Tensor, label: Tensor, cond: Cond = None) -> Tensor:
-        """The features alone; what comes after them is not computed."""
-        found: list[Tensor] = []
-
-        def stop(features: Tensor) -> None:
-            found.append(features)
-            raise _Heard
-
-        with self._tap(stop), suppress(_Heard):
-            self(x, label, cond)
-        return found[0]
-
-    def forward_with_features(
-        self, x: Tensor, label: Tensor, cond: Cond = None
-    ) -> tuple[Tensor, Tensor]:
-        """(F(x, label, cond), features) from one pass."""
-        found: list[Tensor] = []
-        with self._tap(found.append):
-            out = self(x, label, cond)
-        return out, found[0]
-
-    @contextmanager
-    def _tap(self, hear: Callable[[Tensor], None]) -> Iterator[None]:
-        """Within the block, `hear` gets what `middle` is called with, channels first."""
-
-        def hook(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
-            features: Tensor = args[0] if args else named["hidden_states"]
-            hear(features.transpose(1, 2) if features.ndim == 3 else features)
-
-        handle = self.middle().register_forward_pre_hook(hook, with_kwargs=True)
-        try:
-            yield
-        finally:
-            handle.remove()
+from fewstep.pipelines.adapter import Adapter
 
 
 class UNet(Adapter):
@@ -210,10 +105,70 @@ class Sana(_Transformer):
         }
 
 
+class Flux(Adapter):
+    """FluxTransformer2DModel, a flow on squares of 2x2, laid out as tokens here; it is told t.
+
+    Its configuration names no size; the stock pipeline's, 128, is changed by "sample_size". A
+    network with distilled guidance (FLUX.1-dev) is told the scale that its pipeline has by
+    default, 3.5: that is a student's input too, and its pipeline is called with it.
+    """
+
+    @staticmethod
+    def shape(config: Mapping[str, Any]) -> tuple[int, int, int]:
+        channels, size = config.get("in_channels", 64), config.get("sample_size", 128)
+        if not (isinstance(size, int) and isinstance(channels, int)) or size % 2 or channels % 4:
+            raise ValueError(
+                f"FLUX needs an even sample_size and in_channels that four divides, got {size} "
+                f"and {channels}"
+            )
+        return channels // 4, size, size
+
+    @staticmethod
+    def patch(config: Mapping[str, Any]) -> int:
+        return 2
+
+    def shapes(self, tokens: int) -> dict[str, tuple[int, ...]]:
+        config = self.config
+        return {
+            "prompt": (tokens, config.joint_attention_dim),
+            "pooled": (config.pooled_projection_dim,),
+        }
+
+    def arguments(self, x: Tensor, label: Tensor, cond: dict[str, Tensor]) -> dict[str, Any]:
+        rows, columns = x.shape[2] // 2, x.shape[3] // 2
+        places = torch.cartesian_prod(torch.arange(1), torch.arange(rows), torch.arange(columns))
+        scale = self.call["guidance_scale"]
+        return {
+            "timestep": label,
+            "encoder_hidden_states": cond["prompt"],
+            "pooled_projections": cond["pooled"],
+            "img_ids": places.to(x),
+            "txt_ids": x.new_zeros(cond["prompt"].shape[1], 3),
+            "guidance": x.new_full((x.shape[0],), scale) if scale else None,
+        }
+
+    @property
+    def call(self) -> dict[str, float]:
+        scale = 3.5 if self.config.guidance_embeds else 0.0
+        return {"guidance_scale": scale, "height": self.pixels, "width": self.pixels}
+
+    def laid_out(self, x: Tensor) -> Tensor:
+        return F.pixel_unshuffle(x, 2).flatten(2).mT
+
+    def put_back(self, out: Tensor, shape: tuple[int, ...]) -> Tensor:
+        return F.pixel_shuffle(out.mT.unflatten(2, (shape[-2] // 2, shape[-1] // 2)), 2)
+
+    def middle(self) -> nn.Module:
+        net: Any = self.net
+        blocks = [*net.transformer_blocks, *net.single_transformer_blocks]
+        return blocks[len(blocks) // 2]
+
+
 ADAPTERS: Mapping[str, type[Adapter]] = {
     "UNet2DConditionModel": UNet,
     "SD3Transformer2DModel": SD3,
     "PixArtTransformer2DModel": PixArt,
     "SanaTransformer2DModel": Sana,
+    "FluxTransformer2DModel": Flux,
 }
 """How each class of network is called."""

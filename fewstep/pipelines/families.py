@@ -9,6 +9,7 @@ does not stand here is refused, whoever wrote it.
     PixArtAlphaPipeline          Chen et al. 2023      https://arxiv.org/abs/2310.00426
     PixArtSigmaPipeline          Chen et al. 2024      https://arxiv.org/abs/2403.04692
     SanaPipeline                 Xie et al. 2024       https://arxiv.org/abs/2410.10629
+    FluxPipeline                 Black Forest Labs     https://github.com/black-forest-labs/flux
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ class Family:
     """The parts that turn prompts into conditions."""
     vae: tuple[str, ...] = _VAE
     encoded: tuple[str, ...] = ("prompt", "-prompt")
-    """What encode_prompt returns, in order: a condition's tensors, "-" before the null one's."""
+    """What encode_prompt returns, in order: a condition's tensors, "-" before the null one's, and
+    "" for what is no part of it."""
     optional: tuple[str, ...] = ()
     """Text parts that may be missing."""
     older: tuple[str, ...] = ()
@@ -60,7 +62,7 @@ class Family:
     @property
     def tensors(self) -> tuple[str, ...]:
         """The tensors of a condition."""
-        return tuple(name for name in self.encoded if name[0] != "-")
+        return tuple(name for name in self.encoded if name and name[0] != "-")
 
 
 FAMILIES: Mapping[str, Family] = {
@@ -110,5 +112,16 @@ FAMILIES: Mapping[str, Family] = {
         {"text_encoder": _GEMMA, "tokenizer": _GEMMA_WORDS},
         vae=("AutoencoderDC",),
         encoded=("prompt", "mask", "-prompt", "-mask"),
+    ),
+    "FluxPipeline": Family(
+        "transformer",
+        "FluxTransformer2DModel",
+        {
+            "text_encoder": _CLIP,
+            "text_encoder_2": _T5,
+            "tokenizer": _CLIP_WORDS,
+            "tokenizer_2": _T5_WORDS,
+        },
+        encoded=("prompt", "pooled", ""),
     ),
 }

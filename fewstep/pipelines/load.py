@@ -20,7 +20,8 @@ from torch import Tensor
 
 from fewstep.generator import Generator
 from fewstep.model import Model
-from fewstep.pipelines.adapters import Adapter
+from fewstep.pipelines.adapter import Adapter
+from fewstep.pipelines.adapters import ADAPTERS
 from fewstep.pipelines.folder import PipelineFolder, is_pipeline, open_folder
 from fewstep.pipelines.net import Diffusers, arguments
 from fewstep.pipelines.schedule import Schedule, schedule
@@ -88,7 +89,18 @@ def root(card: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def timing(folder: PipelineFolder) -> Schedule:
     """What the scheduler says about the network."""
-    return schedule(folder.config("scheduler"), folder.parts["scheduler"])
+    config, kind = folder.config(folder.family.network), ADAPTERS[folder.family.network_class]
+    side = _shape(folder)[1] // kind.patch(config)
+    return schedule(folder.config("scheduler"), folder.parts["scheduler"], side**2)
+
+
+def _shape(folder: PipelineFolder) -> tuple[int, int, int]:
+    """Shape of a sample."""
+    try:
+        config = folder.config(folder.family.network)
+        return ADAPTERS[folder.family.network_class].shape(config)
+    except ValueError as error:
+        raise ValueError(f"{folder.path}, {folder.family.network}: {error}") from None
 
 
 def describe(folder: PipelineFolder) -> Model:
@@ -98,17 +110,12 @@ def describe(folder: PipelineFolder) -> Model:
     config = folder.config(family.network)
     if folder.parts[family.network] in family.older:  # which had more arguments than it used
         config = {key: config[key] for key in config.keys() & arguments(family.network_class)}
-    size = config.get("sample_size")
-    if not isinstance(size, int) or not isinstance(config.get("in_channels"), int):
-        raise ValueError(
-            f"{folder.path}: the network's config.json says no square sample_size and in_channels"
-        )
-    shape = (config["in_channels"], size, size)
+    shape = _shape(folder)
     net = Diffusers(
         family.network_class,
         json.dumps(config, sort_keys=True),
         Stock(folder).tokens,
-        size * Stock(folder).scale,
+        shape[1] * Stock(folder).scale,
     )
     return Model(net, shape, 0, found.path, found.predicts)
 

@@ -14,7 +14,8 @@ from typing import Any
 from torch import nn
 
 from fewstep.model import Net
-from fewstep.pipelines.adapters import ADAPTERS, Adapter
+from fewstep.pipelines.adapter import Adapter
+from fewstep.pipelines.adapters import ADAPTERS
 
 
 def library(name: str) -> ModuleType:
@@ -45,7 +46,7 @@ class Diffusers(Net):
     class_name: str
     """One of `ADAPTERS`."""
     config: str
-    """The arguments of its constructor, a JSON object."""
+    """The arguments of its constructor, and its sample_size, a JSON object."""
     tokens: int
     """Length of a prompt's embedding."""
     pixels: int
@@ -56,14 +57,13 @@ class Diffusers(Net):
         if classes:
             raise ValueError(f"a {self.class_name} takes prompts, got Model.classes {classes}")
         net = self.network()
-        config: Any = net.config
-        channels, size = config.in_channels, config.sample_size
-        if shape != (channels, size, size):
+        kind, config = ADAPTERS[self.class_name], {**net.config, **self.arguments()}  # type: ignore[dict-item]
+        if shape != kind.shape(config):
             raise ValueError(
-                f"{self.class_name} of this configuration is for {(channels, size, size)}, "
+                f"{self.class_name} of this configuration is for {kind.shape(config)}, "
                 f"got Model.shape {shape}"
             )
-        return ADAPTERS[self.class_name](net, self.tokens, self.pixels).eval()
+        return kind(net, self.tokens, self.pixels).eval()
 
     def network(self) -> nn.Module:
         """The network itself; a ValueError says what is not known of its configuration."""
@@ -72,8 +72,10 @@ class Diffusers(Net):
                 f"the class {self.class_name} is not known; fewstep builds {', '.join(ADAPTERS)}"
             )
         cls = getattr(library("diffusers"), self.class_name)
-        config = self.arguments()
-        strange = sorted(config.keys() - arguments(self.class_name))
+        config, known = self.arguments(), arguments(self.class_name)
+        if "sample_size" not in known:  # FLUX, which is of any size
+            config.pop("sample_size", None)
+        strange = sorted(config.keys() - known)
         if strange:
             raise ValueError(f"{self.class_name} has no argument {strange[0]!r}")
         try:

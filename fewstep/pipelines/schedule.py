@@ -7,7 +7,8 @@ configuration records; which scheduler it is, and hence how it samples, does not
     flow   alpha_t = 1 - t, sigma_t = t; the network is told 1000 t
 
 "shift" bends no path: it is a change of the sampling times, t = shift u / (1 + (shift - 1) u)
-(Esser et al. 2024, https://arxiv.org/abs/2403.03206, equation 23).
+(Esser et al. 2024, https://arxiv.org/abs/2403.03206, equation 23). A dynamic shift is that of the
+number of tokens in a picture, exp(mu) with mu linear between two sizes, as FLUX has it.
 """
 
 from __future__ import annotations
@@ -58,8 +59,11 @@ class Schedule:
         return FewStep(top, min(50, int(top)), "ddim", unit=True)
 
 
-def schedule(config: Mapping[str, Any], kind: str) -> Schedule:
-    """The schedule of a scheduler of class `kind` with this configuration."""
+def schedule(config: Mapping[str, Any], kind: str, places: int = 4096) -> Schedule:
+    """The schedule of a scheduler of class `kind` with this configuration.
+
+    places: tokens of a picture, for a shift that depends on them.
+    """
     flow = kind.startswith("FlowMatch") or bool(config.get("use_flow_sigmas"))
     says = str(config.get("prediction_type", "flow_prediction" if flow else "epsilon"))
     if kind.startswith("FlowMatch"):
@@ -71,8 +75,18 @@ def schedule(config: Mapping[str, Any], kind: str) -> Schedule:
         )
     if flow:
         shift = config.get("shift", config.get("flow_shift", 1.0))
+        if config.get("use_dynamic_shifting"):
+            shift = _dynamic(config, places)
         return Schedule(Flow(), "velocity", float(shift or 1.0))
     return Schedule(_betas(config, kind), _PREDICTS[says])
+
+
+def _dynamic(config: Mapping[str, Any], places: int) -> float:
+    """The shift for so many tokens, from a line through two of them."""
+    few, many = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+    low, high = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
+    mu = low + (high - low) * (places - few) / (many - few)
+    return math.exp(mu) if config.get("time_shift_type", "exponential") == "exponential" else mu
 
 
 def _betas(config: Mapping[str, Any], kind: str) -> Timesteps:

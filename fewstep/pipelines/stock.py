@@ -42,8 +42,8 @@ class Stock:
     def tokens(self) -> int:
         """Length of a prompt's embedding."""
         long = inspect.signature(self.kind.__call__).parameters.get("max_sequence_length")
-        if long is not None and "text_encoder_2" not in self.folder.family.text:
-            return int(long.default)
+        if long is not None and "text_encoder_3" not in self.folder.family.text:
+            return int(long.default)  # all but SD3, which puts CLIP's words before T5's
         where = self.folder.path / "tokenizer" / "tokenizer_config.json"
         words = read_json(where).get("model_max_length")
         if not isinstance(words, int) or not 1 <= words <= 10_000:
@@ -68,7 +68,10 @@ class Stock:
 
     @torch.no_grad()
     def null(self) -> dict[str, Tensor]:
-        """The condition of no prompt, as the pipeline's own guidance takes it: (1, *) tensors."""
+        """The condition of no prompt, as the pipeline's own guidance takes it: (1, *) tensors.
+
+        Where the pipeline has none of its own (FLUX), that of the empty prompt.
+        """
         return self._encoded([""], "-")
 
     def _encoded(self, texts: list[str], sign: str) -> dict[str, Tensor]:
@@ -77,15 +80,12 @@ class Stock:
         takes = inspect.signature(self.kind.encode_prompt).parameters
         more: dict[str, Any] = {key: call[key].default for key in _AS_CALLED if key in takes}
         more |= {key: None for key in ("prompt_2", "prompt_3") if key in takes}
-        out = pipe.encode_prompt(
-            prompt=texts,
-            device=self.device,
-            num_images_per_prompt=1,
-            do_classifier_free_guidance=True,
-            **more,
-        )
+        if "do_classifier_free_guidance" in takes:
+            more["do_classifier_free_guidance"] = True
+        out = pipe.encode_prompt(prompt=texts, device=self.device, num_images_per_prompt=1, **more)
         named = dict(zip(self.folder.family.encoded, out, strict=True))
-        return {name: named[sign + name].float() for name in self.folder.family.tensors}
+        signed = {name: named.get(sign + name, named[name]) for name in self.folder.family.tensors}
+        return {name: tensor.float() for name, tensor in signed.items()}
 
     def _pipeline(self) -> Any:
         """The stock pipeline with its text encoders, and without network and VAE."""

@@ -2,7 +2,7 @@
 
 The network, its noise path and its conditions are the teacher's; a run needs a pipeline folder
 and a file of prompts. `t2i` is for models on betas (Stable Diffusion, SDXL, PixArt), `t2i_flow`
-for flows (SD3, SANA).
+for flows (SD3, SANA, FLUX).
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def t2i() -> Run:
 
 
 def t2i_flow() -> Run:
-    """Distil a text-to-image flow (SD3, SANA) to four steps with SiD, from prompts alone.
+    """Distil a text-to-image flow (SD3, SANA, FLUX) to four steps with SiD, from prompts alone.
 
     The published setting of https://arxiv.org/abs/2509.25127: t log-normal in its odds around 2,
     the student's loss weighted by 1 - t, the fake score's by 1/t^2 (plain velocities).

@@ -201,7 +201,7 @@ def methods(times: TimeLaw, t_init: float, unit: bool) -> list[Method]:
     ]
 
 
-@pytest.mark.parametrize("kind", ["sd", "sdxl", "sd3", "pixart", "sana"])
+@pytest.mark.parametrize("kind", ["sd", "sdxl", "sd3", "pixart", "sana", "flux"])
 def test_every_method_steps_on_every_architecture(
     folders: Folders, tmp_path: Path, kind: str
 ) -> None:

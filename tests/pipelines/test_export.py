@@ -44,6 +44,8 @@ TRAJECTORIES = {
     "pixart": (FewStep(399.0, unit=True), FewStep(999.0, 2, unit=True)),
     "sd3": (FewStep(1.0), FewStep(1.0, 4), FewStep(1.0, 2, "ddim")),
     "sana": (FewStep(1.0), FewStep(1.0, 4)),
+    "flux": (FewStep(1.0), FewStep(1.0, 4)),
+    "flux_guided": (FewStep(1.0, 2), FewStep(1.0, 4, "ddim")),
 }
 CASES = [(kind, sampler) for kind, samplers in TRAJECTORIES.items() for sampler in samplers]
 
@@ -145,6 +147,15 @@ def test_the_network_alone(folders: Folders, tmp_path: Path) -> None:
     assert "| licence | unknown: the teacher's, see there |" in text
     with pytest.raises(ValueError, match=r"should be a new file that ends in .safetensors"):
         to_safetensors(made, tmp_path / "net.safetensors")
+
+
+def test_the_card_of_flux_tells_its_scale_and_size(folders: Folders, tmp_path: Path) -> None:
+    """Neither stands in the configuration of its network."""
+    for kind, scale in (("flux", "0"), ("flux_guided", "3.5")):
+        made = student(folders(kind), tmp_path / kind, FewStep(1.0))
+        to_diffusers(made, tmp_path / f"{kind}-out")
+        text = (tmp_path / f"{kind}-out" / "README.md").read_text()
+        assert f"num_inference_steps=1, guidance_scale={scale}, height=16, width=16)" in text
 
 
 REFUSED = {

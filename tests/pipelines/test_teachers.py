@@ -7,6 +7,9 @@ own prediction of x_0; tolerances are a few roundings of float32.
 from __future__ import annotations
 
 import inspect
+import json
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,12 +23,12 @@ pytest.importorskip("transformers")
 
 import diffusers
 
-from fewstep.path import Flow, coefficients, perturb
+from fewstep.path import Flow, coefficients
 from fewstep.pipelines.adapters import ADAPTERS
 from fewstep.pipelines.load import load
-from fewstep.pipelines.schedule import Timesteps, schedule
+from fewstep.pipelines.schedule import Timesteps
 from fewstep.spec import decode, encode
-from tests.pipelines.tiny import KINDS
+from tests.pipelines.tiny import FLOWS, KINDS
 
 PROMPTS = ["a red cube", "the small ball on a blue cube"]
 TIMES = (3, 261, 500, 958)
@@ -40,6 +43,10 @@ def stock(folder: Any) -> Any:
 def encoded(pipe: Any, kind: str) -> dict[str, Tensor]:
     """What the whole stock pipeline makes of PROMPTS, conditional and null."""
     more: dict[str, Any] = {"device": "cpu", "num_images_per_prompt": 1}
+    if kind.startswith("flux"):
+        with torch.no_grad():
+            out = *pipe.encode_prompt(PROMPTS, **more)[:2], *pipe.encode_prompt([""], **more)[:2]
+        return dict(zip(("prompt", "pooled", "-prompt", "-pooled"), out, strict=True))
     more["do_classifier_free_guidance"] = True
     if kind == "sd3":
         more |= {"prompt_2": None, "prompt_3": None}
@@ -67,8 +74,10 @@ def raw(pipe: Any, kind: str, xt: Tensor, t: Tensor, told: dict[str, Tensor]) ->
             "text_embeds": told["pooled"],
             "time_ids": ids.repeat(len(xt), 1),
         }
-    if kind == "sd3":
-        named["pooled_projections"] = told["pooled"]
+    if kind == "sd3" or kind.startswith("flux"):
+        named["pooled_projections"] = told["pooled"].expand(len(xt), -1)
+    if kind.startswith("flux"):
+        return packed(pipe, kind, xt, t, named)
     if kind.startswith(("pixart", "sana")):
         named["encoder_attention_mask"] = told["mask"]
     if kind == "pixart_sized":
@@ -80,6 +89,19 @@ def raw(pipe: Any, kind: str, xt: Tensor, t: Tensor, told: dict[str, Tensor]) ->
     with torch.no_grad():
         out = net(xt, timestep=t.expand(len(xt)), **named)[0]
     return out[:, : xt.shape[1]]
+
+
+def packed(pipe: Any, kind: str, xt: Tensor, t: Tensor, named: dict[str, Any]) -> Tensor:
+    """FLUX as its pipeline calls it, by the pipeline's own packing and numbering."""
+    named["encoder_hidden_states"] = named["encoder_hidden_states"].expand(len(xt), -1, -1)
+    named["txt_ids"] = torch.zeros(named["encoder_hidden_states"].shape[1], 3)
+    named["img_ids"] = pipe._prepare_latent_image_ids(2, 4, 4, "cpu", xt.dtype)
+    if kind == "flux_guided":
+        named["guidance"] = torch.full([1], 3.5).expand(len(xt))
+    tokens = pipe._pack_latents(xt, 2, 4, 8, 8)
+    with torch.no_grad():
+        out = pipe.transformer(tokens, timestep=t.expand(len(xt)) / 1000, **named)[0]
+    return pipe._unpack_latents(out, 16, 16, 2)
 
 
 def x0(pipe: Any, out: Tensor, t: int, xt: Tensor) -> Tensor:
@@ -103,7 +125,7 @@ def x0(pipe: Any, out: Tensor, t: int, xt: Tensor) -> Tensor:
 def some(kind: str) -> tuple[Tensor, Tensor]:
     """An x_t and a t."""
     torch.manual_seed(3)
-    return torch.randn(2, 4, 8, 8), torch.tensor(0.4 if kind in ("sd3", "sana") else 400.0)
+    return torch.randn(2, 4, 8, 8), torch.tensor(0.4 if kind in FLOWS else 400.0)
 
 
 @each_kind
@@ -186,51 +208,20 @@ def test_the_tap_hears_the_middle(folders: Folders, kind: str) -> None:
     assert gone == []  # what comes after is not computed
 
 
-SCHEDULES = {
-    "SD": {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"},
-    "DDPM, PixArt": {},
-    "cosine": {"beta_schedule": "squaredcos_cap_v2"},
-    "own betas": {"trained_betas": [0.01, 0.02, 0.3, 0.4]},
-    "zero SNR": {
-        "beta_start": 0.00085,
-        "beta_end": 0.012,
-        "beta_schedule": "scaled_linear",
-        "rescale_betas_zero_snr": True,
-        "prediction_type": "v_prediction",
-    },
-}
-
-
-@pytest.mark.parametrize("name", SCHEDULES)
-def test_the_path_is_the_schedulers(name: str) -> None:
-    """alpha_t^2 is alphas_cumprod at every timestep."""
-    s = diffusers.DDIMScheduler(**SCHEDULES[name])
-    found = schedule(dict(s.config), "DDIMScheduler")
-    t = torch.arange(len(s.alphas_cumprod), dtype=torch.float64)
-    alpha, sigma = found.path.alpha(t), found.path.sigma(t)
-    assert isinstance(found.path, Timesteps)
-    assert torch.equal(found.path.label(t), t)
-    assert (alpha**2 - s.alphas_cumprod.double()).abs().max() < 2e-6
-    assert torch.allclose(alpha**2 + sigma**2, torch.ones_like(t))
-    assert found.predicts == ("v" if name == "zero SNR" else "eps")
-    other = {**s.config, "trained_betas": None, "beta_schedule": "linear", "beta_end": 0.03}
-    wrong = schedule(other, "DDIMScheduler").path.alpha(t)
-    assert (wrong[: len(t)] ** 2 - s.alphas_cumprod.double()).abs().max() > 0.01
-
-
-def test_a_flow_and_its_shift() -> None:
-    """x_t is the scheduler's, and the default ladder is its shifted one."""
-    s = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
-    found = schedule(dict(s.config), "FlowMatchEulerDiscreteScheduler")
-    assert (found.path, found.predicts, found.shift) == (Flow(), "velocity", 3.0)
-    torch.manual_seed(5)
-    x, eps = torch.randn(2, 3), torch.randn(2, 3)
-    t = s.timesteps[[200, 700]]
-    assert torch.allclose(perturb(found.path, x, eps, t / 1000), s.scale_noise(x, t, eps))
-    s.set_timesteps(28)
-    ladder = found.sampler().grid(torch.zeros(1))
-    # diffusers shifts its own end of the ladder, 1/1000, twice: the ladders meet above it
-    assert (ladder[:20] - s.sigmas[:20]).abs().max() < 2e-3
+def test_the_size_of_flux(folders: Folders, tmp_path: Path) -> None:
+    """What its folder says, or its pipeline's own; odd sizes are refused."""
+    folder = tmp_path / "pipe"
+    shutil.copytree(folders("flux"), folder)
+    path = folder / "transformer" / "config.json"
+    config = json.loads(path.read_text())
+    for size, shape in ((32, (4, 32, 32)), (None, (4, 128, 128))):
+        told = {key: value for key, value in config.items() if key != "sample_size"}
+        path.write_text(json.dumps(told if size is None else {**told, "sample_size": size}))
+        model = load(folder).model
+        assert (model.shape, model.net.pixels) == (shape, 2 * shape[1])
+    path.write_text(json.dumps({**config, "sample_size": 9}))
+    with pytest.raises(ValueError, match="FLUX needs an even sample_size"):
+        load(folder)
 
 
 def test_the_default_sampler_is_ddim(folders: Folders) -> None:

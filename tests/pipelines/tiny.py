@@ -11,60 +11,7 @@ import diffusers
 import torch
 import transformers
 
-WORDS = ("a", "red", "blue", "small", "cube", "ball", "of", "the", "on")
-
-
-def clip_tokenizer(folder: Path) -> transformers.CLIPTokenizer:
-    """One token a letter, or a whole word of `WORDS`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    letters = [chr(c) for c in range(33, 127)]
-    pieces = [*letters, *(f"{c}</w>" for c in letters)]
-    merges: list[str] = []
-    for word in WORDS:
-        parts = [*word[:-1], f"{word[-1]}</w>"]
-        while len(parts) > 1:
-            merge = f"{parts[0]} {parts[1]}"
-            parts[:2] = ["".join(parts[:2])]
-            if merge not in merges:
-                merges.append(merge)
-                pieces.append(parts[0])
-    pieces = list(dict.fromkeys([*pieces, "<|startoftext|>", "<|endoftext|>"]))
-    (folder / "vocab.json").write_text(json.dumps({p: i for i, p in enumerate(pieces)}))
-    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]))
-    return transformers.CLIPTokenizer.from_pretrained(folder, model_max_length=8)
-
-
-def t5_tokenizer() -> transformers.T5Tokenizer:
-    """A unigram tokenizer of letters and `WORDS`."""
-    pieces = ["<pad>", "</s>", "<unk>", "▁", *(f"▁{w}" for w in WORDS)]
-    pieces += [chr(c) for c in range(97, 123)]
-    return transformers.T5Tokenizer(
-        vocab=[(p, -float(i)) for i, p in enumerate(pieces)], extra_ids=0
-    )
-
-
-def clip(projection: bool, tokenizer: Any, width: int = 16) -> Any:
-    config = transformers.CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=width,
-        intermediate_size=32,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        max_position_embeddings=8,
-        projection_dim=width,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    kind = transformers.CLIPTextModelWithProjection if projection else transformers.CLIPTextModel
-    return kind(config).eval()
-
-
-def t5(tokenizer: Any) -> Any:
-    config = transformers.T5Config(
-        vocab_size=len(tokenizer), d_model=32, d_kv=8, d_ff=32, num_layers=2, num_heads=2
-    )
-    return transformers.T5EncoderModel(config).eval()
+from tests.pipelines.tiny_text import clip, clip_tokenizer, t5, t5_tokenizer
 
 
 def vae(channels: int = 4, **more: Any) -> diffusers.AutoencoderKL:
@@ -250,6 +197,35 @@ def sana(home: Path) -> Any:
     )
 
 
+def flux(home: Path, guided: bool = False) -> Any:
+    """FLUX.1-schnell for 8x8 latents; or, with distilled guidance and dynamic shift, as -dev."""
+    words, pieces = clip_tokenizer(home / "words"), t5_tokenizer()
+    dynamic = {"use_dynamic_shifting": True, "shift": 3.0} if guided else {}
+    return diffusers.FluxPipeline(
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(**dynamic),
+        vae=vae(shift_factor=0.1, scaling_factor=0.4),
+        text_encoder=clip(False, words),
+        tokenizer=words,
+        text_encoder_2=t5(pieces),
+        tokenizer_2=pieces,
+        transformer=diffusers.FluxTransformer2DModel(
+            in_channels=16,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            joint_attention_dim=32,
+            pooled_projection_dim=16,
+            guidance_embeds=guided,
+            axes_dims_rope=(2, 2, 4),
+        ).eval(),
+    )
+
+
+def flux_guided(home: Path) -> Any:
+    return flux(home, guided=True)
+
+
 KINDS: dict[str, Callable[[Path], Any]] = {
     "sd": sd,
     "sd_v": sd_v,
@@ -258,7 +234,10 @@ KINDS: dict[str, Callable[[Path], Any]] = {
     "pixart": pixart,
     "pixart_sized": pixart_sized,
     "sana": sana,
+    "flux": flux,
+    "flux_guided": flux_guided,
 }
+FLOWS = ("sd3", "sana", "flux", "flux_guided")
 
 
 def build(kind: str, home: Path, seed: int = 0) -> Path:
@@ -270,4 +249,7 @@ def build(kind: str, home: Path, seed: int = 0) -> Path:
         if not bool(p.any()):  # such as the output layers of a transformer
             torch.nn.init.normal_(p, std=0.1)
     pipe.save_pretrained(home / "pipe", safe_serialization=True)
+    if kind.startswith("flux"):  # whose configuration names no size of its own
+        path = home / "pipe" / "transformer" / "config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "sample_size": 8}))
     return home / "pipe"

@@ -1,0 +1,83 @@
+"""What a scheduler's configuration says, beside diffusers' own scheduler of that configuration."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.pipelines.conftest import Folders
+
+pytest.importorskip("diffusers")
+
+import diffusers
+
+from fewstep.path import Flow, perturb
+from fewstep.pipelines.folder import open_folder
+from fewstep.pipelines.load import timing
+from fewstep.pipelines.schedule import Timesteps, schedule
+from fewstep.times import Shifted
+
+SCHEDULES = {
+    "SD": {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"},
+    "DDPM, PixArt": {},
+    "cosine": {"beta_schedule": "squaredcos_cap_v2"},
+    "own betas": {"trained_betas": [0.01, 0.02, 0.3, 0.4]},
+    "zero SNR": {
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "beta_schedule": "scaled_linear",
+        "rescale_betas_zero_snr": True,
+        "prediction_type": "v_prediction",
+    },
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_the_path_is_the_schedulers(name: str) -> None:
+    """alpha_t^2 is alphas_cumprod at every timestep."""
+    s = diffusers.DDIMScheduler(**SCHEDULES[name])
+    found = schedule(dict(s.config), "DDIMScheduler")
+    t = torch.arange(len(s.alphas_cumprod), dtype=torch.float64)
+    alpha, sigma = found.path.alpha(t), found.path.sigma(t)
+    assert isinstance(found.path, Timesteps)
+    assert torch.equal(found.path.label(t), t)
+    assert (alpha**2 - s.alphas_cumprod.double()).abs().max() < 2e-6
+    assert torch.allclose(alpha**2 + sigma**2, torch.ones_like(t))
+    assert found.predicts == ("v" if name == "zero SNR" else "eps")
+    other = {**s.config, "trained_betas": None, "beta_schedule": "linear", "beta_end": 0.03}
+    wrong = schedule(other, "DDIMScheduler").path.alpha(t)
+    assert (wrong[: len(t)] ** 2 - s.alphas_cumprod.double()).abs().max() > 0.01
+
+
+def test_a_flow_and_its_shift() -> None:
+    """x_t is the scheduler's, and the default ladder is its shifted one."""
+    s = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    found = schedule(dict(s.config), "FlowMatchEulerDiscreteScheduler")
+    assert (found.path, found.predicts, found.shift) == (Flow(), "velocity", 3.0)
+    torch.manual_seed(5)
+    x, eps = torch.randn(2, 3), torch.randn(2, 3)
+    t = s.timesteps[[200, 700]]
+    assert torch.allclose(perturb(found.path, x, eps, t / 1000), s.scale_noise(x, t, eps))
+    s.set_timesteps(28)
+    ladder = found.sampler().grid(torch.zeros(1))
+    # diffusers shifts its own end of the ladder, 1/1000, twice: the ladders meet above it
+    assert (ladder[:20] - s.sigmas[:20]).abs().max() < 2e-3
+
+
+def test_a_shift_that_depends_on_the_size(folders: Folders) -> None:
+    """FLUX's, as its pipeline computes it, and the same scheduler at another size."""
+    from diffusers.pipelines.flux.pipeline_flux import calculate_shift
+
+    config = diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift=3.0).config
+    for places in (16, 1024, 4096):
+        mu = torch.tensor(calculate_shift(places))
+        found = schedule(dict(config), "FlowMatchEulerDiscreteScheduler", places)
+        assert abs(found.shift - float(mu.exp())) < 1e-6 * found.shift
+        s = diffusers.FlowMatchEulerDiscreteScheduler.from_config(config)
+        s.set_timesteps(sigmas=[1.0, 0.7, 0.2], mu=float(mu))
+        ours = Shifted(found.shift).quantile(torch.tensor([1.0, 0.7, 0.2]))
+        assert torch.allclose(s.sigmas[:3], ours)
+    assert timing(open_folder(folders("flux_guided"))).shift == pytest.approx(
+        float(torch.tensor(calculate_shift(16)).exp())
+    )
+    assert timing(open_folder(folders("flux"))).shift == 1.0

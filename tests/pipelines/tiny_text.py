@@ -1,0 +1,64 @@
+"""Tiny random tokenizers and text encoders, built offline from configurations."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import transformers
+
+WORDS = ("a", "red", "blue", "small", "cube", "ball", "of", "the", "on")
+
+
+def clip_tokenizer(folder: Path) -> transformers.CLIPTokenizer:
+    """One token a letter, or a whole word of `WORDS`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    letters = [chr(c) for c in range(33, 127)]
+    pieces = [*letters, *(f"{c}</w>" for c in letters)]
+    merges: list[str] = []
+    for word in WORDS:
+        parts = [*word[:-1], f"{word[-1]}</w>"]
+        while len(parts) > 1:
+            merge = f"{parts[0]} {parts[1]}"
+            parts[:2] = ["".join(parts[:2])]
+            if merge not in merges:
+                merges.append(merge)
+                pieces.append(parts[0])
+    pieces = list(dict.fromkeys([*pieces, "<|startoftext|>", "<|endoftext|>"]))
+    (folder / "vocab.json").write_text(json.dumps({p: i for i, p in enumerate(pieces)}))
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]))
+    return transformers.CLIPTokenizer.from_pretrained(folder, model_max_length=8)
+
+
+def t5_tokenizer() -> transformers.T5Tokenizer:
+    """A unigram tokenizer of letters and `WORDS`."""
+    pieces = ["<pad>", "</s>", "<unk>", "▁", *(f"▁{w}" for w in WORDS)]
+    pieces += [chr(c) for c in range(97, 123)]
+    return transformers.T5Tokenizer(
+        vocab=[(p, -float(i)) for i, p in enumerate(pieces)], extra_ids=0
+    )
+
+
+def clip(projection: bool, tokenizer: Any, width: int = 16) -> Any:
+    config = transformers.CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        max_position_embeddings=8,
+        projection_dim=width,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    kind = transformers.CLIPTextModelWithProjection if projection else transformers.CLIPTextModel
+    return kind(config).eval()
+
+
+def t5(tokenizer: Any) -> Any:
+    config = transformers.T5Config(
+        vocab_size=len(tokenizer), d_model=32, d_kv=8, d_ff=32, num_layers=2, num_heads=2
+    )
+    return transformers.T5EncoderModel(config).eval()
