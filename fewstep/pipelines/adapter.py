@@ -12,7 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,9 @@ class _Heard(Exception):
 
 class Adapter(nn.Module, ABC):
     """A diffusers network for samples (C, H, W), and the null prompt of `tokens` words."""
+
+    flow: ClassVar[bool] = True
+    """Whether such networks are trained on a flow, or on betas."""
 
     def __init__(self, net: nn.Module, tokens: int, pixels: int) -> None:
         super().__init__()

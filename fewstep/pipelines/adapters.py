@@ -18,6 +18,8 @@ from fewstep.pipelines.adapter import Adapter
 class UNet(Adapter):
     """UNet2DConditionModel: Stable Diffusion 1 and 2, and SDXL with its size conditions."""
 
+    flow = False
+
     def __init__(self, net: nn.Module, tokens: int, pixels: int) -> None:
         super().__init__(net, tokens, pixels)
         if self.config.addition_embed_type == "text_time":
@@ -72,6 +74,8 @@ class SD3(_Transformer):
 
 class PixArt(_Transformer):
     """PixArtTransformer2DModel; the 1024 pixel model is told the size of the picture too."""
+
+    flow = False
 
     def shapes(self, tokens: int) -> dict[str, tuple[int, ...]]:
         return {"prompt": (tokens, self.config.caption_channels), "mask": (tokens,)}

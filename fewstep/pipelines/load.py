@@ -20,6 +20,7 @@ from torch import Tensor
 
 from fewstep.generator import Generator
 from fewstep.model import Model
+from fewstep.path import Flow
 from fewstep.pipelines.adapter import Adapter
 from fewstep.pipelines.adapters import ADAPTERS
 from fewstep.pipelines.folder import PipelineFolder, is_pipeline, open_folder
@@ -91,7 +92,14 @@ def timing(folder: PipelineFolder) -> Schedule:
     """What the scheduler says about the network."""
     config, kind = folder.config(folder.family.network), ADAPTERS[folder.family.network_class]
     side = _shape(folder)[1] // kind.patch(config)
-    return schedule(folder.config("scheduler"), folder.parts["scheduler"], side**2)
+    found = schedule(folder.config("scheduler"), folder.parts["scheduler"], side**2)
+    if isinstance(found.path, Flow) != kind.flow:
+        said, trained = ("betas", "a flow") if kind.flow else ("a flow", "betas")
+        raise ValueError(
+            f"{folder.path}: a {folder.family.network_class} is trained on {trained}, but its "
+            f"{folder.parts['scheduler']} says {said}; put the right scheduler back"
+        )
+    return found
 
 
 def _shape(folder: PipelineFolder) -> tuple[int, int, int]:

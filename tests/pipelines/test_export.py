@@ -42,6 +42,7 @@ TRAJECTORIES = {
     "sd_v": (FewStep(625.0), FewStep(999.0, 4, "ddim", unit=True)),
     "sdxl": (FewStep(399.0), FewStep(999.0, 4, unit=True)),
     "pixart": (FewStep(399.0, unit=True), FewStep(999.0, 2, unit=True)),
+    "pixart_sigma": (FewStep(999.0, 4, unit=True),),
     "sd3": (FewStep(1.0), FewStep(1.0, 4), FewStep(1.0, 2, "ddim")),
     "sana": (FewStep(1.0), FewStep(1.0, 4)),
     "flux": (FewStep(1.0), FewStep(1.0, 4)),

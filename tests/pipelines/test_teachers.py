@@ -84,7 +84,7 @@ def raw(pipe: Any, kind: str, xt: Tensor, t: Tensor, told: dict[str, Tensor]) ->
         size = torch.tensor([16.0, 16.0]).repeat(len(xt), 1)
         aspect = torch.tensor([1.0]).repeat(len(xt), 1)
         named["added_cond_kwargs"] = {"resolution": size, "aspect_ratio": aspect}
-    if kind == "pixart":
+    if kind in ("pixart", "pixart_sigma"):
         named["added_cond_kwargs"] = {"resolution": None, "aspect_ratio": None}
     with torch.no_grad():
         out = net(xt, timestep=t.expand(len(xt)), **named)[0]

@@ -116,9 +116,9 @@ def sd3(home: Path) -> Any:
     )
 
 
-def pixart(home: Path, sized: bool = False) -> Any:
+def pixart(home: Path, sized: bool = False, cls: Any = diffusers.PixArtAlphaPipeline) -> Any:
     pieces = t5_tokenizer()
-    return diffusers.PixArtAlphaPipeline(
+    return cls(
         tokenizer=pieces,
         text_encoder=t5(pieces),
         vae=vae(),
@@ -142,6 +142,10 @@ def pixart(home: Path, sized: bool = False) -> Any:
 def pixart_sized(home: Path) -> Any:
     """As the 1024 pixel model, which is told the size of its picture."""
     return pixart(home, sized=True)
+
+
+def pixart_sigma(home: Path) -> Any:
+    return pixart(home, cls=diffusers.PixArtSigmaPipeline)
 
 
 def sana(home: Path) -> Any:
@@ -233,6 +237,7 @@ KINDS: dict[str, Callable[[Path], Any]] = {
     "sd3": sd3,
     "pixart": pixart,
     "pixart_sized": pixart_sized,
+    "pixart_sigma": pixart_sigma,
     "sana": sana,
     "flux": flux,
     "flux_guided": flux_guided,
