@@ -28,6 +28,7 @@ _HOMES = {
     "Heun": "sample",
     "GaussianMixture": "teachers.gaussian",
     "LSG": "guidance",
+    "LoRA": "lora",
     "AntiCFG": "guidance",
     "ZeroCFG": "guidance",
     "Critic": "critic",
@@ -57,6 +58,7 @@ __all__ = [
     "Heun",
     "Images",
     "Latents",
+    "LoRA",
     "Loss",
     "Method",
     "Model",
@@ -80,6 +82,7 @@ if TYPE_CHECKING:
     from fewstep.ema import EMA
     from fewstep.generator import Generator
     from fewstep.guidance import LSG, AntiCFG, ZeroCFG
+    from fewstep.lora import LoRA
     from fewstep.methods.diff_instruct import DiffInstruct
     from fewstep.methods.pretrain import Pretrain
     from fewstep.methods.sid import SiD

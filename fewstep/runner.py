@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fewstep import checkpoint, parallel
 from fewstep.core import Denoiser, Source
@@ -87,11 +87,9 @@ class Work:
         """The state at step 0."""
         state = State.init(self.run.method, self.denoiser, self.net)
         if self.sharded:
-            if any(optim.offload for optim in self.run.optims(state.nets).values()):
-                raise ValueError(
-                    "moments of nets in parts stay there: no Optim.offload and --shard"
-                )
-            for net in (*state.nets.values(), state.average, self.denoiser):
+            whole = self.run.lora is not None  # adapters need all of the teacher
+            every = (*state.nets.values(), state.average, None if whole else self.denoiser)
+            for net in every:
                 if isinstance(net, nn.Module):
                     shard(net, self.parts, self.run.offload and net is self.denoiser)
         return state
@@ -135,6 +133,16 @@ def starting_point(run: Run, init: str) -> nn.Module:
     return net
 
 
+def adapted(run: Run, teacher: Generator | None, init: str) -> nn.Module:
+    """The network that `run.lora` makes of the teacher's."""
+    assert run.lora is not None
+    if init:
+        raise ValueError("with --lora all nets are the teacher and adapters; leave out --init")
+    if teacher is None or teacher.model is None:
+        raise ValueError("LoRA adapts a network, and this teacher is none; leave it out")
+    return run.lora.adapt(teacher.denoiser, run.seed)
+
+
 def usable(device: str) -> torch.device:
     """The device of that name ("cpu", "cuda", "cuda:1", "mps"), if this machine has it."""
     try:
@@ -167,7 +175,9 @@ def prepare(run: Run, recipe: str, teacher: str, device: str = "cpu", init: str 
         if isinstance(run.method.sampler, FewStep):
             run.method.sampler.ladder(model.denoiser.path)  # refuses what does not fit
     source = run.domain.source_for(model, run.model, data_free=not run.method.needs_data)
-    if init:
+    if run.lora is not None:
+        net = adapted(run, model, init)
+    elif init:
         net = starting_point(run, init)
     elif model is not None and model.model is not None:
         net = model.denoiser
@@ -266,7 +276,11 @@ def _train(work: Work, folder: RunFolder, continues: bool) -> Iterator[Progress]
         card |= {"steps": state.step, "seed": run.seed}
         if work.teacher is not None and work.teacher.card:  # its origin, and its licence
             card["teacher"] = dict(work.teacher.card)
-        save_model(folder.student, weights, run.model, run.method.sampler, card)
+        adapters: dict[str, Tensor] = {}
+        if run.lora is not None and work.teacher is not None:
+            adapters, base = weights, work.teacher.denoiser.state_dict()
+            weights, card = run.lora.merged(base, adapters), {**card, "lora": encode(run.lora)}
+        save_model(folder.student, weights, run.model, run.method.sampler, card, adapters)
 
 
 def _continue(work: Work, state: State, folder: RunFolder) -> list[str]:

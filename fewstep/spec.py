@@ -29,7 +29,7 @@ from typing import Any
 PACKAGES = ("methods", "nets", "recipes")
 MODULES = (
     *("path", "times", "sample", "guidance", "augment", "fake_score", "critic"),
-    *("optim", "ema", "ema_power", "model"),
+    *("optim", "ema", "ema_power", "model", "lora"),
     *("losses.distance", "losses.weight", "teachers.published"),
     *("pipelines.net", "pipelines.schedule"),
 )
@@ -113,7 +113,8 @@ def build(cls: type, values: Mapping[str, Any], expected: type = object) -> Any:
     """cls(**values) with every value checked against the field's annotation."""
     names = _fields(cls)
     if not issubclass(cls, expected):
-        raise ValueError(f"expected a {expected.__name__}, got {cls.__name__}")
+        kind = getattr(expected, "__name__", str(expected))
+        raise ValueError(f"expected a {kind}, got {cls.__name__}")
     hints = typing.get_type_hints(cls)
     checked = {}
     for name, value in values.items():

@@ -41,13 +41,19 @@ def save_model(
     model: Model,
     sampler: Sampler,
     card: Mapping[str, Any],
+    adapters: Mapping[str, Tensor] = {},
 ) -> None:
-    """Write a finished folder; `weights` are a state dict of `model.build()`, of any type."""
+    """Write a finished folder; `weights` are a state dict of `model.build()`, of any type.
+
+    adapters: what was trained of them, if they are merged (see `fewstep.lora`): lora.safetensors.
+    """
     description = {"model": encode(model), "sampler": encode(sampler), "card": dict(card)}
     files = {
         "model.json": (json.dumps(description, indent=2) + "\n").encode(),
         "model.safetensors": pack(weights),
     }
+    if adapters:
+        files["lora.safetensors"] = pack(adapters)
     write_folder(folder, files, {"kind": KIND})
 
 
@@ -57,8 +63,7 @@ def load_student(folder: Path | str, device: torch.device | str = "cpu") -> Gene
     Raises `Damaged` (a ValueError) where something is missing or altered.
     """
     folder = _finished(folder)
-    if read_folder(folder).get("kind") != KIND:
-        raise Damaged(f"{folder} is a checkpoint or something else, not a finished model")
+    _manifest(folder)
     description = _description(folder)
     model: Model = decode(description["model"], Model)
     sampler: Sampler = decode(description["sampler"], Sampler)
@@ -74,6 +79,19 @@ def stored_model(folder: Path | str) -> Model:
     """The network that `load_student` would build, as its folder describes it."""
     model: Model = decode(_description(_finished(folder))["model"], Model)
     return model
+
+
+def stored_digest(folder: Path | str) -> str:
+    """SHA-256 of the weights that `load_student` would load, as its manifest says."""
+    return str(_manifest(_finished(folder))["sha256"]["model.safetensors"])
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a finished model whose files are as it says."""
+    facts = read_folder(folder)
+    if facts.get("kind") != KIND:
+        raise Damaged(f"{folder} is a checkpoint or something else, not a finished model")
+    return facts
 
 
 def _finished(folder: Path | str) -> Path:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from fewstep.files import digest
 from fewstep.generator import Generator
+from fewstep.lora import recorded
 from fewstep.model import Model, OfTeacher
 from fewstep.pipelines.folder import is_pipeline, open_folder
 from fewstep.pipelines.load import describe, dressed
 from fewstep.pipelines.load import load as load_pipeline
 from fewstep.recipes.run import Domain, Run
+from fewstep.student import stored_digest
 from fewstep.teachers import convert
 
 
@@ -28,6 +32,14 @@ def opened(path: Path | str, device: torch.device | str = "cpu") -> Generator:
 def model_of(path: Path | str) -> Model:
     """The description of what `opened` would give, found without reading a weight's value."""
     return describe(open_folder(path)) if is_pipeline(path) else convert.model_of(path)
+
+
+def digest_of(path: Path | str) -> str:
+    """SHA-256 over the weights of what `opened` would give."""
+    if not is_pipeline(path):
+        return digest(Path(path)) if Path(path).is_file() else stored_digest(path)
+    files = (f"{file.name} {digest(file)}" for file in open_folder(path).weights())
+    return hashlib.sha256("\n".join(files).encode()).hexdigest()
 
 
 def loaded(path: str, device: torch.device | str = "cpu") -> Generator:
@@ -53,6 +65,8 @@ def load_teacher(
 def settled(run: Run, teacher: str) -> Run:
     """The run as it is recorded: what it takes from its teacher and its files filled in."""
     run = replace(run, domain=run.domain.settled())
+    if run.lora is not None and teacher:
+        run = replace(run, lora=recorded(run.lora, digest_of(teacher)))
     if not isinstance(run.model.net, OfTeacher):
         return run
     if not teacher:

@@ -168,9 +168,20 @@ def test_evaluation(here: Path, finished: Path) -> None:
     assert 1 < row["IS(digits, 100)"] < 10
 
 
+def test_adapters(here: Path, finished: Path) -> None:
+    """The finished student is sampled; the loop has trained two roles' A and B of two layers."""
+    shutil.copytree(finished / "runs" / "teacher", "runs/teacher")
+    told = follow(ROOT / "docs" / "lora.md")
+    assert Path("adapters.png").is_file()
+    assert load_student("runs/adapters").card["lora"]["rank"] == 16
+    assert told.names["trained"] == 2 * 2 * 8 * (16 + 16)
+    assert told.names["record"].step == 10
+
+
 def test_every_page_with_python_is_followed_above() -> None:
     pages = {page.name for page in PAGES if any("python" in b.info for b in blocks(page))}
-    assert pages == {"README.md", "getting-started.md", "new-method.md", "evaluation.md"}
+    others = {"getting-started.md", "new-method.md", "evaluation.md", "lora.md"}
+    assert pages == {"README.md", *others}
 
 
 @each_page

@@ -19,7 +19,7 @@ CORE = (
     *("core", "path", "times", "draws", "losses", "methods", "nets", "sample", "train"),
     *("training", "ema", "optim", "checkpoint", "files", "model", "denoisers", "generator"),
     *("student", "spec", "fake_score", "critic", "augment", "guidance", "tap"),
-    *("gauges", "teachers", "parallel", "precision", "sharding", "gradient", "offload"),
+    *("gauges", "teachers", "parallel", "precision", "sharding", "gradient", "offload", "lora"),
 )
 MAX_LINES, MAX_FUNCTION = 300, 60
 

@@ -38,7 +38,7 @@ LAYERS = (
             "offload",
         ),
     ),
-    ("algorithms", ("methods", "nets", "teachers", "pipelines", "data")),
+    ("algorithms", ("methods", "nets", "lora", "teachers", "pipelines", "data")),
     ("shared by methods", ("critic", "fake_score", "guidance", "augment", "tap")),
     ("nouns", ("generator", "model", "sample", "denoisers", "core")),
     ("mathematics", ("losses", "path", "times", "draws")),

@@ -25,9 +25,8 @@ def estimate(work: Work) -> str:
     each = (time.perf_counter() - began) / STEPS
     nets = record.state.nets
     trained = sum(p.numel() for n in record.state.optimizers for p in nets[n].parameters())
-    frozen = sum(p.numel() for p in net.parameters()) + sum(
-        p.numel() for p in record.state.average.parameters()
-    )
+    kept = (*net.parameters(), *net.buffers(), *record.state.average.parameters())
+    frozen = sum(t.numel() for t in kept)
     turns = ", ".join(turn.net for turn in run.method.turns(run.steps - 1))
     memory = (4 * trained + frozen) * 4 / 2**20
     return (

@@ -11,6 +11,7 @@ from fewstep.ema import EMA
 from fewstep.ema_power import PowerEMA
 from fewstep.eval.evaluate import Yardstick
 from fewstep.generator import Generator
+from fewstep.lora import LoRA
 from fewstep.model import Model
 from fewstep.optim import Optim
 from fewstep.precision import Precision
@@ -78,6 +79,8 @@ class Run:
     """Compute activations again when a gradient needs them: less memory, the same numbers."""
     offload: bool = False
     """Keep the teacher in main memory while it is not called; for moments see Optim.offload."""
+    lora: LoRA | None = None
+    """Adapters that are trained in place of whole networks, such as LoRA(64)."""
 
     @property
     def distils(self) -> bool:
@@ -98,4 +101,10 @@ class Run:
         if self.batch % self.accumulate:
             raise ValueError(
                 f"Run.batch {self.batch} is not a multiple of Run.accumulate {self.accumulate}"
+            )
+        if self.lora is not None and not self.distils:
+            raise ValueError("LoRA adapts the network of a teacher, and this run trains one")
+        if self.lora is not None and self.offload:
+            raise ValueError(
+                "with LoRA the teacher's weights are everybody's; leave out --offload"
             )
