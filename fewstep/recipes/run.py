@@ -105,6 +105,4 @@ class Run:
         if self.lora is not None and not self.distils:
             raise ValueError("LoRA adapts the network of a teacher, and this run trains one")
         if self.lora is not None and self.offload:
-            raise ValueError(
-                "with LoRA the teacher's weights are everybody's; leave out --offload"
-            )
+            raise ValueError("LoRA shares the weights of the teacher; leave out --offload")
