@@ -150,7 +150,7 @@ _NOISE = {
 
 def _more(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """What a file says of itself that the card does not say elsewhere."""
-    for key in ("scheduler", "inputs", "largest B", "opset", "precision"):
+    for key in ("scheduler", "sigmas", "inputs", "largest B", "opset"):
         if facts.get(key) is not None:
             value = facts[key]
             yield key, value if isinstance(value, str) else f"`{json.dumps(value)}`"

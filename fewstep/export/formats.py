@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from fewstep.export.comfyui import to_comfyui
 from fewstep.export.graphs import to_onnx, to_pt2
 from fewstep.export.pipeline import to_diffusers, to_safetensors
 from fewstep.run_folder import RunFolder
@@ -34,6 +35,7 @@ FORMATS: Mapping[str, Format] = {
     "safetensors": Format(to_safetensors, "a pipeline's network alone, under diffusers' names"),
     "pt2": Format(to_pt2, "any student with its sampler, for torch.export.load"),
     "onnx": Format(to_onnx, "any student with its sampler, for onnxruntime"),
+    "comfyui": Format(to_comfyui, "a pipeline's network and a workflow of ComfyUI's stock nodes"),
 }
 """What `fewstep export --to` takes."""
 

@@ -42,7 +42,7 @@ def to_diffusers(run: Path, out: Path) -> float:
     Returns the largest relative difference between the two on one prompt.
     """
     student = load_student(run)
-    folder = origin(_of_pipeline(student, run))
+    folder = origin(of_pipeline(student, run))
     sampler = student.sampler
     if not isinstance(sampler, FewStep):
         raise ValueError(f"{run} is sampled by {sampler}; only few-step students are exported")
@@ -65,28 +65,35 @@ def to_safetensors(run: Path, out: Path) -> float:
 
     Returns the largest difference of a weight from the student's, which is 0.
     """
-    from safetensors.torch import load_file, save
-
     student = load_student(run)
-    folder = origin(_of_pipeline(student, run))
-    state = {k: v.contiguous() for k, v in student.denoiser.net.net.state_dict().items()}
-    facts = {"pipeline": folder.pipeline, "sampler": repr(student.sampler), **student.card}
-    told = {k: v if isinstance(v, str) else json.dumps(v) for k, v in facts.items()}
+    folder = origin(of_pipeline(student, run))
+    kind = folder.family.network_class
     with fresh(out, ".safetensors") as place:
-        write(place, save(state, {"format": "pt", **told}))
-        again = load_file(place)
-        use = f"""from diffusers import {folder.family.network_class}
+        difference = network_file(student, folder, place)
+        use = f"""from diffusers import {kind}
 from safetensors.torch import load_file
 
-config = {folder.family.network_class}.load_config("{folder.path.name}/{folder.family.network}")
-network = {folder.family.network_class}.from_config(config)
+network = {kind}.from_config({kind}.load_config("{folder.path.name}/{folder.family.network}"))
 network.load_state_dict(load_file("{out.name}"))
 """
         write(place.with_name(f"{out.name}.md"), card(student, run, use, {}))
+    return difference
+
+
+def network_file(student: Generator, folder: PipelineFolder, path: Path) -> float:
+    """Write the network under diffusers' names; the largest difference found when it is read."""
+    from safetensors.torch import load_file, save
+
+    state = {k: v.contiguous() for k, v in student.denoiser.net.net.state_dict().items()}
+    facts = {"pipeline": folder.pipeline, "sampler": repr(student.sampler), **student.card}
+    told = {k: v if isinstance(v, str) else json.dumps(v) for k, v in facts.items()}
+    write(path, save(state, {"format": "pt", **told}))
+    again = load_file(path)
     return max(float((again[name] - state[name]).abs().max()) for name in state)
 
 
-def _of_pipeline(student: Generator, run: Path) -> Generator:
+def of_pipeline(student: Generator, run: Path) -> Generator:
+    """The student itself; a ValueError if it was not distilled from a pipeline."""
     if student.model is None or not isinstance(student.model.net, Diffusers):
         raise ValueError(f"{run} was not distilled from a pipeline, so it cannot become one")
     return student

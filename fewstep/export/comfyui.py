@@ -1,0 +1,232 @@
+"""A student for ComfyUI: its network, and a workflow of stock nodes with the right steps.
+
+    OUT/workflow.json                        in ComfyUI's API format
+    OUT/diffusion_models/OUT.safetensors     the network, under diffusers' names
+    OUT/README.md
+
+ComfyUI counts in sigma = sigma_t / alpha_t on betas and in t on flows, and begins with sigma z;
+only at the last timestep of betas does it begin with unit noise. `ManualSigmas` gives it any
+steps, "lcm" renoises with fresh noise, and "euler" goes on with the noise that was found, which
+on betas is DDIM. There is no guidance: `BasicGuider` makes one call a step.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fewstep.export.card import card
+from fewstep.export.pipeline import network_file, of_pipeline
+from fewstep.export.place import fresh
+from fewstep.export.program import Given, examples
+from fewstep.files import read_json, write, write_json
+from fewstep.generator import Generator
+from fewstep.path import Flow
+from fewstep.pipelines.load import origin
+from fewstep.pipelines.schedule import Timesteps
+from fewstep.sample import FewStep
+from fewstep.student import load_student
+
+Workflow = dict[str, dict[str, Any]]
+PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline", "StableDiffusion3Pipeline")
+"""Of which ComfyUI reads the networks under diffusers' names."""
+NODES: Mapping[str, tuple[Mapping[str, str], tuple[str, ...]]] = {
+    "UNETLoader": ({"unet_name": "", "weight_dtype": ""}, ("MODEL",)),
+    "CheckpointLoaderSimple": ({"ckpt_name": ""}, ("MODEL", "CLIP", "VAE")),
+    "ModelSamplingDiscrete": ({"model": "MODEL", "sampling": "", "zsnr": ""}, ("MODEL",)),
+    "CLIPTextEncode": ({"clip": "CLIP", "text": ""}, ("CONDITIONING",)),
+    "EmptyLatentImage": ({"width": "", "height": "", "batch_size": ""}, ("LATENT",)),
+    "EmptySD3LatentImage": ({"width": "", "height": "", "batch_size": ""}, ("LATENT",)),
+    "RandomNoise": ({"noise_seed": ""}, ("NOISE",)),
+    "BasicGuider": ({"model": "MODEL", "conditioning": "CONDITIONING"}, ("GUIDER",)),
+    "KSamplerSelect": ({"sampler_name": ""}, ("SAMPLER",)),
+    "ManualSigmas": ({"sigmas": ""}, ("SIGMAS",)),
+    "SamplerCustomAdvanced": (
+        {
+            **{"noise": "NOISE", "guider": "GUIDER", "sampler": "SAMPLER"},
+            **{"sigmas": "SIGMAS", "latent_image": "LATENT"},
+        },
+        ("LATENT", "LATENT"),
+    ),
+    "VAEDecode": ({"samples": "LATENT", "vae": "VAE"}, ("IMAGE",)),
+    "SaveImage": ({"images": "IMAGE", "filename_prefix": ""}, ()),
+}
+"""The stock nodes that are used: what each takes, "" for a value, and what it gives."""
+NUMBER = re.compile(r"[-+]?\d*\.*\d+")
+"""What ManualSigmas takes for a number; there are no exponents."""
+TOLERANCE = 1e-5
+
+
+def to_comfyui(run: Path, out: Path) -> float:
+    """Write network and workflow of the student of a run into the folder `out`, new or empty.
+
+    The workflow's own numbers are followed as ComfyUI follows them. Returns the largest difference
+    from the student, relative to the student's largest number.
+    """
+    student = of_pipeline(load_student(run), run)
+    folder = origin(student)
+    if folder.pipeline not in PIPELINES:
+        raise ValueError(
+            f"ComfyUI reads no network of a {folder.pipeline} under diffusers' names; "
+            f"it reads those of {', '.join(PIPELINES)}"
+        )
+    with fresh(out) as place:
+        (place / "diffusion_models").mkdir(parents=True)
+        name, base = f"{out.name}.safetensors", f"{folder.path.name}.safetensors"
+        flow = workflow(student, name, base)
+        write_json(place / "workflow.json", flow)
+        network_file(student, folder, place / "diffusion_models" / name)
+        found = difference(read_json(place / "workflow.json"), student)
+        if not found <= TOLERANCE:
+            raise ValueError(f"the workflow differs from the student by {found:.2g} of its range")
+        write(
+            place / "README.md", card(student, run, _use(name, base), {"sigmas": _sigmas(student)})
+        )
+    return found
+
+
+def workflow(student: Generator, network: str, base: str) -> Workflow:
+    """The nodes of one picture; `network` and `base` are names of files in ComfyUI's folders.
+
+    ValueError where stock nodes cannot follow the student's steps.
+    """
+    sampler, path, model = student.sampler, student.denoiser.path, student.model
+    assert isinstance(sampler, FewStep)
+    assert model is not None
+    if sampler.noise == "fixed" and sampler.steps > 1:
+        raise ValueError(f"no sampler of ComfyUI repeats the same noise, as {sampler} does")
+    side, flow = getattr(model.net, "pixels", 0), isinstance(path, Flow)
+    nodes: Workflow = {}
+
+    def add(kind: str, **inputs: Any) -> str:
+        nodes[str(len(nodes) + 1)] = {"class_type": kind, "inputs": inputs}
+        return str(len(nodes))
+
+    net = add("UNETLoader", unet_name=network, weight_dtype="default")
+    rest = add("CheckpointLoaderSimple", ckpt_name=base)
+    if not flow:
+        kind = {"eps": "eps", "v": "v_prediction"}[model.predicts]
+        net = add("ModelSamplingDiscrete", model=[net, 0], sampling=kind, zsnr=False)
+    prompt = add("CLIPTextEncode", clip=[rest, 1], text="a prompt")
+    empty = "EmptySD3LatentImage" if flow else "EmptyLatentImage"
+    drawn = add(
+        "SamplerCustomAdvanced",
+        noise=[add("RandomNoise", noise_seed=0), 0],
+        guider=[add("BasicGuider", model=[net, 0], conditioning=[prompt, 0]), 0],
+        sampler=[add("KSamplerSelect", sampler_name=_sampler(sampler)), 0],
+        sigmas=[add("ManualSigmas", sigmas=_sigmas(student)), 0],
+        latent_image=[add(empty, width=side, height=side, batch_size=1), 0],
+    )
+    picture = add("VAEDecode", samples=[drawn, 0], vae=[rest, 2])
+    add("SaveImage", images=[picture, 0], filename_prefix=Path(network).stem)
+    check(nodes)
+    return nodes
+
+
+def _sampler(sampler: FewStep) -> str:
+    return "lcm" if sampler.noise == "fresh" and sampler.steps > 1 else "euler"
+
+
+def _sigmas(student: Generator) -> str:
+    """What ManualSigmas is given: the student's ladder in ComfyUI's sigma, and 0."""
+    sampler, path = student.sampler, student.denoiser.path
+    assert isinstance(sampler, FewStep)
+    ladder = sampler.ladder(path)
+    if isinstance(path, Flow):
+        sigmas = ladder
+    elif path != Timesteps():
+        raise ValueError(
+            f"ComfyUI has betas of its own for such models, {Timesteps()}, not those of {path}"
+        )
+    else:
+        sigmas = [float(table()[int(t)]) for t in ladder]
+        if sampler.unit != (ladder[0] == path.t_max):
+            raise ValueError(
+                f"ComfyUI begins with unit noise at {path.t_max:g} and with sigma z below, but "
+                f"{sampler} does not; say unit=True there and nowhere else"
+            )
+    return ", ".join(f"{sigma:.9f}" for sigma in [*sigmas, 0.0])
+
+
+def table() -> Tensor:
+    """sigma of every timestep of Stable Diffusion, as ComfyUI has it: (1000,)."""
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    abar = (1 - betas).cumprod(0)
+    return ((1 - abar) / abar).sqrt().float()
+
+
+def check(nodes: Workflow) -> None:
+    """A ValueError unless every node has the inputs it takes, of the types they have."""
+    for number, node in nodes.items():
+        wanted, _ = NODES[node["class_type"]]
+        if node["inputs"].keys() != wanted.keys():
+            raise ValueError(f"{node['class_type']} takes {', '.join(wanted)}")
+        for name, kind in wanted.items():
+            value = node["inputs"][name]
+            if isinstance(value, list) != bool(kind):
+                raise ValueError(f"node {number}: {name} is not of type {kind or 'value'}")
+            if kind and NODES[nodes[value[0]]["class_type"]][1][value[1]] != kind:
+                raise ValueError(f"node {number}: {name} is not of type {kind}")
+
+
+def difference(nodes: Workflow, student: Generator) -> float:
+    """Largest difference of what ComfyUI would make of the same noise, relative."""
+    inputs = examples(student, 2)
+    z, noise = inputs.pop("z"), inputs.pop("noise", None)
+    noises = () if noise is None else noise.unbind(1)
+    with torch.no_grad():
+        ours = student.sampler(student.denoiser, z, inputs, Given(z, noises=noises))
+        theirs = follow(nodes, student.denoiser.net, z, noises, inputs)
+    return float((theirs - ours).abs().max() / ours.abs().max())
+
+
+def follow(
+    nodes: Workflow, net: Any, z: Tensor, noises: tuple[Tensor, ...], cond: dict[str, Tensor]
+) -> Tensor:
+    """Latents of a workflow: ComfyUI's arithmetic with the network F(x, label, cond).
+
+    z: (B, *) what RandomNoise draws; noises: what the sampler draws later.
+    """
+    given = {node["class_type"]: node["inputs"] for node in nodes.values()}
+    sigmas = [float(s) for s in NUMBER.findall(given["ManualSigmas"]["sigmas"])]
+    kind = given.get("ModelSamplingDiscrete", {}).get("sampling", "flow")
+    unit = kind != "flow" and sigmas[0] >= float(table()[-1]) * (1 - 1e-5)
+    x = z * ((1 + sigmas[0] ** 2) ** 0.5 if unit else sigmas[0])
+    left = iter(noises)
+    for sigma, after in pairwise(sigmas):
+        denoised = _denoised(kind, net, x, sigma, cond)
+        if given["KSamplerSelect"]["sampler_name"] == "euler":
+            x = x + (x - denoised) / sigma * (after - sigma)
+        elif after:
+            x = (1 - after if kind == "flow" else 1) * denoised + after * next(left)
+        else:
+            x = denoised
+    return x
+
+
+def _denoised(kind: str, net: Any, x: Tensor, sigma: float, cond: dict[str, Tensor]) -> Tensor:
+    """x_0 at sigma, of x = x_0 + sigma eps on betas, (1 - sigma) x_0 + sigma eps on flows."""
+    if kind == "flow":
+        return x - sigma * net(x, x.new_full((len(x),), sigma), cond)
+    size = (1 + sigma**2) ** 0.5
+    t = (table().log() - torch.tensor(sigma).log()).abs().argmin()
+    out = net(x / size, t.expand(len(x)).to(x), cond)
+    return x - sigma * out if kind == "eps" else x / size**2 - sigma / size * out
+
+
+def _use(network: str, base: str) -> str:
+    return f"""# {network} goes into ComfyUI's models/diffusion_models; text encoders and VAE
+# come from {base} in its models/checkpoints. Then drop workflow.json onto ComfyUI, or:
+import json
+import urllib.request
+from pathlib import Path
+
+work = {{"prompt": json.loads(Path("workflow.json").read_text())}}
+urllib.request.urlopen("http://127.0.0.1:8188/prompt", json.dumps(work).encode())
+"""
