@@ -5,10 +5,11 @@ serves as a sampler's grid (`quantile` of a linspace), and a test needs no stati
 
     LogNormal     ln t ~ N(mean, std^2)              EDM training, https://arxiv.org/abs/2206.00364
     Karras        t^(1/rho) uniform                  SiD's generator step, EDM's sampling ladder
-    Uniform       t ~ U[lo, hi]                      VP timesteps, rectified flow
+    Uniform       t ~ U[lo, hi]                      rectified flow
+    Whole         t uniform on lo, lo + 1, ..., hi   VP timesteps
     LogitNormal   logit t ~ N(mean, std^2)           SD3, https://arxiv.org/abs/2403.03206; SiD-DiT
     Shifted       t / (shift (1 - t) + t) uniform   SD3 and its kin, training and sampling
-    Discrete      t uniform on a finite set          DDPM timesteps, few-step grids
+    Discrete      t uniform on a finite set          few-step grids
 """
 
 from __future__ import annotations
@@ -84,6 +85,21 @@ class Uniform(TimeLaw):
 
     def quantile(self, u: Tensor) -> Tensor:
         return self.lo + (self.hi - self.lo) * u
+
+
+@dataclass(frozen=True)
+class Whole(TimeLaw):
+    """t uniform on the whole numbers lo .. hi, such as timesteps."""
+
+    lo: int = 0
+    hi: int = 999
+
+    def __post_init__(self) -> None:
+        if not self.lo < self.hi:
+            raise ValueError(f"{self} needs lo < hi")
+
+    def quantile(self, u: Tensor) -> Tensor:
+        return (self.lo + (u * (self.hi - self.lo + 1)).floor()).clamp(max=self.hi)
 
 
 @dataclass(frozen=True)

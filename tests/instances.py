@@ -38,7 +38,16 @@ from fewstep.methods.sim import SIM
 from fewstep.path import VE, VP, Flow, NoisePath, TrigFlow
 from fewstep.sample import FewStep, Heun
 from fewstep.teachers.gaussian import Gaussian, GaussianMixture
-from fewstep.times import Discrete, Karras, LogitNormal, LogNormal, Shifted, TimeLaw, Uniform
+from fewstep.times import (
+    Discrete,
+    Karras,
+    LogitNormal,
+    LogNormal,
+    Shifted,
+    TimeLaw,
+    Uniform,
+    Whole,
+)
 
 PATHS: tuple[NoisePath, ...] = (
     VE(),
@@ -55,6 +64,7 @@ TIME_LAWS: tuple[TimeLaw, ...] = (
     Karras(),
     Karras(tmax=800.0),
     Uniform(20.0, 980.0),
+    Whole(20, 979),
     LogitNormal(),
     LogitNormal(-0.5, 0.7),
     Discrete((0.25, 0.5, 0.75, 1.0)),

@@ -2,7 +2,7 @@
 
 The network, its noise path and its conditions are the teacher's; a run needs a pipeline folder
 and a file of prompts. `t2i` is for models on betas (Stable Diffusion, SDXL, PixArt), `t2i_flow`
-for flows (SD3, SANA, FLUX).
+for flows (SD3, SANA, FLUX). The published runs are in `fewstep.recipes.published_t2i`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from fewstep.preflight import preflight
 from fewstep.recipes.run import Domain, Run
 from fewstep.run_folder import locked
 from fewstep.sample import FewStep
-from fewstep.times import LogitNormal, Uniform
+from fewstep.times import LogitNormal, Whole
 
 EXAMINED = 4
 """Prompts whose samples the teacher is examined on."""
@@ -97,7 +97,7 @@ def t2i() -> Run:
     t uniform on 20 .. 979, both losses in eps-space, Adam at 1e-6. A flow is refused; its recipe
     is t2i_flow.
     """
-    times = Uniform(20.0, 979.0)
+    times = Whole(20, 979)
     return Run(
         method=SiD(
             sampler=FewStep(625.0),

@@ -17,6 +17,7 @@ from fewstep.times import (
     Shifted,
     TimeLaw,
     Uniform,
+    Whole,
 )
 from tests.instances import TIME_LAWS
 
@@ -48,6 +49,8 @@ def cdf(law: TimeLaw) -> Callable[[Tensor], Tensor]:
             return lambda t: (t - lo) / (hi - lo)
         case Karras():
             return karras(law)
+        case Whole(lo, hi):
+            return lambda t: (t.floor() - lo + 1) / (hi - lo + 1)
         case Shifted(shift, lo):
             return lambda t: (t / (shift * (1 - t) + t) - lo) / (1 - lo)
         case Discrete(values):
@@ -59,9 +62,10 @@ def cdf(law: TimeLaw) -> Callable[[Tensor], Tensor]:
 def test_quantile_is_monotone_and_inverts_the_distribution_function(law: TimeLaw) -> None:
     t = law.quantile(GRID)
     back = cdf(law)(t)
-    if isinstance(law, Discrete):  # the smallest t with P(T <= t) >= u
+    if isinstance(law, Discrete | Whole):  # the smallest t with P(T <= t) >= u
+        count = len(law.values) if isinstance(law, Discrete) else law.hi - law.lo + 1
         assert (t.diff() >= 0).all()
-        assert ((back >= GRID) & (back - 1 / len(law.values) <= GRID)).all()
+        assert ((back >= GRID) & (back - 1 / count <= GRID)).all()
     else:
         assert (t.diff() > 0).all()
         torch.testing.assert_close(back, GRID, rtol=0, atol=1e-12)
@@ -81,6 +85,14 @@ def test_medians() -> None:
     assert LogNormal().quantile(half).item() == pytest.approx(math.exp(-1.2))
     assert LogitNormal().quantile(half).item() == pytest.approx(0.5)
     assert Uniform(2, 5).quantile(half).item() == 3.5
+
+
+def test_whole() -> None:
+    """Each of the numbers has the same share, its ends included."""
+    u = torch.tensor([0.0, 0.2499, 0.25, 0.7499, 0.75, 1 - 1e-7, 1.0], dtype=F64)
+    assert Whole(3, 6).quantile(u).tolist() == [3, 3, 4, 5, 6, 6, 6]
+    with pytest.raises(ValueError, match="needs lo < hi"):
+        Whole(6, 6)
 
 
 def test_discrete() -> None:
