@@ -133,6 +133,17 @@ def test_channels_last_is_the_same(gold):
     assert relative(grad_x(net, moved), gradient) < 1e-4
 
 
+@pytest.mark.parametrize("name", ["edm_ddpmpp", "edm_adm", "edm2"])
+def test_one_graph_holds_all_of_the_network(name):
+    """torch.compile finds nothing it must leave to Python (fullgraph), nor other numbers."""
+    gold = recorded(name)
+    net = gold.net()
+    expected, gradient = net(*gold.inputs()), grad_x(net, gold)
+    compiled = torch.compile(net, backend="eager", fullgraph=True)
+    assert relative(compiled(*gold.inputs()), expected) < 1e-6
+    assert relative(grad_x(compiled, gold), gradient) < 1e-5
+
+
 @pytest.mark.parametrize(("dtype", "close"), [(torch.bfloat16, 0.05), (torch.float16, 0.01)])
 def test_half_precision_bodies_are_close(gold, dtype, close):
     net = gold.net(dtype=dtype)
