@@ -14,13 +14,16 @@ from fewstep.cli.work import demonstrate, like_teacher, perform
 
 def recipes(args: list[str]) -> int:
     """List the ready-made runs."""
-    from fewstep.recipes.find import every, summary
+    from fewstep.recipes.find import by_module, summary
 
     verb_parser("recipes", "List the ready-made runs.").parse_args(args)
-    found = every()
-    width = max(map(len, found))
-    for name, make in sorted(found.items()):
-        print(f"{name:{width}}  {summary(make)}")
+    groups = {title: group for title, group in by_module().items() if group}
+    width = max(len(name) for group in groups.values() for name in group)
+    for title, group in sorted(groups.items(), key=lambda item: len(item[1])):
+        print(f"{title}\n")
+        for name, make in sorted(group.items()):
+            print(f"  {name:{width}}  {summary(make)}")
+        print()
     return 0
 
 

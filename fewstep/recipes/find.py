@@ -32,13 +32,19 @@ def in_module(module: object) -> dict[str, Recipe]:
     }
 
 
+def by_module() -> dict[str, dict[str, Recipe]]:
+    """The recipes of this package, by name, under what their module says of itself."""
+    found = {}
+    for name in (m.name for m in pkgutil.iter_modules(recipes.__path__)):
+        if name not in ("find", "run"):
+            module = importlib.import_module(f"fewstep.recipes.{name}")
+            found[(module.__doc__ or name).partition("\n")[0]] = in_module(module)
+    return found
+
+
 def every() -> dict[str, Recipe]:
     """The recipes of this package, by name."""
-    found: dict[str, Recipe] = {}
-    for module in pkgutil.iter_modules(recipes.__path__):
-        if module.name not in ("find", "run"):
-            found |= in_module(importlib.import_module(f"fewstep.recipes.{module.name}"))
-    return found
+    return {name: make for group in by_module().values() for name, make in group.items()}
 
 
 def recipe(name: str) -> Recipe:
