@@ -1,5 +1,5 @@
 # make demo   the whole job on the embedded example, in about three minutes after installation
-# make test   lint, types and tests, in about five minutes
+# make test   lint, types and tests, in about eight minutes
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -43,7 +43,7 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 $(DEV): $(STAMP)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,t2i,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,t2i,onnx,dev]'
 	touch $@
 
 clean:
