@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -50,13 +50,22 @@ def compare(state: State) -> None:
     parallel.compare(named, f"at step {state.step}")
 
 
+Spare = Callable[[int], bool]
+"""Whether the checkpoint of a step stays when newer ones are there."""
+
+
+def none(step: int) -> bool:
+    """Spare nothing."""
+    return False
+
+
 def save(folder: Path, state: State, method: Method, keep: int = 2) -> Path:
     """Write `state` under folder/step-N and drop all but the newest `keep`; the new path.
 
     What a killed process left half-written goes too: a run folder has one writer.
     """
     parts, facts = _snapshot(state, method)
-    return _write(folder, parts, facts, keep)
+    return _write(folder, parts, facts, keep, none)
 
 
 def _snapshot(state: State, method: Method) -> tuple[Parts, dict[str, Any]]:
@@ -71,19 +80,26 @@ def _snapshot(state: State, method: Method) -> tuple[Parts, dict[str, Any]]:
         parts[name] = {key: t.to("cpu", copy=True) for key, t in kept.items()}
     facts: dict[str, Any] = {key: getattr(state, key) for key in COUNTERS}
     facts["scales"] = {net: [scale.value, scale.clean] for net, scale in state.scales.items()}
+    facts["memory"] = {name: list(numbers) for name, numbers in state.memory.items()}
     facts["method"] = repr(method)
     return parts, facts
 
 
-def _write(folder: Path, parts: Parts, facts: Mapping[str, Any], keep: int) -> Path:
+def _write(folder: Path, parts: Parts, facts: Mapping[str, Any], keep: int, spare: Spare) -> Path:
     files = {f"{name}.safetensors": pack(part) for name, part in parts.items()}
-    target = folder / f"step-{facts['step']:08d}"
+    target = place(folder, facts["step"])
     write_folder(target, files, facts)
-    for old in [*folder.glob(".step-*-*"), *find(folder)[:-keep]]:
-        aside = old.with_name(f".{old.name.lstrip('.')}.old-{os.getpid()}")
-        old.replace(aside)  # no half-deleted folder under a good name
-        shutil.rmtree(aside)
+    old = [path for path in find(folder)[:-keep] if not spare(step_of(path))]
+    _delete([*folder.glob(".step-*-*"), *old])
     return target
+
+
+def _delete(paths: Iterable[Path]) -> None:
+    """Renamed first: no half-deleted folder under a good name."""
+    for path in paths:
+        aside = path.with_name(f".{path.name.lstrip('.')}.old-{os.getpid()}")
+        path.replace(aside)
+        shutil.rmtree(aside)
 
 
 class Writer:
@@ -106,8 +122,11 @@ class Writer:
     def __exit__(self, *_: object) -> None:
         self.pool.shutdown()
 
-    def save(self, state: State) -> list[str]:
-        """Begin to write `state`; what is to be told of the one before."""
+    def save(self, state: State, spare: Spare = none) -> list[str]:
+        """Begin to write `state`; what is to be told of the one before.
+
+        Then all but the newest two are deleted, and those that `spare` says.
+        """
         notes = []
         try:
             self.finish()
@@ -119,7 +138,7 @@ class Writer:
             notes = [f"the last checkpoint could not be written ({error}); trying again now"]
         parts, facts = _snapshot(state, self.method)
         if parallel.rank() == 0:
-            self.job = self.pool.submit(_write, self.folder, parts, facts, 2)
+            self.job = self.pool.submit(_write, self.folder, parts, facts, 2, spare)
         return notes
 
     def finish(self) -> None:
@@ -132,6 +151,21 @@ class Writer:
 def find(folder: Path) -> list[Path]:
     """Complete checkpoints in `folder`, oldest first."""
     return sorted(p for p in folder.glob("step-*") if p.is_dir() and p.suffix == "")
+
+
+def place(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step is."""
+    return folder / f"step-{step:08d}"
+
+
+def step_of(path: Path) -> int:
+    """The step of a checkpoint."""
+    return int(path.name.removeprefix("step-"))
+
+
+def forget_after(folder: Path, step: int) -> None:
+    """Delete all checkpoints that are newer than `step`."""
+    _delete(reversed([path for path in find(folder) if step_of(path) > step]))
 
 
 def resume(
@@ -179,6 +213,7 @@ def load(path: Path, state: State, method: Method, optim: Mapping[str, Optim]) -
     for key in COUNTERS:
         setattr(state, key, int(facts[key]))
     state.scales = {net: Scale(*scale) for net, scale in facts.get("scales", {}).items()}
+    state.memory = {name: list(map(float, old)) for name, old in facts.get("memory", {}).items()}
 
 
 def load_weights(net: nn.Module, tensors: Mapping[str, Tensor], origin: Path) -> None:

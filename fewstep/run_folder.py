@@ -6,6 +6,7 @@ gauges.jsonl        a line for each time the student was looked at
 grids/              pictures of the same noise over time
 checkpoints/        what is needed to continue
 averages/           power-function averages, if the run keeps any
+best/               the model of the best look, if the run names a metric
 student/            the finished model
 metrics.json  report.html
 """
@@ -43,6 +44,10 @@ class RunFolder:
     @property
     def student(self) -> Path:
         return self.path / "student"
+
+    @property
+    def best(self) -> Path:
+        return self.path / "best"
 
     @property
     def averages(self) -> Path:

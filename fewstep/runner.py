@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fewstep import checkpoint, parallel
 from fewstep.core import Denoiser, Source
@@ -22,19 +22,15 @@ from fewstep.generator import Generator
 from fewstep.nets.recompute import has_blocks, recompute
 from fewstep.offload import Resting
 from fewstep.optim import Optim
-from fewstep.posthoc import Averages
 from fewstep.recipes.run import Run
 from fewstep.run_folder import RunFolder, locked
 from fewstep.sample import FewStep
+from fewstep.session import Session
 from fewstep.sharding import copies, shard
 from fewstep.spec import encode, own_files
-from fewstep.student import save_model
 from fewstep.teaching import load_teacher, loaded, settled
 from fewstep.training import Record, State, divisible, train
 from fewstep.watch import Watch
-
-COMPARED = 100
-"""Steps between two checks that all processes hold the same numbers."""
 
 
 class Progress:
@@ -234,53 +230,25 @@ def execute(
 
 
 def _train(work: Work, folder: RunFolder, continues: bool) -> Iterator[Progress]:
-    """The same on every rank; what is written, rank 0 writes."""
+    """The same on every rank."""
     run, state = work.run, work.init()
     if continues:
         yield from map(Note, _continue(work, state, folder))
     watch = Watch(run, folder, work.teacher, work.source)
-    averages = Averages(run.power, folder.averages, state, run.method.output)
     with checkpoint.Writer(folder.checkpoints, run.method) as writer:
-        watch.begin(state)
-        saved = state.step
+        session = Session(run, folder, work.teacher, state, watch, writer)
+        session.begin()
         try:
-            for record in work.records(state):
-                last = record.step == run.steps
-                save = record.step % run.save_every == 0 or last
-                if save or record.step % COMPARED == 0:
-                    checkpoint.compare(state)
-                averages.update(state)
-                try:
-                    watch.log(record)
-                    if record.step % run.draw_every == 0 or last:
-                        watch.look(state)
-                except OSError as error:
-                    yield Note(f"step {record.step} is not in the log: {error}")
-                if save:
-                    averages.save(state, regular=True)
-                    yield from map(Note, writer.save(state))
-                    saved = record.step
+            for record in () if session.ended else work.records(state):
+                yield from map(Note, session.after(record))
                 parallel.alive()
                 yield Step(record.step, run.steps, record.images, record.logs)
+                if session.ended:
+                    break
         except GeneratorExit:
-            checkpoint.compare(state)
-            if state.step > saved:
-                averages.save(state, regular=False)
-                writer.save(state)
-                writer.finish()
+            session.stop()
             raise
-        writer.finish()
-    weights = {name: parallel.full(t) for name, t in state.average.state_dict().items()}
-    if parallel.rank() == 0:
-        card = {"method": repr(run.method), "images": state.images}
-        card |= {"steps": state.step, "seed": run.seed}
-        if work.teacher is not None and work.teacher.card:  # its origin, and its licence
-            card["teacher"] = dict(work.teacher.card)
-        adapters: dict[str, Tensor] = {}
-        if run.lora is not None and work.teacher is not None:
-            adapters, base = weights, work.teacher.denoiser.state_dict()
-            weights, card = run.lora.merged(base, adapters), {**card, "lora": encode(run.lora)}
-        save_model(folder.student, weights, run.model, run.method.sampler, card, adapters)
+        session.finish()
 
 
 def _continue(work: Work, state: State, folder: RunFolder) -> list[str]:

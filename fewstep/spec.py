@@ -29,7 +29,7 @@ from typing import Any
 PACKAGES = ("methods", "nets", "recipes")
 MODULES = (
     *("path", "times", "sample", "guidance", "augment", "fake_score", "critic"),
-    *("optim", "ema", "ema_power", "model", "lora"),
+    *("optim", "ema", "ema_power", "model", "lora", "rules"),
     *("losses.distance", "losses.weight", "teachers.published"),
     *("pipelines.net", "pipelines.schedule"),
 )

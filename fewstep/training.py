@@ -51,6 +51,8 @@ class State:
     """How many of them since the last step without any."""
     scales: dict[str, Scale] = field(default_factory=dict)
     """The loss scale of each net, in float16."""
+    memory: dict[str, list[float]] = field(default_factory=dict)
+    """What the rules beside the loop remember (`fewstep.rules`)."""
 
     @classmethod
     def init(cls, method: Method, teacher: Denoiser | None, net: nn.Module) -> State:

@@ -39,8 +39,8 @@ class Watch:
     source: Source
     yardstick: Yardstick | None = None
 
-    def begin(self, state: State) -> None:
-        """Drop the lines of steps that will be done again; the first look, if this is step 0."""
+    def begin(self, state: State) -> dict[str, Any] | None:
+        """Drop the lines of steps that will be done again; what the first look saw, at step 0."""
         self.writes = parallel.rank() == 0
         for name in ("log.jsonl", "gauges.jsonl") if self.writes else ():
             self.folder.rewind(name, state.step or -1)  # step 0 is looked at again
@@ -49,8 +49,7 @@ class Watch:
         spent = [line.get("seconds", 0.0) for line in self.folder.lines("log.jsonl")]
         self.began = time.perf_counter() - (spent[-1] if spent else 0.0)
         self.skipped = state.skipped
-        if state.step == 0:
-            self.look(state)
+        return None if state.step else self.look(state)
 
     def log(self, record: Record) -> None:
         """One line of log.jsonl, about 500 in a run, and every skipped update."""
@@ -63,8 +62,10 @@ class Watch:
             self.folder.append("log.jsonl", {**line, **finite})
 
     @torch.no_grad()
-    def look(self, state: State) -> None:
+    def look(self, state: State) -> dict[str, Any] | None:
         """Pictures of the same noise, the gauges, and quick distances on few samples.
+
+        The result is what was measured, on rank 0; None on others.
 
         Of a model that takes prompts, few and in parts as small as the training's, since each
         sample takes much memory and time.
@@ -84,6 +85,7 @@ class Watch:
             write(self.folder.grids / name, png(grid(pictures, columns=10)))
             if line:
                 self.folder.append("gauges.jsonl", line)
+        return line if self.writes else None
 
     def generator(self, state: State) -> Generator:
         """How the result is sampled so far; not decoded."""

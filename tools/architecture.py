@@ -20,7 +20,7 @@ LAYERS = (
         "a run",
         (
             *("recipes", "runner", "teaching", "watch", "report", "run_folder", "export"),
-            *("eval", "gauges", "contents", "environment", "posthoc", "preflight"),
+            *("eval", "gauges", "contents", "environment", "posthoc", "preflight", "session"),
         ),
     ),
     ("storage", ("student", "checkpoint", "spec", "files")),

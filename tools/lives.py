@@ -156,6 +156,7 @@ CONTROLS: dict[str, Callable[[State, State], object]] = {
     "samples drawn": _set("drawn", 0),
     "updates skipped": _set("skipped", 7),
     "the loss scales": lambda state, fresh: state.scales.clear(),
+    "what rules remember": lambda state, fresh: state.memory.clear(),
 }
 """Parts of the state, and how each is forgotten after a checkpoint was read."""
 

@@ -15,6 +15,7 @@ from fewstep.lora import LoRA
 from fewstep.model import Model
 from fewstep.optim import Optim
 from fewstep.precision import Precision
+from fewstep.rules import Best, Spikes
 
 
 class Domain(ABC):
@@ -71,6 +72,12 @@ class Run:
     """Steps between pictures and gauges."""
     save_every: int = 500
     """Steps between checkpoints."""
+    keep_every: int = 0
+    """Checkpoints of multiples of so many steps are never deleted; 0: the newest two are left."""
+    best: Best = Best()
+    """Which look's model is kept in the folder best/, and when the run ends early."""
+    spikes: Spikes = Spikes()
+    """When losses and gradient norms count as having left their usual range."""
     patience: int = 10
     """Non-finite updates in a row that are skipped before the run stops."""
     precision: Precision = "fp32"
@@ -96,6 +103,11 @@ class Run:
         for name in ("steps", "batch", "accumulate", "draw_every", "save_every", "patience"):
             if getattr(self, name) < 1:
                 raise ValueError(f"Run.{name} must be at least 1, got {getattr(self, name)}")
+        if self.keep_every < 0 or self.keep_every % self.save_every:
+            raise ValueError(
+                f"Run.keep_every {self.keep_every} is not a multiple of save_every "
+                f"{self.save_every}"
+            )
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"Run.seed must be 0 to 2^63 - 1, got {self.seed}")
         if self.batch % self.accumulate:

@@ -10,10 +10,15 @@ import torch
 from torch import nn
 
 from fewstep import parallel
+from fewstep.files import unpack
 from fewstep.sharding import shard
+from fewstep.student import load_student
+from fewstep.training import State
+from fewstep.watch import Watch
 from tests.distributed.processes import results, together
 from tests.distributed.test_faults import codes, command
 from tests.distributed.test_training import SMOOTH, STEPS, apart, run
+from tests.end_to_end.command import Result
 
 
 def whole(until: int = STEPS, resume: Any = None, save: Any = None) -> Any:
@@ -106,3 +111,23 @@ def test_wrong_flags_are_refused_before_work(tmp_path: Path) -> None:
         assert codes(ended) == [2, 2]
         assert all(f"fewstep: {sentence}" in end.err for end in ended)
         assert not (tmp_path / more[1]).exists()
+
+
+def impatient(home: Path) -> Result:
+    """Rank 0 alone sees anything, and that gets worse after the second look."""
+
+    def look(self: Watch, state: State) -> dict[str, Any] | None:
+        return {"diversity": float(state.step == 4)} if self.writes else None
+
+    flags = ("--best.metric", "diversity", "--best.mode", "max", "--best.patience", "2")
+    return command(home, None, *flags, "--draw-every", "2", "--shard", looking=look)
+
+
+def test_all_end_when_no_look_is_better(tmp_path: Path) -> None:
+    """Sharded, at the same step; the best model is whole."""
+    results(2, tmp_path, impatient, tmp_path)
+    kept = [load_student(tmp_path / "run" / name).card["steps"] for name in ("best", "student")]
+    assert kept == [4, 8]
+    best = unpack(tmp_path / "run/best/model.safetensors")
+    then = unpack(tmp_path / "run/checkpoints/step-00000004/average.safetensors")
+    assert all(torch.equal(best[name], then[name]) for name in then)

@@ -45,10 +45,18 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     return home
 
 
-def command(home: Path, fault: Callable[[int], None] | None = None, *more: str) -> Result:
+def look(self: Watch, state: State) -> None:
+    """Quicker than the gauges of a thousand samples."""
+    if self.writes:
+        self.folder.append("gauges.jsonl", {"step": state.step})
+
+
+def command(
+    home: Path, fault: Callable[[int], None] | None = None, *more: str, looking: Any = look
+) -> Result:
     """The command in `home`, in a rank; `fault(step)` is called after each step."""
     os.chdir(home)
-    Watch.look = look  # type: ignore[method-assign]
+    Watch.look = looking  # type: ignore[method-assign]
     if fault is not None:
         after = fault
         ready, steps = parallel.alive, iter(range(1, 99))
@@ -63,12 +71,6 @@ def command(home: Path, fault: Callable[[int], None] | None = None, *more: str) 
     if result.code:
         raise SystemExit(result.code)
     return result
-
-
-def look(self: Watch, state: State) -> None:
-    """Quicker than the gauges of a thousand samples."""
-    if self.writes:
-        self.folder.append("gauges.jsonl", {"step": state.step})
 
 
 def codes(ended: list[Ended]) -> list[int]:

@@ -1,0 +1,119 @@
+"""What a run does about what it sees of itself: keep its best, notice spikes.
+
+Rules are pure functions of what was seen and of what they remember: lists of numbers by name,
+which are a part of the training state, so that a continued run decides as an undisturbed one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from statistics import median
+from typing import Any, Literal
+
+Memory = dict[str, list[float]]
+
+
+@dataclass(frozen=True)
+class Best:
+    """Which look at a run was its best; with `patience`, a run ends when none is better."""
+
+    metric: str = ""
+    """A number of gauges.jsonl, such as diversity or quick.fd_digits; none: no best is kept."""
+    mode: Literal["min", "max"] = "min"
+    """Whether small or large numbers are good."""
+    patience: int = 0
+    """Looks in a row, none of them better, after which the run ends; 0: it never does so."""
+
+    def __post_init__(self) -> None:
+        if self.patience < 0 or (self.patience and not self.metric):
+            raise ValueError(f"Best needs patience >= 0, and a metric to be patient with: {self}")
+
+    def judged(self, line: Mapping[str, Any], before: list[float], step: int) -> list[float]:
+        """[best value, its step, looks since] after a look; [] before the first number.
+
+        What is not finite is no better than anything. ValueError where the metric is not there.
+        """
+        found = dict(_numbers(line))
+        if self.metric not in found:
+            raise ValueError(
+                f"Run.best.metric is {self.metric!r}, but what this run looks at is "
+                f"{', '.join(found)}"
+            )
+        value, sign = found[self.metric], 1 if self.mode == "min" else -1
+        if math.isfinite(value) and (not before or sign * value < sign * before[0]):
+            return [value, float(step), 0.0]
+        return [*before[:2], before[2] + 1] if before else []
+
+    def over(self, memory: Memory) -> bool:
+        """Whether the run has waited long enough."""
+        best = memory.get("best", [])
+        return bool(self.patience) and bool(best) and best[2] >= self.patience
+
+
+def _numbers(line: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, float]]:
+    """The numbers of a gauge, nested ones with dots in their names."""
+    for key, value in line.items():
+        if isinstance(value, Mapping):
+            yield from _numbers(value, f"{before}{key}.")
+        elif isinstance(value, (int, float)) and key not in ("step", "images", "samples"):
+            yield f"{before}{key}", float(value)
+
+
+@dataclass(frozen=True)
+class Spikes:
+    """When a loss or gradient norm counts as having left its usual range, and what is done.
+
+    Usual are the last `window` numbers that did not count as far: within `limit` times
+    1.4826 median |v - m| of their median m, which is a standard deviation where they are normal.
+    """
+
+    limit: float = 8.0
+    """Robust deviations from the median that are far; inf: nothing is."""
+    steps: int = 20
+    """Steps in a row that make a spike of it."""
+    window: int = 200
+    rollback: bool = False
+    """Go back to the last checkpoint before the spike, and on with other samples; at most
+    three times."""
+
+    def __post_init__(self) -> None:
+        if not self.limit > 0 or self.steps < 1 or self.window < 10:
+            raise ValueError(f"Spikes need limit > 0, steps >= 1 and window >= 10, got {self}")
+
+    def found(self, logs: Mapping[str, float], memory: Memory) -> list[str]:
+        """Which losses and norms have now been far for `steps` steps; learns what is usual.
+
+        After a spike, what is usual is learned anew. Numbers that are not finite say nothing
+        here: their updates are skipped.
+        """
+        names: list[str] = []
+        if math.isinf(self.limit):
+            return names
+        for name, value in logs.items():
+            if not name.endswith(("/loss", "/grad_norm")) or not math.isfinite(value):
+                continue
+            usual = memory.setdefault(f"usual {name}", [])
+            far = memory.setdefault(f"far {name}", [])
+            if len(usual) == self.window and self._is_far(value, usual):
+                far.append(value)
+            else:
+                usual.append(value)
+                far.clear()
+            if len(far) == self.steps:
+                names.append(name)
+                usual.clear()
+                far.clear()
+            del usual[: -self.window]
+        return names
+
+    def _is_far(self, value: float, usual: list[float]) -> bool:
+        middle = median(usual)
+        spread = 1.4826 * median([abs(v - middle) for v in usual])
+        return abs(value - middle) > self.limit * max(spread, 1e-3 * abs(middle))
+
+    @staticmethod
+    def alarm(memory: Memory) -> bool:
+        """Whether something is far just now."""
+        return any(far for name, far in memory.items() if name.startswith("far "))
