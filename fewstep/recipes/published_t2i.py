@@ -58,6 +58,7 @@ class Setup:
     """Of the moving average, in millions of pictures; 0: the last weights."""
     scale: float = 1.0
     """lsg, the published scale of the student's loss."""
+    recompute: bool = False
     told: str = "as published"
     """What of it is published."""
 
@@ -76,6 +77,7 @@ SETUPS = {
         FOUR,
         ZeroCFG(),
         precision="fp16",
+        recompute=True,
         told="with SiD-LSG's batch and rate",
     ),
     **{
@@ -139,6 +141,7 @@ def _recipe(name: str, s: Setup) -> Callable[[], Run]:
             draw_every=100,
             save_every=100,
             precision=s.precision,
+            recompute=s.recompute,
         )
 
     make.__doc__ = f"{s.title}, {s.told} (prompts alone)."

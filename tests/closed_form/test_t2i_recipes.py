@@ -55,6 +55,7 @@ def test_the_run(name: str) -> None:
     assert (run.steps - 1) * run.batch < float(images) * 1e6 <= run.steps * run.batch
     assert run.ema == EMA(float(halflife) * 1e6, 0.05)
     assert (run.model, run.domain) == (SAME, Prompts())
+    assert run.recompute == (name == "sid_sdxl")
     fake, student = run.fake_optim, run.optim
     assert fake is not None
     for optim in (fake, student):
