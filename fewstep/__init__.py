@@ -38,11 +38,13 @@ _HOMES = {
     "SiD": "methods.sid",
     "SiDA": "methods.sida",
     "SIM": "methods.sim",
+    "DMD2": "methods.dmd2",
     "DiffInstruct": "methods.diff_instruct",
     "Pretrain": "methods.pretrain",
 }
 
 __all__ = [
+    "DMD2",
     "EMA",
     "LSG",
     "MLP",
@@ -84,6 +86,7 @@ if TYPE_CHECKING:
     from fewstep.guidance import LSG, AntiCFG, ZeroCFG
     from fewstep.lora import LoRA
     from fewstep.methods.diff_instruct import DiffInstruct
+    from fewstep.methods.dmd2 import DMD2
     from fewstep.methods.pretrain import Pretrain
     from fewstep.methods.sid import SiD
     from fewstep.methods.sida import SiDA

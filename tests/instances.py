@@ -31,6 +31,7 @@ from fewstep.losses.distance import (
 )
 from fewstep.losses.weight import L1, SNR, EDMWeight, Power, Weight
 from fewstep.methods.diff_instruct import DiffInstruct
+from fewstep.methods.dmd2 import DMD2
 from fewstep.methods.pretrain import Pretrain
 from fewstep.methods.sid import SiD
 from fewstep.methods.sida import SiDA
@@ -130,6 +131,8 @@ METHODS: tuple[Method, ...] = (
     DiffInstruct(),
     DiffInstruct(guidance=Kappas(1.0, 2.0, 3.0, 0.5)),
     DiffInstruct(weight=L1(), fake=FakeScore(Karras(), Power(0, -2))),
+    DMD2(),
+    DMD2(FewStep(2.5, 4), ratio=2, gan=0.1, guidance=Kappas(1.0, 1.0, 1.0, 3.0)),
     Pretrain(),
 )
 

@@ -10,8 +10,19 @@ ROLLOUTS = ("closed_form/test_rollouts.py",)
 ADVERSARIAL = ("closed_form/test_adversarial.py",)
 SIDA = ("closed_form/test_sida.py",)
 START = ("closed_form/test_start.py",)
+DMD2 = ("closed_form/test_dmd2.py",)
 
 FAMILY: tuple[Mutant, ...] = (
+    *faults(
+        "methods/dmd2.py",
+        DMD2,
+        ("kl(x, p.real, p.fake, weight)", "kl(x, p.fake, p.real, weight)"),
+        ("self.weight(x, p.real,", "self.weight(x, p.fake,"),
+        ('need_draws(batch).under("gan")', "need_draws(batch)"),
+        ("cond = None if is_zero", "cond = batch.cond if is_zero"),
+        ("self.gan * fooling", "fooling"),
+        ("(critic,) * self.ratio", "(critic,)"),
+    ),
     *faults(
         "guidance.py",
         GUIDANCE,

@@ -118,7 +118,7 @@ def test_nested_parts() -> None:
     assert digits().method.fake == FakeScore(weight=EDMWeight(0.75))  # type: ignore[attr-defined]
 
 
-METHODS = "DiffInstruct, Pretrain, SIM, SiD, SiDA"
+METHODS = "DMD2, DiffInstruct, Pretrain, SIM, SiD, SiDA"
 REFUSED = {
     "Sid()": "there is no 'Sid'; did you mean 'SiD'?",
     "sid": "there is no 'sid'; did you mean 'SiD'?",

@@ -33,9 +33,10 @@ from fewstep.data.embeddings import Conditioned, Embeddings, key
 from fewstep.draws import Draws
 from fewstep.fake_score import FakeScore
 from fewstep.generator import Generator
-from fewstep.guidance import LSG, AntiCFG, ZeroCFG
+from fewstep.guidance import LSG, AntiCFG, Kappas, ZeroCFG
 from fewstep.losses.weight import Power
 from fewstep.methods.diff_instruct import DiffInstruct
+from fewstep.methods.dmd2 import DMD2
 from fewstep.methods.sid import SiD
 from fewstep.methods.sida import SiDA
 from fewstep.methods.sim import SIM
@@ -49,6 +50,8 @@ from tests.pipelines.tiny import FLOWS
 
 KINDS = ("sd", "sd_v", "sdxl", "sd3", "pixart", "pixart_sigma", "sana", "flux", "flux_guided")
 TEXTS = ["a red cube", "a blue ball", "the small ball"]
+REAL = Kappas(1.0, 1.0, 1.0, 8.0)
+"""A guided teacher alone, as DMD2 has it."""
 each_kind = pytest.mark.parametrize("kind", KINDS)
 
 
@@ -94,6 +97,7 @@ def methods(teacher: Generator) -> dict[str, Method]:
         "Diff-Instruct": DiffInstruct(one, fake=fake, **told),
         "few steps, uniform": SiD(four, fake=fake, guidance=ZeroCFG(), **told),
         "few steps, final": SiD(four, fake=fake, guidance=AntiCFG(), matching="final", **told),
+        "DMD2": DMD2(four, fake=critic, gan=0.1, ratio=1, times=times, guidance=REAL),
         "SiDA": SiDA(one, fake=critic, gan=0.1, gan_weight=Power(), **told),
     }
 

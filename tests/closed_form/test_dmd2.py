@@ -1,0 +1,186 @@
+"""DMD2's direction against Gaussians in closed form, and its adversarial term by hand.
+
+Without weight the direction is the gradient of KL(student || teacher). The published normaliser
+1 / mean |x - f_phi| depends on the sample; but for Gaussians and an affine student, (x - f_phi,
+f_psi - f_phi, z) are jointly Gaussian, so that the mean given y = x - f_phi is known and three
+dimensions are left to integrate, here on a grid.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fewstep.core import Batch, Nets
+from fewstep.draws import Draws
+from fewstep.fake_score import noised
+from fewstep.guidance import Guidance, Kappas, Unguided, ZeroCFG
+from fewstep.losses.weight import L1, Power
+from fewstep.methods.dmd2 import DMD2
+from fewstep.sample import FewStep
+from fewstep.times import Discrete, Karras
+from tests.closed_form.conditional import CLASSES, DIM, F64, Scene, scene
+
+PARTS, PART = 40, 4000
+GUIDED = Kappas(1.0, 2.0, 1.0, 3.0)
+
+
+def method(at: Scene, **more: Any) -> DMD2:
+    """One call at t and all losses at t."""
+    base = DMD2(FewStep(at.t), Discrete((at.t,)))
+    return replace(base, fake=replace(base.fake, times=Discrete((at.t,))), **more)
+
+
+def batch(start: int, count: int) -> Batch:
+    draws = Draws.range(start, count, seed=4)
+    return Batch(draws.normal("z", (DIM,), F64), draws.index % CLASSES, None, draws)
+
+
+def sampled(dmd2: DMD2, at: Scene) -> tuple[Tensor, Tensor]:
+    """The student's gradient, D times the loss, and its standard error."""
+    nets = Nets({"student": at.student, "fake": at.fake})
+    loss, found = dmd2.turns(0)[-1].loss, []
+    for part in range(PARTS):
+        (DIM * loss(nets, at.teacher, batch(part * PART, PART)).total).backward()
+        found.append(at.student.gradient())
+    each = torch.stack(found)
+    return each.mean(0), each.std(0) / PARTS**0.5
+
+
+def normalised(at: Scene, kappas: tuple[float, float, float], nodes: int = 90) -> Tensor:
+    """E d / mean |y| and E d z^T / mean |y|, d = f_psi - f_phi and y = x - f_phi."""
+    line = torch.linspace(-5.5, 5.5, nodes, dtype=F64)
+    unit = torch.stack(torch.meshgrid(line, line, line, indexing="ij"), -1).reshape(-1, DIM)
+    mass = (-(unit**2).sum(1) / 2).exp()
+    first, second = [], []
+    for c in range(CLASSES):
+        s = at.setting(c)
+        delta, fake, _ = at.maps(c, kappas)
+        real = delta.a + fake.a, delta.b + fake.b
+        w_x = torch.cat([s.b, torch.zeros_like(s.b)], 1)  # of w = (z, eps)
+        w_xt = torch.cat([s.alpha * s.b, s.sigma * s.eye()], 1)
+        w_y, y0 = w_x - real[0] @ w_xt, s.a - real[0] @ (s.alpha * s.a) - real[1]
+        w_d, d0 = -delta.a @ w_xt, -(delta.a @ (s.alpha * s.a) + delta.b)
+        root = torch.linalg.cholesky(w_y @ w_y.T)
+        gain = torch.linalg.solve(root, w_y)  # E[w | y] = gain^T root^-1 (y - y0)
+        w = unit @ gain
+        y = unit @ root.T + y0
+        share = mass / y.abs().mean(1)
+        d, z = w @ w_d.T + d0, w[:, :DIM]
+        left = (w_d @ (torch.eye(2 * DIM, dtype=F64) - gain.T @ gain))[:, :DIM]
+        first.append((share[:, None] * d).sum(0) / mass.sum())
+        moments = share[:, None, None] * (d[:, :, None] * z[:, None] + left)
+        second.append(moments.sum(0).flatten() / mass.sum())
+    return torch.cat([*first, *second]) / CLASSES
+
+
+def agrees(dmd2: DMD2, at: Scene, reference: Tensor) -> None:
+    mean, error = sampled(dmd2, at)
+    assert ((mean - reference).abs() / error).max() <= 4
+    assert (mean - reference).norm() <= 3e-2 * reference.norm()
+
+
+@pytest.mark.parametrize("guidance", [Unguided(), GUIDED], ids=repr)
+def test_without_its_normaliser_it_is_the_gradient_of_kl(guidance: Guidance) -> None:
+    at = scene()
+    scales = (2.0, 1.0, 3.0) if guidance == GUIDED else (1.0, 1.0, 1.0)
+    plain = method(at, weight=Power(2, -2), gan=0.0, guidance=guidance)
+    agrees(plain, at, at.gradient("kl", scales) / at.t**2)
+
+
+@pytest.mark.parametrize("guidance", [Unguided(), GUIDED], ids=repr)
+def test_the_normalised_direction(guidance: Guidance) -> None:
+    """The published weight; a coarser grid agrees with the finer to a thousandth."""
+    at = scene()
+    scales = (2.0, 1.0, 3.0) if guidance == GUIDED else (1.0, 1.0, 1.0)
+    reference = normalised(at, scales)
+    coarse = normalised(at, scales, nodes=60)
+    assert (coarse - reference).norm() < 1e-3 * reference.norm()
+    agrees(method(at, gan=0.0, guidance=guidance), at, reference)
+
+
+def test_control_another_normaliser() -> None:
+    """1 / mean |x - f_psi| and no normaliser are told apart from the published one."""
+    at = scene()
+    right = normalised(at, (1.0, 1.0, 1.0))
+    swapped = normalised(at._replace(teacher=at.fake, fake=at.teacher), (1.0, 1.0, 1.0))
+    plain = at.gradient("kl", (1.0, 1.0, 1.0))
+    for wrong in (-swapped, plain * (right.norm() / plain.norm())):
+        assert (wrong - right).norm() > 0.1 * right.norm()
+
+
+def test_no_graph_in_the_networks() -> None:
+    """The direction on x is a constant: the same per sample as by hand, and zero at the teacher.
+
+    With a graph through x_t, as SiD has one, the gradient would be another.
+    """
+    at, b = scene(), batch(0, 6)
+    dmd2 = method(at, gan=0.0)
+    nets = Nets({"student": at.student, "fake": at.fake})
+    dmd2.turns(0)[-1].loss(nets, at.teacher, b).total.backward()
+    found = at.student.gradient()
+    t = torch.full((6,), at.t, dtype=F64)
+    x = at.student(at.t * b.z, t, b.cond)
+    n = noised(at.teacher.path, x, dmd2.times, b)
+    real, fake = (net(n.xt, n.t, b.cond) for net in (at.teacher, at.fake))
+    size = (x - real).abs().mean(1, keepdim=True)
+    (((fake - real) / size).detach() * x).mean().backward(retain_graph=True)
+    assert torch.allclose(found, at.student.gradient(), rtol=1e-12)
+    (((fake - real) / size.detach()) * x).mean().backward()
+    wrong = at.student.gradient()
+    assert (wrong - found).norm() > 0.1 * found.norm()
+    equal = Nets({"student": at.student, "fake": at.teacher})
+    dmd2.turns(0)[-1].loss(equal, at.teacher, b).total.backward()
+    assert not at.student.gradient().any()
+
+
+@pytest.mark.parametrize("guidance", [Unguided(), ZeroCFG()], ids=repr)
+def test_the_adversarial_term_by_hand(guidance: Guidance) -> None:
+    """softplus(-l) of the fake score's features at a level and with noise of their own.
+
+    The features of the tapped fake are x_t plus the number of its condition, "none" being one.
+    """
+    at, b = scene(), batch(3, 5)
+    assert b.draws is not None
+    dmd2 = method(at, gan=0.7, guidance=guidance)
+    nets = Nets({"student": at.student, "fake": at.fake})
+    loss = dmd2.turns(0)[-1].loss(nets, at.teacher, b)
+    without = replace(dmd2, gan=0.0).turns(0)[-1].loss(nets, at.teacher, b)
+    t = torch.full((5,), at.t, dtype=F64)
+    x = at.student(at.t * b.z, t, b.cond)
+    eps = b.draws.under("gan").normal("eps", (DIM,)).double()
+    heard = torch.full((5,), CLASSES) if guidance == ZeroCFG() else b.cond
+    logit = (x + at.t * eps + heard[:, None]).mean(1)
+    fooling = F.softplus(-logit).mean()
+    assert float(loss.logs["fooling"].detach()) == pytest.approx(
+        float(fooling.detach()), rel=1e-12
+    )
+    total = without.total + 0.7 * fooling
+    assert torch.allclose(loss.total, total, rtol=1e-12)
+    loss.total.backward()
+    found = at.student.gradient()
+    total.backward()
+    assert torch.allclose(found, at.student.gradient(), rtol=1e-12)
+    shared = F.softplus(-(x + at.t * b.draws.normal("eps", (DIM,)).double()).mean(1)).mean()
+    assert abs(float((shared - fooling).detach())) > 1e-3  # not the noise of the score loss
+
+
+def test_two_time_scales_and_published_numbers() -> None:
+    """Five updates of the fake score, then the student; levels 20 to 980 of EDM's thousand."""
+    dmd2 = DMD2()
+    assert [turn.net for turn in dmd2.turns(0)] == ["fake"] * 5 + ["student"]
+    ladder = Karras().quantile(torch.linspace(0, 1, 1000, dtype=F64))
+    low, high = dmd2.times.quantile(torch.tensor([0.0, 1.0], dtype=F64)).tolist()
+    assert low == pytest.approx(float(ladder[19]), rel=2e-3)
+    assert high == pytest.approx(float(ladder[979]), rel=2e-3)
+    assert (dmd2.sampler, dmd2.weight, dmd2.gan) == (FewStep(80.0), L1(), 3e-3)
+    assert dmd2.fake.scale / (64 * 64 * 3) / 2 == pytest.approx(0.01)
+    with pytest.raises(ValueError, match=r"needs ratio >= 1 and gan >= 0, got 0 and 0\.003"):
+        DMD2(ratio=0)
+    with pytest.raises(ValueError, match="got 5 and -1"):
+        DMD2(gan=-1.0)
