@@ -14,11 +14,10 @@ from fewstep.lora import LoRA, pairs
 from fewstep.optim import Optim
 from fewstep.path import Flow
 from fewstep.pipelines.load import load
-from fewstep.times import LogitNormal, TimeLaw, Uniform
 from fewstep.training import train
 from tests.closed_form.test_lora import adapters, storages
 from tests.pipelines.conftest import Folders
-from tests.pipelines.test_distil import TEXTS, methods
+from tests.pipelines.test_matrix import TEXTS, methods
 
 ATTENDING = {"to_q", "to_k", "to_v", "to_out", "to_add_out"}
 
@@ -26,7 +25,7 @@ UNHEARD = {"net.net.transformer_blocks.1.attn.add_q_proj"}
 """SD3's last block drops what the prompt's queries found."""
 
 
-@pytest.mark.parametrize("kind", ["sd", "sdxl", "sd3", "pixart", "sana"])
+@pytest.mark.parametrize("kind", ["sd", "sdxl", "sd3", "pixart", "sana", "flux"])
 def test_a_pipeline_is_distilled_on_one_set_of_weights(
     folders: Folders, tmp_path: Path, kind: str
 ) -> None:
@@ -41,14 +40,13 @@ def test_a_pipeline_is_distilled_on_one_set_of_weights(
     table = Embeddings(tmp_path)
     list(table.fill(TEXTS, teacher.text))
     flow = isinstance(net.path, Flow)
-    law: TimeLaw = LogitNormal(0.7, 1.6) if flow else Uniform(20.0, 979.0)
     x, t = torch.randn(3, *teacher.shape), torch.tensor([0.3, 0.6, 0.9]) * (1 if flow else 1000)
     assert teacher.text is not None
     with torch.no_grad():
         for cond in (None, teacher.text(TEXTS)):
             assert torch.equal(role(x, t, cond), net(x, t, cond))
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    method = methods(law, 1.0 if flow else 625.0, not flow)[0]
+    method = methods(teacher)["SiD-LSG"]
     source = Conditioned(teacher.shape, table, [key(text) for text in TEXTS])
     *_, last = train(method, net, role, source, batch=2, steps=2, optim=Optim(1e-3))
     assert last.logs["skipped"] == 0.0
