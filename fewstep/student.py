@@ -62,7 +62,7 @@ def load_student(folder: Path | str, device: torch.device | str = "cpu") -> Gene
 
     Raises `Damaged` (a ValueError) where something is missing or altered.
     """
-    folder = _finished(folder)
+    folder = finished(folder)
     _manifest(folder)
     description = _description(folder)
     model: Model = decode(description["model"], Model)
@@ -77,13 +77,13 @@ def load_student(folder: Path | str, device: torch.device | str = "cpu") -> Gene
 
 def stored_model(folder: Path | str) -> Model:
     """The network that `load_student` would build, as its folder describes it."""
-    model: Model = decode(_description(_finished(folder))["model"], Model)
+    model: Model = decode(_description(finished(folder))["model"], Model)
     return model
 
 
 def stored_digest(folder: Path | str) -> str:
     """SHA-256 of the weights that `load_student` would load, as its manifest says."""
-    return str(_manifest(_finished(folder))["sha256"]["model.safetensors"])
+    return str(_manifest(finished(folder))["sha256"]["model.safetensors"])
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
@@ -94,7 +94,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
     return facts
 
 
-def _finished(folder: Path | str) -> Path:
+def finished(folder: Path | str) -> Path:
     """`folder`, or the finished model in the run folder that it is."""
     folder = Path(folder)
     if (folder / "student" / "manifest.json").is_file():

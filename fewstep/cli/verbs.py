@@ -190,8 +190,12 @@ def export(args: list[str]) -> int:
     parser.add_argument("run", type=Path, help="a run folder, or a folder with model.json")
     parser.add_argument("out", type=Path, help="the folder or file to write, new or empty")
     parser.add_argument("--to", default="diffusers", metavar="FORMAT", help=formats)
+    parser.add_argument(
+        "--rank", type=int, help="of an adapter (default: the one that was trained)"
+    )
     own = parser.parse_args(args)
-    say(f"differs from the student by {write(own.run, own.out, own.to):.1g} of its range")
+    off = write(own.run, own.out, own.to, own.rank)
+    say(f"differs from the student by {off:.1g} of its range")
     print(own.out)
     return 0
 

@@ -42,7 +42,8 @@ def card(
     """
     name = teacher_name(student)
     licence = licences(student)
-    head = {**(front or {}), "base_model": name, "base_model_relation": "finetune"}
+    head = {**(front or {}), "base_model": name}
+    head.setdefault("base_model_relation", "finetune")
     head |= {key: value for key, value in licence.items() if key in LICENCE_KEYS}
     head |= {"tags": "[few-step, distillation]"}
     sampler = student.sampler
@@ -150,7 +151,7 @@ _NOISE = {
 
 def _more(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """What a file says of itself that the card does not say elsewhere."""
-    for key in ("scheduler", "sigmas", "inputs", "largest B", "opset"):
+    for key in ("scheduler", "rank", "sigmas", "inputs", "largest B", "opset"):
         if facts.get(key) is not None:
             value = facts[key]
             yield key, value if isinstance(value, str) else f"`{json.dumps(value)}`"

@@ -1,9 +1,9 @@
 """The formats that a finished student can be written in, one line each.
 
 A writer is given (run, out): a run folder, or a folder with model.json, and the file or folder to
-write. It loads again what it has written, or follows it as the program it is for does, and
-returns the largest difference from the student relative to the student's largest number. What
-differs too much is not kept: the writer raises ValueError.
+write; one of adapters may be given a rank too. It loads again what it has written, or follows it
+as the program it is for does, and returns the largest difference from the student relative to the
+student's largest number. What differs too much is not kept: the writer raises ValueError.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from pathlib import Path
 
 from fewstep.export.comfyui import to_comfyui
 from fewstep.export.graphs import to_onnx, to_pt2
+from fewstep.export.lora import to_kohya, to_lora
 from fewstep.export.pipeline import to_diffusers, to_safetensors
 from fewstep.run_folder import RunFolder
 from fewstep.spec import nearest
 
-Writer = Callable[[Path, Path], float]
+Writer = Callable[..., float]
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class Format:
     write: Writer
     what: str
     """What is written, and for whom."""
+    ranked: bool = False
+    """Whether the writer takes a rank too."""
 
 
 FORMATS: Mapping[str, Format] = {
@@ -36,15 +39,24 @@ FORMATS: Mapping[str, Format] = {
     "pt2": Format(to_pt2, "any student with its sampler, for torch.export.load"),
     "onnx": Format(to_onnx, "any student with its sampler, for onnxruntime"),
     "comfyui": Format(to_comfyui, "a pipeline's network and a workflow of ComfyUI's stock nodes"),
+    "lora": Format(to_lora, "an adapter of a pipeline, for diffusers and ComfyUI", True),
+    "kohya": Format(to_kohya, "the same of a U-Net under kohya's names, one file", True),
 }
 """What `fewstep export --to` takes."""
 
 
-def export(run: Path, out: Path, name: str) -> float:
-    """Write the student of `run` to `out` as the format `name`; the largest difference found."""
+def export(run: Path, out: Path, name: str, rank: int | None = None) -> float:
+    """Write the student of `run` to `out` as the format `name`; the largest difference found.
+
+    rank: of an adapter, where it is not the one that was trained.
+    """
     if name not in FORMATS:
         raise ValueError(f"there is no format {name!r}{nearest(name, FORMATS)}")
     if (run / "run.json").is_file() and not RunFolder(run).finished:
         command = RunFolder(run).facts().get("command", "its command")
         raise ValueError(f"{run} is not finished; continue it with: {command}")
-    return FORMATS[name].write(run, out)
+    if rank is None:
+        return FORMATS[name].write(run, out)
+    if not FORMATS[name].ranked:
+        raise ValueError(f"--rank is of adapters, and {name!r} writes none; leave it out")
+    return FORMATS[name].write(run, out, rank)

@@ -142,7 +142,13 @@ def compare(folder: Path, student: Generator, prompt: str = "a small red cube") 
 
     Of the latents for one prompt and the same noise, relative to the largest of them.
     """
-    steps, pipe = student.sampler.calls, stock(folder)
+    return against(stock(folder), student, prompt)
+
+
+@torch.no_grad()
+def against(pipe: Any, student: Generator, prompt: str = "a small red cube") -> float:
+    """The same of a pipeline that is loaded already."""
+    steps = student.sampler.calls
     net: Adapter = student.denoiser.net
     shape = net.laid_out(torch.empty(1, *student.shape)).shape
     with torch.random.fork_rng(devices=[]):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fewstep.files import read_json
-from fewstep.pipelines.folder import PipelineFolder
+from fewstep.pipelines.folder import NEVER_LOADED, PipelineFolder
 from fewstep.pipelines.net import library
 
 _AS_CALLED = ("max_sequence_length", "clean_caption", "complex_human_instruction")
@@ -90,14 +90,15 @@ class Stock:
     def _pipeline(self) -> Any:
         """The stock pipeline with its text encoders, and without network and VAE."""
         if self._text is None:
-            without: dict[str, Any] = {self.folder.family.network: None, "vae": None}
-            for part in ("safety_checker", "feature_extractor", "image_encoder"):
-                if part in inspect.signature(self.kind.__init__).parameters:
-                    without[part] = None
-            self._text = self.kind.from_pretrained(self.folder.path, **self._safely, **without).to(
-                self.device
-            )
+            without = {self.folder.family.network: None, "vae": None}
+            self._text = self.pipeline(**without).to(self.device)
         return self._text
+
+    def pipeline(self, **parts: Any) -> Any:
+        """The stock pipeline of the folder, with `parts` in place of its own."""
+        takes = inspect.signature(self.kind.__init__).parameters
+        parts |= {part: None for part in NEVER_LOADED if part in takes}
+        return self.kind.from_pretrained(self.folder.path, **self._safely, **parts)
 
     @property
     def vae(self) -> Any:

@@ -1,0 +1,246 @@
+"""A student as an adapter of its teacher's pipeline, for those who have the pipeline already.
+
+A student that was trained with adapters (`fewstep.lora`) has them beside it. Of one that was
+trained whole, the change of each layer is replaced by the nearest product of rank r,
+
+    W_student - W_teacher = U S V',    B = U_r S_r^(1/2),    A = S_r^(1/2) V_r',
+
+which leaves the singular values beyond r (Eckart & Young 1936). Biases, normalisations and
+layers outside the blocks stay the teacher's: loaders know no adapters for them.
+
+    lora     a folder: pytorch_lora_weights.safetensors under diffusers' names, and the scheduler
+    kohya    a file under the names of kohya's scripts, which ComfyUI and others read; U-Nets alone
+
+alpha / r is in B, and alpha = r in the file, so that readers of alpha and others agree.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from fewstep.export.card import card
+from fewstep.export.pipeline import against
+from fewstep.export.place import fresh
+from fewstep.export.schedulers import stock_scheduler
+from fewstep.files import unpack, write
+from fewstep.generator import Generator
+from fewstep.lora import LoRA, pairs
+from fewstep.pipelines.folder import PipelineFolder
+from fewstep.pipelines.load import origin
+from fewstep.pipelines.net import Diffusers, library
+from fewstep.pipelines.stock import Stock
+from fewstep.sample import FewStep
+from fewstep.spec import decode
+from fewstep.student import finished, load_student
+
+FILE = "pytorch_lora_weights.safetensors"
+"""What diffusers looks for in a folder."""
+BLOCKS = (
+    "down_blocks",
+    "mid_block",
+    "up_blocks",
+    "transformer_blocks",
+    "single_transformer_blocks",
+)
+"""Where loaders know adapters."""
+TOLERANCE = 1e-4
+"""Largest difference between the loaded file and its own formula: the order of sums differs."""
+
+FRONT = {"base_model_relation": "adapter"}
+
+Factors = dict[str, tuple[Tensor, Tensor]]
+"""Name of a layer in diffusers -> A: (r, in, ...), B: (out, r, ...); added is B A."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What is exported: a student, the pipeline it is an adapter of, and how that is sampled."""
+
+    student: Generator
+    folder: PipelineFolder
+    scheduler: tuple[str, dict[str, Any]]
+    factors: Factors
+
+    @property
+    def rank(self) -> int:
+        """That of all layers."""
+        return len(next(iter(self.factors.values()))[0])
+
+    def facts(self) -> dict[str, str]:
+        """What the file says about itself; the headers of safetensors hold words."""
+        told = {"base": self.folder.path.name, "sampler": repr(self.student.sampler)}
+        told |= {"rank": str(self.rank), "alpha": str(self.rank)}
+        return {"format": "pt", **told, "card": json.dumps(dict(self.student.card))}
+
+
+def to_lora(run: Path, out: Path, rank: int | None = None) -> float:
+    """Write the folder `out` for `pipe.load_lora_weights`; what the pipeline then differs by.
+
+    rank: of the adapters made of a student that was trained whole, or smaller ones of one that
+    was trained with adapters; None: those it has.
+    """
+    found = parts(run, rank)
+    name, (kind, config) = found.folder.family.network, found.scheduler
+    state = {}
+    for layer, (down, up) in found.factors.items():
+        state[f"{name}.{layer}.lora_A.weight"] = down
+        state[f"{name}.{layer}.lora_B.weight"] = up
+    with fresh(out) as place:
+        place.mkdir()
+        write(place / FILE, save(state, found.facts()))
+        getattr(library("diffusers"), kind)(**config).save_pretrained(place / "scheduler")
+        told = {**FRONT, "library_name": "diffusers", "pipeline_tag": "text-to-image"}
+        text = card(found.student, run, use(found, out.name, True), {"rank": found.rank}, told)
+        write(place / "README.md", text)
+        return verified(found, place / FILE)
+
+
+def to_kohya(run: Path, out: Path, rank: int | None = None) -> float:
+    """Write the file `out`, of a U-Net; what a pipeline that loads it differs by."""
+    found = parts(run, rank)
+    if found.folder.family.network != "unet":
+        raise ValueError(
+            f"kohya's names are those of U-Nets, and a {found.folder.pipeline} has none; "
+            "diffusers and ComfyUI read what --to lora writes"
+        )
+    state = {}
+    for layer, (down, up) in found.factors.items():
+        name = f"lora_unet_{layer.replace('.', '_')}"
+        state[f"{name}.lora_down.weight"] = down
+        state[f"{name}.lora_up.weight"] = up
+        state[f"{name}.alpha"] = torch.tensor(float(len(down)))
+    facts = {"ss_network_module": "networks.lora", "ss_network_dim": str(found.rank)}
+    facts |= {"ss_network_alpha": str(found.rank), **found.facts()}
+    with fresh(out, ".safetensors") as place:
+        write(place, save(state, facts))
+        text = card(found.student, run, use(found, out.name, False), {"rank": found.rank}, FRONT)
+        write(place.with_name(f"{out.name}.md"), text)
+        return verified(found, place)
+
+
+def parts(run: Path, rank: int | None = None) -> Parts:
+    """The student of a run as an adapter; a ValueError where it cannot be one."""
+    if rank is not None and rank < 1:
+        raise ValueError(f"--rank is 1 or more, got {rank}")
+    if find_spec("peft") is None:
+        raise ValueError("adapters need peft, which is not installed: pip install 'fewstep[t2i]'")
+    student = load_student(run)
+    model = student.model
+    if model is None or not isinstance(model.net, Diffusers):
+        raise ValueError(f"{run} was not distilled from a pipeline, which an adapter belongs to")
+    folder, sampler = origin(student), student.sampler
+    if not hasattr(Stock(folder).kind, "load_lora_weights"):
+        raise ValueError(f"diffusers has no adapters for {folder.pipeline}; use --to diffusers")
+    if not isinstance(sampler, FewStep):
+        raise ValueError(f"{run} is sampled by {sampler}; only few-step students are exported")
+    scheduler = stock_scheduler(sampler, student.denoiser.path, model.predicts, folder.pipeline)
+    factors = trained(run, student) if rank is None else extracted(student, folder, rank)
+    return Parts(student, folder, scheduler, factors)
+
+
+def trained(run: Path, student: Generator) -> Factors:
+    """The adapters that a run of `--lora` has trained, alpha / r in B."""
+    if "lora" not in student.card:
+        raise ValueError(
+            f"{run} was trained whole; say of which rank its adapter is to be, with --rank"
+        )
+    if "folder" not in student.card.get("teacher", {}):
+        raise ValueError(
+            f"the adapters of {run} belong to a student of the pipeline, not to the pipeline "
+            "itself; say of which rank an adapter of that is to be, with --rank"
+        )
+    lora: LoRA = decode(student.card["lora"], LoRA)
+    found = pairs(unpack(finished(run) / "lora.safetensors"))
+    return {
+        layer.removeprefix("net.net."): (down, lora.scale * up)
+        for layer, (down, up) in found.items()
+    }
+
+
+def extracted(student: Generator, folder: PipelineFolder, rank: int) -> Factors:
+    """The nearest adapters of this rank to what a student's layers differ by."""
+    network: nn.Module = student.denoiser.net.net
+    before, changes = weights(folder), {}
+    for layer, module in network.named_modules():
+        grouped = getattr(module, "groups", 1) > 1
+        if layer.startswith(BLOCKS) and isinstance(module, (nn.Linear, nn.Conv2d)) and not grouped:
+            change = module.weight.detach() - before[f"{layer}.weight"]
+            if change.count_nonzero():
+                changes[layer] = change
+    if not changes:
+        raise ValueError("no layer of this student differs from its teacher; there is no adapter")
+    rank = min(rank, max(min(change.flatten(1).shape) for change in changes.values()))
+    return {layer: factored(change, rank) for layer, change in changes.items()}
+
+
+def factored(change: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """A: (r, in, ...) and B: (out, r, 1, ...) with B A nearest to `change`: (out, in, ...).
+
+    Filled up with zeros where a layer has no such rank: readers expect one r and one alpha.
+    """
+    u, s, v = torch.linalg.svd(change.flatten(1).double(), full_matrices=False)
+    root, missing = s[:rank].sqrt(), max(0, rank - len(s))
+    down = F.pad(root[:, None] * v[:rank], (0, 0, 0, missing)).to(change).contiguous()
+    up = F.pad(u[:, :rank] * root, (0, missing)).to(change).contiguous()
+    ones = (1,) * (change.ndim - 2)
+    return down.reshape(rank, *change.shape[1:]), up.reshape(len(u), rank, *ones)
+
+
+def weights(folder: PipelineFolder) -> dict[str, Tensor]:
+    """The network's tensors in float32."""
+    files = [load_file(path) for path in folder.weights()]
+    return {name: t.to(torch.float32) for file in files for name, t in file.items()}
+
+
+def verified(found: Parts, file: Path) -> float:
+    """Load the file as its readers do; how far the pipeline is from the student.
+
+    Raises ValueError where it is not what the teacher's weights and the factors make.
+    """
+    student, (kind, config) = found.student, found.scheduler
+    pipe = Stock(found.folder).pipeline()
+    pipe.set_progress_bar_config(disable=True)
+    pipe.load_lora_weights(str(file.parent), weight_name=file.name, local_files_only=True)
+    pipe.scheduler = getattr(library("diffusers"), kind)(**config)
+    rebuilt = {f"net.net.{name}": t for name, t in weights(found.folder).items()}
+    adapters = {f"net.net.{layer}.up": up for layer, (_, up) in found.factors.items()}
+    adapters |= {f"net.net.{la}.down.weight": down for la, (down, _) in found.factors.items()}
+    assert student.model is not None
+    denoiser: Any = student.model.build()
+    state = {**student.denoiser.state_dict(), **LoRA(found.rank).merged(rebuilt, adapters)}
+    denoiser.load_state_dict(state)
+    off = against(pipe, replace(student, denoiser=denoiser))
+    if not off <= TOLERANCE:
+        raise ValueError(
+            f"diffusers makes something else of these adapters, off by {off:.2g} of its range; "
+            "nothing was written"
+        )
+    return against(pipe, student)
+
+
+def use(found: Parts, name: str, scheduler: bool) -> str:
+    """Python that samples with the adapter, and with the scheduler where it lies beside it."""
+    kind, steps = found.scheduler[0], found.student.sampler.calls
+    here = (
+        f'pipe.scheduler = {kind}.from_pretrained("{name}", subfolder="scheduler")'
+        if scheduler
+        else f"# pipe.scheduler: a {kind} with the steps above, as --to lora writes it"
+    )
+    return f"""import torch
+from diffusers import DiffusionPipeline, {kind}
+
+pipe = DiffusionPipeline.from_pretrained("{found.folder.path.name}")
+pipe.load_lora_weights("{name}")
+{here}
+torch.manual_seed(0)  # some pipelines pass no generator on to their scheduler
+picture = pipe("a prompt", num_inference_steps={steps}, guidance_scale=0).images[0]
+"""
