@@ -27,15 +27,8 @@ LAYERS = (
     (
         "the loop",
         (
-            "training",
-            "gradient",
-            "optim",
-            "ema",
-            "ema_power",
-            "precision",
-            "parallel",
-            "sharding",
-            "offload",
+            *("training", "gradient", "optim", "ema", "ema_power", "rules"),
+            *("precision", "parallel", "sharding", "offload"),
         ),
     ),
     ("algorithms", ("methods", "nets", "lora", "teachers", "pipelines", "data")),
