@@ -94,7 +94,7 @@ class Embeddings:
 def _half(x: Tensor, name: str) -> Tensor:
     half = x.to(torch.float16)
     if not bool(half.isfinite().all()):
-        raise ValueError(f"the text encoders gave a {name!r} that is not finite in half precision")
+        raise ValueError(f"the encoders gave a {name!r} that is not finite in half precision")
     return half
 
 

@@ -43,21 +43,26 @@ def read_prompts(path: Path | str) -> list[str]:
         raise ValueError(f"{path} has more than {MAX_BYTES >> 30} GiB; split it")
     prompts: list[str] = []
     for line, text in _READERS[path.suffix](path):
-        prompt = _CONTROL.sub("", _SPACE.sub(" ", text)).strip()
-        if len(prompt) > MAX_LENGTH:
-            raise ValueError(
-                f"{path}, line {line}: a prompt of {len(prompt)} characters; the longest may "
-                f"have {MAX_LENGTH}"
-            )
-        if any("\ud800" <= letter <= "\udfff" for letter in prompt):
-            raise ValueError(f"{path}, line {line} holds half a character; it is not text")
-        if prompt:
+        if prompt := cleaned(text, path, line):
             prompts.append(prompt)
         if len(prompts) > MAX_PROMPTS:
             raise ValueError(f"{path} holds more than {MAX_PROMPTS} prompts; split it")
     if not prompts:
         raise ValueError(f"{path} holds no prompt")
     return prompts
+
+
+def cleaned(text: str, path: Path, line: int) -> str:
+    """A prompt without control characters, or a ValueError if it is none."""
+    prompt = _CONTROL.sub("", _SPACE.sub(" ", text)).strip()
+    if len(prompt) > MAX_LENGTH:
+        raise ValueError(
+            f"{path}, line {line}: a prompt of {len(prompt)} characters; the longest may "
+            f"have {MAX_LENGTH}"
+        )
+    if any("\ud800" <= letter <= "\udfff" for letter in prompt):
+        raise ValueError(f"{path}, line {line} holds half a character; it is not text")
+    return prompt
 
 
 def _lines(path: Path) -> Numbered:
@@ -73,15 +78,20 @@ def _lines(path: Path) -> Numbered:
             yield number, text.removeprefix("\ufeff") if number == 1 else text
 
 
-def _jsonl(path: Path) -> Numbered:
+def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
+    """The values in a file of JSON lines, with the numbers of their lines."""
     for number, line in _lines(path):
         if not line.strip():
             continue
         try:
-            value = json.loads(line)
+            yield number, json.loads(line)
         except (ValueError, RecursionError):
             raise ValueError(f"{path}, line {number} is not JSON") from None
-        yield number, value if isinstance(value, str) else _of(value, path, number)
+
+
+def _jsonl(path: Path) -> Numbered:
+    for number, value in json_lines(path):
+        yield number, value if isinstance(value, str) else text_of(value, path, number)
 
 
 def _csv(path: Path) -> Numbered:
@@ -89,7 +99,7 @@ def _csv(path: Path) -> Numbered:
     rows = csv.DictReader(text, strict=True)
     try:
         for row in rows:
-            yield rows.line_num, _of(row, path, rows.line_num)
+            yield rows.line_num, text_of(row, path, rows.line_num)
     except csv.Error as error:
         raise ValueError(f"{path}, line {rows.line_num} is not CSV ({error})") from None
 
@@ -107,12 +117,12 @@ def _parquet(path: Path) -> Numbered:
         for batch in file.iter_batches(columns=[column] if column else None):
             for row in batch.to_pylist():
                 number += 1
-                yield number, _of(row, path, number)
+                yield number, text_of(row, path, number)
     except OSError as error:  # which pyarrow's own errors are
         raise ValueError(f"{path} is not a parquet file ({error})") from None
 
 
-def _of(row: Any, path: Path, line: int) -> str:
+def text_of(row: Any, path: Path, line: int) -> str:
     """The prompt in a row."""
     if not isinstance(row, Mapping):
         raise ValueError(f"{path}, line {line}: expected a text or an object with {COLUMNS[0]!r}")

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -67,8 +67,16 @@ class PipelineFolder:
     @cached_property
     def text_digest(self) -> str:
         """SHA-256 over all files that turn prompts into conditions, names included."""
-        total = hashlib.sha256(self.pipeline.encode())
-        for part in sorted(set(self.family.text) & set(self.parts)):
+        return self._digest(sorted(set(self.family.text) & set(self.parts)), self.pipeline)
+
+    @cached_property
+    def vae_digest(self) -> str:
+        """SHA-256 over all files that turn pictures into latents, names included."""
+        return self._digest(["vae"], "")
+
+    def _digest(self, parts: Sequence[str], start: str) -> str:
+        total = hashlib.sha256(start.encode())
+        for part in parts:
             for path in sorted(p for p in (self.path / part).rglob("*") if p.is_file()):
                 if path.suffix in (".json", ".safetensors", ".txt", ".model"):
                     name = path.relative_to(self.path).as_posix()

@@ -129,11 +129,12 @@ def describe(folder: PipelineFolder) -> Model:
 
 
 def card(folder: PipelineFolder) -> dict[str, Any]:
-    """What is known of origin: where the folder was, what it is, and its text encoders."""
+    """What is known of origin: where the folder was, what it is, its text encoders and VAE."""
     return {
         "pipeline": folder.pipeline,
         "folder": str(folder.path.resolve()),
         "text": folder.text_digest,
+        "vae": folder.vae_digest,
     }
 
 

@@ -8,10 +8,12 @@ for flows (SD3, SANA, FLUX). The published runs are in `fewstep.recipes.publishe
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from fewstep.core import Source, rows_of
 from fewstep.data.embeddings import Conditioned, Embeddings, key
@@ -63,27 +65,38 @@ class Prompts(Domain):
     def source_for(self, teacher: Generator | None, model: Model, data_free: bool) -> Source:
         """Noise and prompts; encodes what is not in the cache, and examines the teacher."""
         if not data_free:
-            raise ValueError("a file of prompts has no pictures; choose a method without data")
+            raise ValueError(
+                "a file of prompts has no pictures; choose a method without data, or say "
+                "--domain \"Captions('FOLDER')\""
+            )
         if teacher is None or teacher.text is None:
             return self.source(model, data_free)
-        prompts = read_prompts(self.file)
-        home = Path(self.cache or f"{self.file}.embeddings") / str(root(teacher.card)["text"])[:16]
-        with locked(home):
-            table = Embeddings(home)
-            for _ in table.fill(prompts, teacher.text):
-                pass
+        home = Path(self.cache or f"{self.file}.embeddings")
+        source = conditioned(read_prompts(self.file), home, teacher, model.shape)
         teacher.release()  # the encoders' memory
-        source = Conditioned(model.shape, table, [key(prompt) for prompt in prompts])
         if self.check:
             examine_on(teacher, source)
         return source
 
 
-def examine_on(teacher: Generator, source: Conditioned) -> None:
-    """The pre-flight check on the teacher's own samples of the first prompts."""
+def conditioned(
+    prompts: Sequence[str], cache: Path, teacher: Generator, shape: tuple[int, ...]
+) -> Conditioned:
+    """Noise of `shape` and these prompts; encodes those that are not in the folder `cache`."""
+    assert teacher.text is not None
+    home = cache / str(root(teacher.card)["text"])[:16]
+    with locked(home):
+        table = Embeddings(home)
+        for _ in table.fill(prompts, teacher.text):
+            pass
+    return Conditioned(shape, table, [key(prompt) for prompt in prompts])
+
+
+def examine_on(teacher: Generator, source: Conditioned, x: Tensor | None = None) -> None:
+    """The pre-flight check on latents x of the first prompts, or on samples of the teacher."""
     index = torch.arange(EXAMINED)
     cond = rows_of(source.condition(index), index, teacher.device)
-    preflight(teacher, cond, count=EXAMINED)
+    preflight(teacher, cond, x, count=EXAMINED)
 
 
 SAME = Model(OfTeacher(), ())

@@ -22,8 +22,11 @@ from fewstep.fake_score import noised
 from fewstep.guidance import Guidance, Kappas, Unguided, ZeroCFG
 from fewstep.losses.weight import L1, Power
 from fewstep.methods.dmd2 import DMD2
+from fewstep.optim import Optim
+from fewstep.path import VP
+from fewstep.recipes.find import every
 from fewstep.sample import FewStep
-from fewstep.times import Discrete, Karras
+from fewstep.times import Discrete, Karras, Whole
 from tests.closed_form.conditional import CLASSES, DIM, F64, Scene, scene
 
 PARTS, PART = 40, 4000
@@ -184,3 +187,23 @@ def test_two_time_scales_and_published_numbers() -> None:
         DMD2(ratio=0)
     with pytest.raises(ValueError, match="got 5 and -1"):
         DMD2(gan=-1.0)
+
+
+def test_the_published_runs() -> None:
+    """Table of the paper's code: 40 x 7 samples, AdamW at 2e-6, norms clipped at 10, bfloat16."""
+    run = every()["dmd2_imagenet64"]()
+    optim = Optim(2e-6, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01, clip=10.0)
+    assert (run.method, run.optim, run.fake_optim) == (DMD2(), optim, None)
+    assert (run.batch, run.batch // run.accumulate, run.precision) == (280, 40, "bf16")
+    assert run.steps * 5 == 200_000
+    assert run.ema.decay(280, 10**6) == 0.0  # no average
+    assert (run.model.shape, run.model.classes) == ((3, 64, 64), 1000)
+    sdxl = every()["dmd2_sdxl"]()
+    method: Any = sdxl.method
+    assert method.sampler.ladder(VP()) == [999, 749, 499, 249]
+    assert (method.ratio, method.gan, method.guidance) == (5, 5e-3, Kappas(real=8.0))
+    assert (method.times, method.weight) == (Whole(20, 979), L1())
+    assert (method.fake.times, method.fake.weight) == (Whole(0, 999), Power(2, -2))
+    assert (method.fake.judging, method.fake.average) == (Power(), "sample")
+    assert (sdxl.batch, sdxl.batch // sdxl.accumulate, sdxl.optim.lr) == (128, 2, 5e-7)
+    assert replace(sdxl.optim, lr=2e-6) == optim

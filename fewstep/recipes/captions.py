@@ -1,0 +1,69 @@
+"""Pictures with captions as the domain of text-to-image recipes that learn from data.
+
+    fewstep distill t2i --teacher PIPE --domain "Captions('photos')" --method ...
+
+The folder's pictures are encoded once by the pipeline's own VAE, its captions by the text
+encoders; both are kept beside the folder and found again by whichever run asks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from fewstep.core import Source
+from fewstep.data.captions import Captioned, encode_all, open_captions
+from fewstep.data.embeddings import Embeddings, key
+from fewstep.files import unchanged
+from fewstep.generator import Generator
+from fewstep.model import Model
+from fewstep.pipelines.load import root
+from fewstep.pipelines.net import Diffusers
+from fewstep.recipes.run import Domain
+from fewstep.recipes.t2i import EXAMINED, conditioned, examine_on
+from fewstep.run_folder import locked
+
+
+@dataclass(frozen=True)
+class Captions(Domain):
+    """Pictures with captions from a folder with a metadata.jsonl."""
+
+    folder: str = ""
+    """See fewstep.data.captions."""
+    cache: str = ""
+    """Where latents and embeddings are kept; by default beside the folder, FOLDER.encoded."""
+    check: bool = True
+    """Whether the teacher is examined on the pictures first (see fewstep.preflight)."""
+    sha256: str = ""
+    """Fingerprint of the folder, recorded by the run; another one in its place is refused."""
+
+    def settled(self) -> Domain:
+        """With the fingerprint of the folder as it is now."""
+        if not self.folder:
+            raise ValueError("this run learns from pictures: say --domain \"Captions('FOLDER')\"")
+        found = open_captions(self.folder).fingerprint
+        return replace(self, sha256=unchanged(self.folder, self.sha256, found))
+
+    def source(self, model: Model, data_free: bool) -> Source:
+        raise ValueError("captions need a teacher that understands them; pass its pipeline folder")
+
+    def source_for(self, teacher: Generator | None, model: Model, data_free: bool) -> Source:
+        """Latents and captions, or captions alone; encodes what is not in the cache."""
+        if teacher is None or teacher.text is None or not isinstance(model.net, Diffusers):
+            return self.source(model, data_free)
+        found = open_captions(self.folder)
+        home = Path(self.cache or f"{self.folder.rstrip('/')}.encoded")
+        prompts = conditioned(found.captions, home, teacher, model.shape)
+        side, vae = model.net.pixels, str(root(teacher.card).get("vae", ""))[:16]
+        place = home / f"{vae}-{side}"
+        with locked(place):
+            latents = Embeddings(place)
+            encode_all(found, latents, teacher, side)
+        teacher.release()  # the encoders' memory
+        source = Captioned(prompts, latents, [key(name) for name in found.keys])
+        if self.check:
+            examined = torch.arange(EXAMINED) % len(found.captions)
+            examine_on(teacher, prompts, source.at(examined).to(teacher.device))
+        return prompts if data_free else source
