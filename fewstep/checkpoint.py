@@ -10,8 +10,10 @@ newest one is set aside and the one before it serves.
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -113,8 +115,9 @@ class Writer:
     def __init__(self, folder: Path, method: Method) -> None:
         self.folder, self.method = folder, method
         self.pool = ThreadPoolExecutor(1)
-        self.job: Future[Path] | None = None
+        self.job: Future[float] | None = None
         self.failures = 0
+        self.grace = grace()
 
     def __enter__(self) -> Writer:
         return self
@@ -127,9 +130,9 @@ class Writer:
 
         Then all but the newest two are deleted, and those that `spare` says.
         """
-        notes = []
+        notes, began = [], time.monotonic()
         try:
-            self.finish()
+            notes += self._too_slow(self.finish())
             self.failures = 0
         except OSError as error:
             self.failures += 1
@@ -138,19 +141,44 @@ class Writer:
             notes = [f"the last checkpoint could not be written ({error}); trying again now"]
         parts, facts = _snapshot(state, self.method)
         if parallel.rank() == 0:
-            self.job = self.pool.submit(_write, self.folder, parts, facts, 2, spare)
+            copied = time.monotonic() - began
+            self.job = self.pool.submit(self._timed, copied, self.folder, parts, facts, 2, spare)
         return notes
 
-    def finish(self) -> None:
-        """Wait until the last one is on disk; raises what went wrong with it."""
+    def finish(self) -> float:
+        """Wait until the last one is on disk; the seconds it took. Raises what went wrong."""
         job, self.job = self.job, None
-        if job is not None:
-            job.result()
+        return 0.0 if job is None else job.result()
+
+    @staticmethod
+    def _timed(before: float, *args: Any) -> float:
+        """Write; the seconds that took, and `before`."""
+        began = time.monotonic()
+        _write(*args)
+        return before + time.monotonic() - began
+
+    def _too_slow(self, seconds: float) -> list[str]:
+        """A warning, once, if a launcher may not wait for the last checkpoint."""
+        if 1.5 * seconds <= self.grace:
+            return []
+        grace, self.grace = self.grace, math.inf
+        return [
+            f"a checkpoint took {seconds:.0f} s, and torchrun kills {grace:.0f} s after SIGTERM; "
+            f"give it --shutdown-timeout {2 * seconds + 1:.0f}, or set "
+            "TORCH_ELASTIC_SHUTDOWN_TIMEOUT for both it and this to know"
+        ]
+
+
+def grace() -> float:
+    """Seconds that torchrun leaves its processes after SIGTERM, as far as they can know."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return math.inf
+    return float(os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "30"))
 
 
 def find(folder: Path) -> list[Path]:
     """Complete checkpoints in `folder`, oldest first."""
-    return sorted(p for p in folder.glob("step-*") if p.is_dir() and p.suffix == "")
+    return sorted(p for p in folder.glob("step-*") if p.is_dir() and p.name[5:].isdigit())
 
 
 def place(folder: Path, step: int) -> Path:
@@ -233,12 +261,16 @@ def load_weights(net: nn.Module, tensors: Mapping[str, Tensor], origin: Path) ->
 
 
 def _flatten(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Adam's moments and step counts as "<parameter index>.<name>"."""
-    return {
+    """Adam's moments and step counts as "<parameter index>.<name>", in order of names.
+
+    After loading, the optimiser has them in another order in every process.
+    """
+    found = {
         f"{index}.{key}": value
         for index, entry in optimizer.state_dict()["state"].items()
         for key, value in entry.items()
     }
+    return dict(sorted(found.items()))
 
 
 def _unflatten(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:

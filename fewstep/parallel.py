@@ -26,6 +26,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 
 T = TypeVar("T")
 
@@ -79,7 +80,8 @@ def joined(device: str = "cpu", timeout: float = TIMEOUT) -> Iterator[str]:
         backend = "cpu:gloo,cuda:nccl"
     _watch(START)
     with _talking():  # messages wait longer than a step may take: the stacks are told first
-        dist.init_process_group(backend, timeout=timedelta(seconds=START + timeout))
+        patience = timedelta(seconds=START + timeout)
+        dist.init_process_group(backend, timeout=patience, **_meeting(patience))
     _limits["step"] = timeout
     try:
         yield device
@@ -87,6 +89,19 @@ def joined(device: str = "cpu", timeout: float = TIMEOUT) -> Iterator[str]:
     finally:
         _limits.clear()
         faulthandler.cancel_dump_traceback_later()
+
+
+def _meeting(patience: timedelta) -> dict[str, Any]:
+    """Where processes meet that torchrun has started anew: not where the dead ones did.
+
+    Its static rendezvous gives all lives one store (torch 2.13), in which gloo finds addresses of
+    the dead and waits for them. On one machine all processes count the same lives.
+    """
+    life = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if life == "0" or os.environ.get("GROUP_WORLD_SIZE") != "1":
+        return {}
+    store, rank, size = next(rendezvous("env://", timeout=patience))
+    return {"store": dist.PrefixStore(f"life-{life}", store), "rank": rank, "world_size": size}
 
 
 _limits: dict[str, float] = {}
@@ -228,12 +243,11 @@ def first(function: Callable[[], T]) -> T:
 
 def _broadcast(value: dict[str, Any]) -> dict[str, Any]:
     """Rank 0's value, as JSON text."""
-    text = bytearray(json.dumps(value).encode())
-    length = torch.tensor(len(text))
+    data = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+    length = torch.tensor(len(data))
     with _talking():
         dist.broadcast(length, 0)
-        data = torch.frombuffer(text, dtype=torch.uint8) if rank() == 0 else None
-        data = torch.empty(int(length), dtype=torch.uint8) if data is None else data
+        data = data if rank() == 0 else torch.empty(int(length), dtype=torch.uint8)
         dist.broadcast(data, 0)
     found: dict[str, Any] = json.loads(bytes(data.tolist()))
     return found
@@ -264,9 +278,8 @@ def compare(tensors: Mapping[str, Tensor], when: str) -> None:
         wrong = (table != table.mode(0).values).nonzero().tolist()
         for copy, part, column in sorted(wrong, key=lambda place: place[2])[:1]:
             ranks = range(part, size(), parts)
-            odd = f"process {ranks[copy]} differs from the others"
-            if len(ranks) == 2:
-                odd = f"processes {ranks[0]} and {ranks[1]} differ"
+            both = f"processes {ranks[0]} and {ranks[-1]} differ"
+            odd = f"process {ranks[copy]} differs from the others" if len(ranks) > 2 else both
             raise Unequal(
                 f"the processes hold different numbers in {list(some)[column]} {when}: {odd}; "
                 "memory or the network altered them, or a method draws random numbers of its "
