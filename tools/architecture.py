@@ -20,7 +20,8 @@ LAYERS = (
         "a run",
         (
             *("recipes", "runner", "teaching", "watch", "report", "run_folder", "export"),
-            *("eval", "gauges", "contents", "environment", "posthoc", "preflight", "session"),
+            *("eval", "gauges", "contents", "environment", "posthoc", "preflight", "plan"),
+            "session",
         ),
     ),
     ("storage", ("student", "checkpoint", "spec", "files")),

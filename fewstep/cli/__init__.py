@@ -12,6 +12,7 @@ from fewstep.cli.parser import fail
 VERBS = {
     "demo": "train a teacher on small digits, distil it to one step, measure, show: one command",
     "recipes": "list the ready-made runs",
+    "plan": "tell the memory and time of each way to distil a teacher, before it is loaded",
     "train": "train a teacher by a recipe",
     "distill": "distil a teacher to a few steps by a recipe",
     "sample": "make pictures with a finished model",

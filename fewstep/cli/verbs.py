@@ -109,6 +109,13 @@ def _machine_flags(parser: ArgumentParser) -> None:
     )
 
 
+def plan(args: list[str]) -> int:
+    """Memory and time of each way to distil a teacher."""
+    from fewstep.cli.plan import run
+
+    return run(args)
+
+
 def demo(args: list[str]) -> int:
     """The main job on the embedded example."""
     parser = verb_parser(

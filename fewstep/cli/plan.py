@@ -1,0 +1,158 @@
+"""fewstep plan: what each way of distilling a teacher takes, as a table, and a command line."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from fewstep.cli.display import Bar
+from fewstep.cli.overrides import resolve
+from fewstep.cli.parser import fail, verb_parser
+from fewstep.plan.choices import (
+    RESERVE,
+    GiB,
+    GPUs,
+    Row,
+    best,
+    choices,
+    command,
+    recipe_for,
+    rows,
+)
+from fewstep.recipes.find import recipe
+from fewstep.recipes.run import Run
+from fewstep.teaching import model_of
+
+RATE = 80.0
+"""Tera-operations a second in bf16 that a GPU is taken to sustain."""
+
+
+def run(args: list[str]) -> int:
+    """The verb."""
+    parser = verb_parser(
+        "plan",
+        "Tell the memory and time of each way to distil a teacher on given GPUs, before anything "
+        "is loaded: a step of the recipe is done on tensors that have no numbers. The recipe's "
+        "own flags, such as --method, may follow.",
+    )
+    parser.add_argument(
+        "teacher", help="a pipeline folder, a finished run or model folder, or a snapshot"
+    )
+    parser.add_argument("--gpus", required=True, help="how many of which memory, such as 1x24GB")
+    parser.add_argument("--recipe", default="", help="(default: the recipe for such a teacher)")
+    parser.add_argument(
+        "--at-once",
+        type=int,
+        nargs="+",
+        default=[4],
+        metavar="N",
+        help="samples that a GPU computes at once (default: 4)",
+    )
+    parser.add_argument(
+        "--tflops",
+        type=float,
+        default=RATE,
+        help=f"10^12 operations a second a GPU sustains in bf16 (default: {RATE:g})",
+    )
+    own, rest = parser.parse_known_args(args)
+    gpus = GPUs.parse(own.gpus)
+    if min(own.at_once) < 1 or not own.tflops > 0:
+        fail("--at-once and --tflops are positive")
+    model = model_of(own.teacher)
+    name = own.recipe or recipe_for(model)
+    prog = f"fewstep plan {own.teacher}"
+    wanted = resolve(recipe(name)(), rest, prog, parser.flags())
+    if not wanted.distils:
+        fail(f"{name} trains a teacher; plan is for recipes that distil one")
+    wanted = replace(wanted, model=model)
+    found, refused = _rehearsed(wanted, own.at_once, gpus, own.tflops * 1e12)
+    print(_head(wanted, name, gpus))
+    print(_table(found, wanted))
+    for reason in refused:
+        print(f"not possible: {reason}")
+    print(_end(best(found), wanted, name, own.teacher, gpus))
+    return 0
+
+
+def _rehearsed(
+    run: Run, at_once: list[int], gpus: GPUs, rate: float
+) -> tuple[list[Row], list[str]]:
+    """All rows, and the reasons why some choices have none."""
+    found: list[Row] = []
+    refused: dict[str, None] = {}
+    chosen = choices(at_once)
+    with Bar("rehearsing", len(chosen)) as bar:
+        for done, choice in enumerate(chosen, 1):
+            try:
+                found += rows(run, choice, gpus, rate)
+            except ValueError as error:
+                refused[str(error)] = None
+            bar.update(done)
+    if not found:
+        fail(next(iter(refused)))
+    return found, list(refused)
+
+
+def _head(run: Run, name: str, gpus: GPUs) -> str:
+    many = f"{gpus.count} GPU{'s' * (gpus.count > 1)} of {gpus.memory / GiB:g} GiB"
+    method = type(run.method).__name__
+    return f"{name}: {method}, batch {run.batch}, {run.steps:,} steps, on {many}\n"
+
+
+def _table(found: list[Row], run: Run) -> str:
+    head = (
+        "trained",
+        "recompute",
+        "precision",
+        "nets",
+        "at once",
+        "a GPU",
+        "",
+        "a step",
+        "all steps",
+    )
+    lines = [head]
+    for row in sorted(found, key=lambda row: row.memory):
+        c = row.choice
+        lines.append(
+            (
+                "adapters" if c.lora else "all weights",
+                "yes" if c.recompute else "no",
+                c.precision,
+                "in parts" if c.sharded else "whole",
+                str(c.batch),
+                memory(row.memory),
+                "fits" if row.fits else "does not fit",
+                span(row.seconds),
+                span(row.seconds * run.steps),
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(f"{cell:>{width}}" for cell, width in zip(line, widths, strict=True))
+        for line in lines
+    )
+
+
+def memory(size: float) -> str:
+    """Bytes for people."""
+    return f"{size / GiB:.2f} GiB" if size >= GiB else f"{size / 2**20:.1f} MiB"
+
+
+def span(seconds: float) -> str:
+    """Seconds for people: "3.2 ms", "41 s", "2.5 h", "11 days"."""
+    for unit, size in (("days", 86400), ("h", 3600), ("min", 60), ("s", 1)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.2g} {unit}"
+    return f"{1000 * seconds:.2g} ms"
+
+
+def _end(row: Row | None, run: Run, name: str, teacher: str, gpus: GPUs) -> str:
+    told = (
+        f"\nIt fits where {RESERVE / GiB:g} GiB and 5 % are left for the driver and the allocator."
+    )
+    if row is None:
+        return (
+            f"{told}\nNothing fits: compute fewer samples at once (--at-once 1), take more GPUs, "
+            "or try --offload, which keeps the teacher in main memory and is not planned here."
+        )
+    return f"{told}\n\n{command(row, run, name, teacher, gpus)}"

@@ -1,0 +1,142 @@
+"""What a distillation may be run as on given GPUs, and what each choice takes."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+
+from fewstep.lora import LoRA
+from fewstep.model import Model
+from fewstep.path import Flow
+from fewstep.pipelines.net import Diffusers
+from fewstep.plan.rehearsal import Cost, rehearse
+from fewstep.precision import Precision
+from fewstep.recipes.find import every
+from fewstep.recipes.run import Run
+
+GiB = 2**30
+RESERVE = GiB
+"""Bytes of a GPU that its driver and libraries take."""
+SLACK = 1.05
+"""What the allocator takes beside what it gives out."""
+
+
+@dataclass(frozen=True)
+class GPUs:
+    """`count` of them with `memory` bytes each."""
+
+    count: int
+    memory: float
+
+    @classmethod
+    def parse(cls, text: str) -> GPUs:
+        """ "2x24GB": two of 24 GiB, as cards are sold."""
+        found = re.fullmatch(r"(\d+)x(\d+(?:\.\d+)?)(?:GB|GiB|G)", text.strip(), re.IGNORECASE)
+        if not found or int(found[1]) < 1 or not float(found[2]):
+            raise ValueError(f"--gpus is written like 1x24GB or 8x80GB, got {text!r}")
+        return cls(int(found[1]), float(found[2]) * GiB)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One way of running it."""
+
+    lora: bool
+    recompute: bool
+    precision: Precision
+    batch: int
+    """Samples that a GPU computes at once."""
+    sharded: bool = False
+
+    def of(self, run: Run) -> Run:
+        """`run` in this way, with a part of its batch for a batch."""
+        return replace(
+            run,
+            lora=(run.lora or LoRA()) if self.lora else None,
+            recompute=self.recompute,
+            precision=self.precision,
+            batch=self.batch,
+            accumulate=1,
+        )
+
+
+@dataclass(frozen=True)
+class Row:
+    """A choice and what it takes."""
+
+    choice: Choice
+    memory: float
+    """Bytes on each GPU."""
+    seconds: float
+    """A step of the run's batch, if the GPUs compute at the assumed rate."""
+    fits: bool
+
+
+def choices(batches: Sequence[int]) -> list[Choice]:
+    """Every way, from the least changed to the smallest; sharded ones come of the others."""
+    precisions: tuple[Precision, ...] = ("fp32", "bf16")
+    grid = product((False, True), (False, True), precisions, batches)
+    return [Choice(lora, again, precision, batch) for lora, again, precision, batch in grid]
+
+
+def rows(run: Run, chosen: Choice, gpus: GPUs, rate: float) -> Iterator[Row]:
+    """The rows of one choice: whole nets on every GPU and, of several, parts of them.
+
+    rate: floating-point operations a second of a GPU in bf16; a quarter of them in fp32. Raises
+    ValueError where the run cannot be done so.
+    """
+    cost = rehearse(chosen.of(run), gpu=True)
+    rate /= 4 if chosen.precision == "fp32" else 1
+    seconds = cost.operations * run.batch / chosen.batch / gpus.count / rate
+    for sharded in (False, True)[: 1 + (gpus.count > 1 and not chosen.lora)]:
+        memory = in_parts(cost, gpus.count) if sharded else float(cost.peak)
+        fits = SLACK * memory + RESERVE <= gpus.memory
+        yield Row(replace(chosen, sharded=sharded), memory, seconds, fits)
+
+
+def in_parts(cost: Cost, count: int) -> float:
+    """Bytes where each of `count` GPUs keeps its part of every net, and two blocks are whole."""
+    parted = cost.kept + cost.gradient
+    return parted / count + max(0, cost.peak - parted) + 2 * cost.block
+
+
+def best(found: Sequence[Row]) -> Row | None:
+    """Of those that fit: whole networks before adapters, then the fastest, then the smallest."""
+    fitting = [row for row in found if row.fits]
+    return min(
+        fitting, key=lambda r: (r.choice.lora, r.seconds, r.choice.batch, r.memory), default=None
+    )
+
+
+def command(row: Row, run: Run, recipe: str, teacher: str, gpus: GPUs) -> str:
+    """The command line of a row."""
+    chosen = row.choice
+    share = max(1, run.batch // (chosen.batch * gpus.count))
+    words = ["fewstep", "distill", recipe, "--teacher", teacher, "--device", "cuda"]
+    if gpus.count > 1:
+        launch = ["torchrun", "--standalone", f"--nproc-per-node={gpus.count}", "-m"]
+        words = [*launch, *words, *(["--shard"] if chosen.sharded else [])]
+    words += ["--batch", str(share * chosen.batch * gpus.count), "--accumulate", str(share)]
+    words += ["--precision", chosen.precision]
+    words += ["--recompute"] if chosen.recompute else ["--no-recompute"]
+    words += ["--lora", repr(run.lora or LoRA())] if chosen.lora else []
+    return shlex.join(words)
+
+
+def recipe_for(model: Model) -> str:
+    """The recipe that distils such a model; a ValueError where none is known."""
+    if isinstance(model.net, Diffusers):
+        return "t2i_flow" if isinstance(model.path, Flow) else "t2i"
+    made = {name: make() for name, make in every().items()}
+    known = {name: run.model for name, run in made.items() if run.distils}
+    for like in (lambda m: m, lambda m: (m.shape, m.classes, m.path)):
+        for name, found in known.items():
+            if like(found) == like(model):
+                return name
+    raise ValueError(
+        f"no recipe distils a model of {model.shape} with {model.classes} classes; name one with "
+        "--recipe"
+    )

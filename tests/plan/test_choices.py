@@ -1,0 +1,127 @@
+"""What fewstep plan makes of a cost: parts on several GPUs, what fits, and the command line."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fewstep.plan.choices import Choice, GiB, GPUs, Row, best, command, in_parts, recipe_for
+from fewstep.plan.rehearsal import Cost
+from fewstep.recipes.digits import digits
+from fewstep.recipes.find import every
+from fewstep.teachers.published import describe
+from fewstep.teaching import model_of
+from tests.end_to_end.command import fewstep
+from tests.pipelines.conftest import Folders, folders
+
+__all__ = ["folders"]
+
+
+@pytest.mark.parametrize(
+    ("text", "gpus"),
+    [
+        ("1x24GB", GPUs(1, 24 * GiB)),
+        ("8x80gib", GPUs(8, 80 * GiB)),
+        (" 2x12.5GB ", GPUs(2, 12.5 * GiB)),
+    ],
+)
+def test_gpus(text: str, gpus: GPUs) -> None:
+    assert GPUs.parse(text) == gpus
+
+
+@pytest.mark.parametrize("text", ["24", "24GB", "0x24GB", "1x0GB", "1x24TB", "1x24", ""])
+def test_what_is_no_description_of_gpus(text: str) -> None:
+    with pytest.raises(ValueError, match="written like 1x24GB or 8x80GB"):
+        GPUs.parse(text)
+
+
+def test_parts() -> None:
+    """Of 16 that stay, 4 of gradients and 10 in between, four GPUs hold 5 and 10, and 2 blocks."""
+    assert in_parts(Cost(30, 16, 4, 1, 0.0), 4) == 5 + 10 + 2
+
+
+def rows() -> list[Row]:
+    whole = Choice(False, False, "fp32", 4)
+    return [
+        Row(whole, 30, 4.0, False),
+        Row(replace(whole, precision="bf16"), 20, 2.0, True),
+        Row(replace(whole, precision="bf16", recompute=True), 10, 3.0, True),
+        Row(replace(whole, lora=True, precision="bf16"), 5, 1.0, True),
+    ]
+
+
+def test_the_best_is_whole_and_fast() -> None:
+    found = rows()
+    assert best(found) == found[1]
+    assert best([found[0], found[3]]) == found[3]
+    assert best([found[0]]) is None
+
+
+def test_the_command_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    from fewstep.cli.overrides import resolve
+
+    run = replace(digits(), batch=512)
+    one = command(rows()[3], run, "digits", "runs/teacher", GPUs(1, 1.0)).split(" --device cuda ")
+    assert one[0] == "fewstep distill digits --teacher runs/teacher"
+    assert "--accumulate 128 --precision bf16 --no-recompute --lora 'LoRA(rank=64" in one[1]
+    many = command(
+        replace(rows()[2], choice=Choice(False, True, "bf16", 4, True)),
+        run,
+        "digits",
+        "t",
+        GPUs(4, 1.0),
+    )
+    assert many.startswith("torchrun --standalone --nproc-per-node=4 -m fewstep distill digits")
+    flags = ["--batch", "512", "--accumulate", "32", "--precision", "bf16", "--recompute"]
+    assert many.endswith(" ".join(["--shard", *flags]))
+    done = resolve(run, flags, "test")
+    assert (done.batch, done.accumulate, done.recompute) == (512, 32, True)
+
+
+def test_the_recipe_of_a_teacher(folders: Folders) -> None:
+    assert recipe_for(model_of(folders("sd"))) == "t2i"
+    assert recipe_for(model_of(folders("sd3"))) == "t2i_flow"
+    assert recipe_for(digits().model) == "digits"
+    assert recipe_for(every()["sid_edm2_s"]().model) == "sid_edm2_s"
+    odd, _ = describe("EDMPrecond", {"img_resolution": 48, "img_channels": 3, "label_dim": 7})
+    with pytest.raises(ValueError, match=r"no recipe distils a model of \(3, 48, 48\) with 7"):
+        recipe_for(odd)
+
+
+def test_the_verb(finished: Path) -> None:
+    teacher = str(finished / "runs" / "teacher")
+    done = fewstep("plan", teacher, "--gpus", "2x24GB", "--at-once", "4", "--batch", "64")
+    assert done.code == 0, done.err
+    lines = done.out.splitlines()
+    assert lines[0] == "digits: SiD, batch 64, 1,800 steps, on 2 GPUs of 24 GiB"
+    table = [line for line in lines if "  fits  " in line]
+    assert len(table) == 2 * 2 * 2  # precision, recomputation, whole and in parts
+    assert "not possible: LoRA adapts the projections of attention" in done.out
+    assert lines[-1].startswith(
+        "torchrun --standalone --nproc-per-node=2 -m fewstep distill digits"
+    )
+    small = fewstep("plan", teacher, "--gpus", "1x1GB", "--at-once", "4")
+    assert "Nothing fits: compute fewer samples at once" in small.out
+
+
+def test_wrong_input(finished: Path, folders: Folders, tmp_path: Path) -> None:
+    teacher = str(finished / "runs" / "teacher")
+    shutil.copytree(folders("sd"), tmp_path / "sd")
+    (tmp_path / "sd" / "unet" / "config.json").unlink()
+    wrong = {
+        ("plan", teacher, "--gpus", "24"): "--gpus is written like 1x24GB or 8x80GB, got '24'",
+        ("plan", str(tmp_path / "sd"), "--gpus", "1x24GB"): "unet/config.json is missing",
+        ("plan", teacher): "needs: --gpus",
+        ("plan", teacher, "--gpus", "1x8GB", "--recipe", "digit"): "did you mean 'digits'",
+        ("plan", teacher, "--gpus", "1x8GB", "--recipe", "digits_teacher"): "trains a teacher",
+        ("plan", teacher, "--gpus", "1x8GB", "--at-once", "0"): "are positive",
+        ("plan", teacher, "--gpus", "1x8GB", "--metod", "SIM()"): "there is no flag --metod",
+        ("plan", str(tmp_path / "none"), "--gpus", "1x8GB"): "holds no finished model",
+    }
+    for args, message in wrong.items():
+        done = fewstep(*args)
+        assert done.code == 2, args
+        assert message in done.err, done.err
