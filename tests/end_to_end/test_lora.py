@@ -17,7 +17,8 @@ from fewstep.student import load_student
 from tests.end_to_end.command import DISTIL, fewstep, tree
 
 LORA = ("--lora", "LoRA(4, alpha=2, targets=('inner', 'outer', 'first'))")
-RUN = (*DISTIL, *LORA, "--teacher", "run/teacher", "--power.sigma-rel", "0.1")
+KEPT = ("--power.sigma-rel", "0.1", "--best.metric", "quick.fd_digits")
+RUN = (*DISTIL, *LORA, "--teacher", "run/teacher", *KEPT)
 WEIGHTS = "student/model.safetensors"
 
 
@@ -66,6 +67,9 @@ def test_a_finished_student_is_whole(home: Path) -> None:
         assert torch.equal(tensor, expected[name])
         adapted = name.removesuffix(".weight") in pairs(adapters)
         assert torch.equal(tensor, teacher[name]) != adapted
+    best = load_student("run/best").denoiser.state_dict()
+    kept = lora.merged(teacher, load_file("run/best/lora.safetensors"))
+    assert all(torch.equal(best[name], tensor) for name, tensor in kept.items())
     card = student.card["lora"]
     assert (card["rank"], card["alpha"], len(card["teacher"])) == (4, 2.0, 64)
     assert fewstep("sample", "run", "--seeds", "0-3", "--out", "a.png").code == 0
