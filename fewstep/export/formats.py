@@ -39,7 +39,7 @@ FORMATS: Mapping[str, Format] = {
     "pt2": Format(to_pt2, "any student with its sampler, for torch.export.load"),
     "onnx": Format(to_onnx, "any student with its sampler, for onnxruntime"),
     "comfyui": Format(to_comfyui, "a pipeline's network and a workflow of ComfyUI's stock nodes"),
-    "lora": Format(to_lora, "an adapter of a pipeline, for diffusers and ComfyUI", True),
+    "lora": Format(to_lora, "an adapter of a pipeline, under diffusers' names", True),
     "kohya": Format(to_kohya, "the same of a U-Net under kohya's names, one file", True),
 }
 """What `fewstep export --to` takes."""

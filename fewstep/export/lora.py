@@ -33,7 +33,7 @@ from fewstep.export.place import fresh
 from fewstep.export.schedulers import stock_scheduler
 from fewstep.files import unpack, write
 from fewstep.generator import Generator
-from fewstep.lora import LoRA, pairs
+from fewstep.lora import LoRA, pairs, recorded
 from fewstep.pipelines.folder import PipelineFolder
 from fewstep.pipelines.load import origin
 from fewstep.pipelines.net import Diffusers, library
@@ -41,6 +41,7 @@ from fewstep.pipelines.stock import Stock
 from fewstep.sample import FewStep
 from fewstep.spec import decode
 from fewstep.student import finished, load_student
+from fewstep.teaching import digest_of
 
 FILE = "pytorch_lora_weights.safetensors"
 """What diffusers looks for in a folder."""
@@ -110,7 +111,7 @@ def to_kohya(run: Path, out: Path, rank: int | None = None) -> float:
     if found.folder.family.network != "unet":
         raise ValueError(
             f"kohya's names are those of U-Nets, and a {found.folder.pipeline} has none; "
-            "diffusers and ComfyUI read what --to lora writes"
+            "use --to lora"
         )
     state = {}
     for layer, (down, up) in found.factors.items():
@@ -143,12 +144,12 @@ def parts(run: Path, rank: int | None = None) -> Parts:
     if not isinstance(sampler, FewStep):
         raise ValueError(f"{run} is sampled by {sampler}; only few-step students are exported")
     scheduler = stock_scheduler(sampler, student.denoiser.path, model.predicts, folder.pipeline)
-    factors = trained(run, student) if rank is None else extracted(student, folder, rank)
+    factors = trained(run, student, folder) if rank is None else extracted(student, folder, rank)
     return Parts(student, folder, scheduler, factors)
 
 
-def trained(run: Path, student: Generator) -> Factors:
-    """The adapters that a run of `--lora` has trained, alpha / r in B."""
+def trained(run: Path, student: Generator, folder: PipelineFolder) -> Factors:
+    """The adapters that a run of `--lora` has trained on the network of `folder`; s is in B."""
     if "lora" not in student.card:
         raise ValueError(
             f"{run} was trained whole; say of which rank its adapter is to be, with --rank"
@@ -158,7 +159,7 @@ def trained(run: Path, student: Generator) -> Factors:
             f"the adapters of {run} belong to a student of the pipeline, not to the pipeline "
             "itself; say of which rank an adapter of that is to be, with --rank"
         )
-    lora: LoRA = decode(student.card["lora"], LoRA)
+    lora = recorded(decode(student.card["lora"], LoRA), digest_of(folder.path))
     found = pairs(unpack(finished(run) / "lora.safetensors"))
     return {
         layer.removeprefix("net.net."): (down, lora.scale * up)

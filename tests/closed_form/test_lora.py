@@ -72,6 +72,14 @@ def test_a_role_starts_as_the_teacher_and_merges_into_its_shape(name: str) -> No
         assert (found - teacher(*told)).abs().max() > 1e-3
 
 
+def test_one_graph_holds_all_of_a_role() -> None:
+    """torch.compile leaves nothing to Python, and finds the same numbers."""
+    role = stirred(EVERY.adapt(stirred(Model(MLP(8, 1), (2,)).build())))
+    compiled = torch.compile(role, backend="eager", fullgraph=True)
+    told = torch.randn(3, 2), torch.tensor([0.1, 1.0, 9.0])
+    torch.testing.assert_close(compiled(*told), role(*told))
+
+
 INIT = Init("kaiming_normal", 1.0, 1.0)
 LAYERS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
     "linear": (nn.Linear(5, 7), (2, 3, 5)),

@@ -18,7 +18,7 @@ pytest.importorskip("peft")
 
 import diffusers
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from fewstep.export import lora as module
 from fewstep.export.formats import export
@@ -200,8 +200,8 @@ def test_a_file_that_loads_as_something_else_is_not_kept(
     folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = adapted(folders("sd"), tmp_path / "student", "sd")
-    found = parts(made)
     to_lora(made, tmp_path / "out")
+    found = parts(made)
     layer = next(iter(found.factors))
     down, up = found.factors[layer]
     found.factors[layer] = down, 2 * up
@@ -272,7 +272,14 @@ def test_from_prompts_to_an_adapter(
     for args in (("lora",), ("diffusers",), ("lora", "--rank", "1")):
         done = fewstep("export", "run", "-".join(args), "--to", *args)
         assert done.code == 0, done.err
-    pipe = stock(Path("pipe"), Path("lora"), "sd")
+    other = load_file("pipe/unet/diffusion_pytorch_model.safetensors")
+    other["conv_in.bias"] += 1
+    shutil.copytree("pipe", "before")
+    save_file(other, "pipe/unet/diffusion_pytorch_model.safetensors", {"format": "pt"})
+    done = fewstep("export", "run", "new", "--to", "lora")
+    assert done.code == 2
+    assert "pass the teacher that they were trained on" in done.err
+    pipe = stock(Path("before"), Path("lora"), "sd")
     student = load_student("run")
     assert against(pipe, student) < 1e-5
     pipe.disable_lora()
