@@ -201,10 +201,20 @@ def sweep(data: str, found: Mapping[str, Any]) -> None:
     print(table(found["trials"], [score.format(data) for score in SCORES]))
 
 
+def presets(found: Mapping[str, Any]) -> None:
+    """Every preset: its distance at the start and at the end."""
+    for name, one in found.items():
+        first, last = (one[when]["fd_digits"] for when in ("start", "end"))
+        print(f"| {name} | {first:.3g} | {last:.3g} |")
+
+
 def main() -> None:
     for path in sorted(RESULTS.glob("*.json")):
         data, _, claim = path.stem.partition("-")
         found = read_json(path)
+        if claim == "presets":
+            presets(found)
+            continue
         print(f"\n## {path.stem}: teacher {found['teacher']}")
         if claim == "alpha":
             convergence(data, found, "alpha 1")
