@@ -60,6 +60,7 @@ def to_onnx(run: Path, out: Path) -> float:
     student = load_student(run)
     with fresh(out, ".onnx") as place:
         program, inputs = traced(student), examples(student, 1)
+        _without_idle_squeezes(program)
         facts = described(student, inputs, batches(program)) | {"opset": OPSET}
         with quiet():
             model: Any = torch.onnx.export(
@@ -86,6 +87,22 @@ def to_onnx(run: Path, out: Path) -> float:
         found = _near(difference(student, ran), ONNX_TOLERANCE)
         write(place.with_name(f"{out.name}.md"), card(student, run, _onnx_use(out, facts), facts))
     return found
+
+
+def _without_idle_squeezes(program: torch.export.ExportedProgram) -> None:
+    """Take out, in place, squeezes of a dimension that is not 1.
+
+    They do nothing in torch (PixArt's network has one), and are an error in ONNX.
+    """
+    graph = program.graph_module.graph
+    for node in list(graph.nodes):
+        if node.target is torch.ops.aten.squeeze.dim:
+            source, dim = node.args
+            size = source.meta["val"].shape[dim]
+            if isinstance(size, int) and size != 1:
+                node.replace_all_uses_with(source)
+                graph.erase_node(node)
+    program.graph_module.recompile()
 
 
 def _near(found: float, tolerance: float) -> float:

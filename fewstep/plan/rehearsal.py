@@ -69,7 +69,7 @@ def rehearsed(work: Work, foreach: bool = False) -> State:
     """
     state, run = work.init(), work.run
     state.step = run.steps - 1
-    names = [turn.net for turn in run.method.turns(state.step)]
+    names = list(dict.fromkeys(turn.net for turn in run.method.turns(state.step)))
     for name in names:
         net = state.nets[name]
         optimizer = run.optims(state.nets)[name].build(net.requires_grad_(True).parameters())

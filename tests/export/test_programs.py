@@ -129,6 +129,30 @@ def test_onnx(finished: Path, tmp_path: Path) -> None:
     assert names["x"].shape == (1, 1, 8, 8)  # type: ignore[attr-defined]
 
 
+class Squeezed(torch.nn.Module):
+    """One squeeze that does something, and one of a dimension of 3, that does not."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.squeeze(1) * 2 + x.sum(1).squeeze(1)
+
+
+def test_only_idle_squeezes_are_taken_out() -> None:
+    """ONNX has no squeeze of a dimension that is not 1."""
+    x = torch.arange(6.0).reshape(2, 1, 3)
+    program = torch.export.export(Squeezed(), (x,))
+    before = program.module()(x)
+
+    def squeezes() -> int:
+        idle = torch.ops.aten.squeeze.dim
+        return sum(node.target is idle for node in program.graph.nodes)
+
+    assert squeezes() == 2
+    graphs._without_idle_squeezes(program)
+    assert squeezes() == 1
+    assert torch.equal(program.module()(x), before)
+    assert torch.equal(before, 2 * x[:, 0] + x[:, 0])
+
+
 def test_onnx_says_what_it_needs(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
