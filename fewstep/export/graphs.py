@@ -53,7 +53,7 @@ def to_pt2(run: Path, out: Path) -> float:
 def to_onnx(run: Path, out: Path) -> float:
     """Write the student of a run as the ONNX model `out`, a new file named .onnx.
 
-    Its inputs have the program's names, its output is "x". Weights of more than 2 GB are put into
+    Its inputs have the program's names, its output is "x". Weights of more than 1.5 GiB go into
     a second file, `out`.data. Returns the largest relative difference that onnxruntime finds.
     """
     runtime, _ = needed("onnxruntime"), needed("onnxscript")
