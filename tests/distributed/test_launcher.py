@@ -67,9 +67,9 @@ def launch(home: Path, fault: str, size: int, *flags: str) -> subprocess.Popen[b
 
 
 def ends(run: subprocess.Popen[bytes]) -> int:
-    """Its exit code; ended by hand after a minute and a half."""
+    """Its exit code; ended by hand after five minutes."""
     try:
-        return run.wait(90)
+        return run.wait(300)
     finally:
         if run.poll() is None:
             run.terminate()
