@@ -17,6 +17,7 @@ from fewstep.eval.networks import load_features
 from fewstep.eval.protocol import Protocol, summary, table
 from fewstep.eval.reference import Gatherer, read_reference
 from fewstep.files import digest, write_json
+from fewstep.pipelines.net import Diffusers
 from fewstep.run_folder import RunFolder, locked
 from fewstep.runner import usable
 from fewstep.student import load_student
@@ -69,7 +70,13 @@ def evaluate_protocol(
             f"{folder.facts().get('command', 'its command')}"
         )
     where = usable(device)
-    generator, decoder = as_pictures(load_student(path, where), vae)
+    student = load_student(path, where)
+    if student.model is not None and isinstance(student.model.net, Diffusers):
+        raise ValueError(
+            f"{path} takes prompts, and --protocol fid50k knows labels alone; measure it with "
+            "--prompts FILE --clip FOLDER"
+        )
+    generator, decoder = as_pictures(student, vae)
     network = load_features(features, where)
     real = read_reference(reference, network)
     model = digest((path / "student" if folder.finished else path) / "manifest.json")
@@ -78,7 +85,7 @@ def evaluate_protocol(
     place = path / "evaluation" / name
     protocol = Protocol(generator, network, place, made_by, samples, runs, batch)
     with locked(place):
-        _make(protocol)
+        make_parts(protocol)
         scores = []
         with Bar("scoring runs", runs) as bar:
             for run in range(runs):
@@ -99,7 +106,7 @@ def evaluate_protocol(
     return f"{table(report)}\n\nagainst {many} pictures, {reference}"
 
 
-def _make(protocol: Protocol) -> None:
+def make_parts(protocol: Protocol) -> None:
     """Make what is missing, with a bar."""
     missing = protocol.missing()
     there = len(protocol.parts()) - len(missing)

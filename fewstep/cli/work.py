@@ -129,7 +129,8 @@ def measured(path: Path, samples: int, draws: int) -> Metrics:
     if yardstick is None:
         raise ValueError(
             f"{path} cannot be measured: its domain, {type(domain).__name__}, has no yardstick; "
-            "'fewstep evaluate --protocol fid50k' can, 'fewstep report' shows what it makes"
+            "'fewstep evaluate' can by --protocol fid50k, or by --prompts where it takes them; "
+            "'fewstep report' shows what it makes"
         )
     models = {"student" if facts.get("distils", True) else "teacher": load_student(path)}
     if "student" in models and (teacher := load_teacher(domain, facts.get("teacher", ""))):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fewstep.eval import torchscript
+from fewstep.eval.clip import Aligned, load_clip
 from fewstep.eval.dinov2 import load
 from fewstep.eval.features import Features, Published, channels_first
 from fewstep.eval.inception import InceptionV3, resize
@@ -68,6 +69,17 @@ def load_features(path: str = "", device: torch.device | str = "cpu") -> Feature
     return _inception(Path(path), device)
 
 
+def load_aligned(path: str, device: torch.device | str = "cpu") -> Aligned:
+    """The network of pictures and texts in `path`: a folder with a CLIP, or my_file.py:Name."""
+    file, _, name = path.rpartition(":")
+    if not file.endswith(".py"):
+        return load_clip(Path(path), device)
+    own = _own(Path(file), name)
+    if not callable(getattr(own, "text", None)):
+        raise ValueError(f"{name} has no text(prompts), so it cannot compare pictures with them")
+    return own  # type: ignore[return-value]
+
+
 def _inception(path: Path, device: torch.device | str) -> Inception:
     """Inception from a file of weights."""
     if path.suffix not in (".pth", ".pt", ".safetensors") or not path.is_file():
@@ -105,7 +117,7 @@ def _own(file: Path, name: str) -> Features:
     label = getattr(own, "name", None)
     if not (isinstance(label, str) and re.fullmatch(r"[a-z0-9][a-z0-9-]{0,39}", label)):
         raise ValueError(f"{name}.name should be small letters, digits and dashes, got {label!r}")
-    if re.match("inception|dinov2|fid", label):
+    if re.match("inception|dinov2|fid|clip", label):
         raise ValueError(f"{name}.name {label!r} is that of a published network; choose another")
     if not isinstance(getattr(own, "dim", None), int) or not callable(own):
         raise ValueError(f"{name} is no feature network: it needs name, dim and a call")

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fewstep.eval.features import SAMPLES, Features, titled, to_uint8
 from fewstep.eval.fid import Gather, distance
@@ -95,6 +96,13 @@ class Protocol:
             tensors |= {"certainty": certainty, "total": predictions.total}
         write_folder(self._place(part), {"part.safetensors": pack(tensors)}, self._facts(part))
 
+    def found(self, run: int) -> Tensor:
+        """The features of a run whose parts are there: (samples, dim)."""
+        parts = self.parts()[run * PARTS : (run + 1) * PARTS]
+        return torch.cat(
+            [unpack(self._place(part) / "part.safetensors")["features"] for part in parts]
+        )
+
     def scores(self, run: int, reference: Reference, device: torch.device | str) -> dict[str, Any]:
         """All scores of a run whose parts are there, under the names that they have earned."""
         gather, features, predictions = Gather(), [], []
@@ -144,9 +152,10 @@ class Protocol:
         return all(facts.get(key) == value for key, value in self._facts(part).items())
 
 
-def summary(runs: Sequence[Mapping[str, Any]], lead: str) -> dict[str, Any]:
-    """The best run, by the distance called `lead`; mean and deviation of each score."""
-    best = min(range(len(runs)), key=lambda run: float(runs[run][lead]))
+def summary(runs: Sequence[Mapping[str, Any]], lead: str, highest: bool = False) -> dict[str, Any]:
+    """The best run, by the distance (or `highest` score) called `lead`; mean and deviation."""
+    sign = -1 if highest else 1
+    best = min(range(len(runs)), key=lambda run: sign * float(runs[run][lead]))
     names = [name for name in runs[0] if name != "seeds"]
     values = {name: [float(run[name]) for run in runs] for name in names}
     return {

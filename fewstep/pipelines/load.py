@@ -63,7 +63,7 @@ def dressed(generator: Generator) -> Generator:
     of_pipeline = generator.model is not None and isinstance(generator.model.net, Diffusers)
     if not of_pipeline or generator.text is not None:
         return generator
-    stock = Stock(origin(generator))
+    stock = Stock(origin(generator), generator.device)
     return replace(generator, text=stock.prompts, encode=stock.encode, decode=stock.decode)
 
 

@@ -46,6 +46,9 @@ class Captions(Domain):
         found = open_captions(self.folder).fingerprint
         return replace(self, sha256=unchanged(self.folder, self.sha256, found))
 
+    def shown(self, count: int) -> list[str]:
+        return list(open_captions(self.folder).captions[:count])
+
     def source(self, model: Model, data_free: bool) -> Source:
         raise ValueError("captions need a teacher that understands them; pass its pipeline folder")
 

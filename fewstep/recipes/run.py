@@ -37,6 +37,10 @@ class Domain(ABC):
         """How samples of this domain are measured; None where nothing measures them."""
         return None
 
+    def shown(self, count: int) -> list[str]:
+        """The first `count` prompts, for a report; none where samples have no prompts."""
+        return []
+
     def exact(self) -> Generator | None:
         """The exact teacher of a domain that is known in closed form."""
         return None

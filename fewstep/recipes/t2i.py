@@ -59,6 +59,9 @@ class Prompts(Domain):
             )
         return replace(self, sha256=unchanged(self.file, self.sha256, digest(Path(self.file))))
 
+    def shown(self, count: int) -> list[str]:
+        return read_prompts(self.file)[:count]
+
     def source(self, model: Model, data_free: bool) -> Source:
         raise ValueError("prompts need a teacher that understands them; pass its pipeline folder")
 

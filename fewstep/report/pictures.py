@@ -17,6 +17,9 @@ from torch import Tensor
 from fewstep.eval.evaluate import Yardstick
 from fewstep.gauges import diversity
 from fewstep.generator import Generator
+from fewstep.pipelines.folder import is_pipeline
+from fewstep.pipelines.load import dressed
+from fewstep.pipelines.net import Diffusers
 from fewstep.recipes.run import Domain
 from fewstep.report.findings import Findings, number
 from fewstep.report.grid import grid, png, scatter
@@ -29,6 +32,8 @@ COLUMNS, ROWS, POINTS = 10, 10, 2000
 LOOK_COLUMNS, LOOK_ROWS = 10, 8
 """How `fewstep.runner` lays out the pictures it takes while training."""
 MOMENTS = 6
+PROMPTS, SEEDS = 4, 4
+"""Rows and columns of the pictures of a model that takes prompts."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,7 @@ class Samples:
     yardstick: Yardstick | None
     notes: tuple[str, ...] = ()
     """What is missing, and why."""
+    columns: int = COLUMNS
 
 
 def picture(image: Image.Image, title: str, alt: str, note: str = "") -> Picture:
@@ -82,6 +88,8 @@ def sample(f: Findings) -> Samples:
     any_one = next(iter(generators.values()), None)
     if any_one is None:
         return Samples({}, {}, None, {}, yardstick, tuple(notes))
+    if domain is not None and is_prompted(any_one):
+        return _by_prompts(generators, domain, notes)
     if any_one.shape[0] == 4:
         notes.append("Latents: three of their four channels are shown as colours, not decoded.")
     count = ROWS * COLUMNS if len(any_one.shape) == 3 else POINTS
@@ -97,6 +105,29 @@ def sample(f: Findings) -> Samples:
     return Samples(generators, x, labels, spread, yardstick, tuple(notes))
 
 
+def _by_prompts(generators: Mapping[str, Generator], domain: Domain, notes: list[str]) -> Samples:
+    """A row of seeds for each of the first prompts, if prompts and encoders are still there."""
+    try:
+        prompts = domain.shown(PROMPTS)
+        speaking = {role: dressed(g) for role, g in generators.items()}
+    except ValueError as error:
+        missing = f"Pictures are not shown: {error}."
+        return Samples(generators, {}, None, {}, None, (*notes, missing))
+    texts = [prompt for prompt in prompts for _ in range(SEEDS)]
+    x = {}
+    for role, g in speaking.items():
+        assert g.text is not None
+        x[role] = g.sample(range(len(texts)), batch=SEEDS, cond=g.text(texts))
+    rows = "; ".join(f"“{prompt}”" for prompt in prompts)
+    notes = [*notes, f"The rows' prompts, from the top: {rows}."]
+    return Samples(speaking, x, None, {}, None, tuple(notes), SEEDS)
+
+
+def is_prompted(generator: Generator) -> bool:
+    """Whether a model takes prompts."""
+    return generator.model is not None and isinstance(generator.model.net, Diffusers)
+
+
 def _domain(f: Findings) -> tuple[Domain | None, list[str]]:
     try:
         domain: Domain = decode(f.run.get("domain"), Domain)
@@ -107,6 +138,11 @@ def _domain(f: Findings) -> tuple[Domain | None, list[str]]:
 
 def _teacher(f: Findings, domain: Domain | None) -> dict[str, Generator]:
     where = f.facts.get("teacher")
+    if where and is_pipeline(where):
+        raise ValueError(
+            f"sampling a pipeline takes many calls a picture; 'fewstep sample {where} --prompts "
+            "...' does"
+        )
     exact = open_model(where) if where else domain.exact() if domain else None
     return {} if exact is None else {"teacher": exact}
 
@@ -149,8 +185,8 @@ def side_by_side(s: Samples) -> list[Picture]:
             image = Image.fromarray(scatter(x, 480, extent)[..., 0])
             alt = f"{TITLES[role]}: {len(x):,} points in the plane"
         elif x.ndim == 4 and x.shape[1] in (1, 3):
-            image = grid(x, columns=COLUMNS)
-            alt = f"{TITLES[role]}: {len(x)} pictures in {COLUMNS} columns"
+            image = grid(x, columns=s.columns)
+            alt = f"{TITLES[role]}: {len(x)} pictures in {s.columns} columns"
         else:
             continue
         out.append(picture(image, TITLES[role], alt, note))

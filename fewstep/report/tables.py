@@ -107,11 +107,16 @@ def evaluations(f: Findings) -> list[Evaluation]:
             if spread > 0:
                 cells[-1] = replace(cells[-1], spread=f"± {short(spread, 2)}")
             rows.append((name, cells))
-        note = (
-            f"Labels: {stored.get('labels')}. Reference: {reference.get('file')}, "
-            f"{reference.get('pictures') or 'an unknown number of'} pictures, SHA-256 "
-            f"{str(reference.get('sha256'))[:16]}. The best run is run {stored.get('best run')}."
-        )
+        note = f"Labels: {stored.get('labels')}. "
+        if reference:
+            note += (
+                f"Reference: {reference.get('file')}, "
+                f"{reference.get('pictures') or 'an unknown number of'} pictures, SHA-256 "
+                f"{str(reference.get('sha256'))[:16]}. "
+            )
+        if (spread := number(stored, "diversity")) == spread:
+            note += f"Diversity of a prompt's pictures: {short(spread)}. "
+        note += f"The best run is run {stored.get('best run')}."
         if not f.still(stored):
             note += " Measured on another model than the one that is in this folder now."
         found.append(Evaluation(file, list(parts), rows, note))

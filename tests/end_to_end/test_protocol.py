@@ -229,7 +229,7 @@ CASES = {
     "least 20 samples and one run, got 50000 and 0",
     f"{FID} --reference ref.npz --features mine.py:Small --samples 19": "an evaluation needs at "
     "least 20 samples and one run, got 19 and 3",
-    "evaluate runs/sid --reference ref.npz": "--reference needs --protocol fid50k",
+    "evaluate runs/sid --reference ref.npz": "--reference needs --protocol fid50k, or --prompts",
     f"{FID.replace('runs/sid', 'empty')} --reference ref.npz --features mine.py:Small": "empty "
     "holds no finished model (no manifest.json in it)",
     f"{FID.replace('runs/sid', 'half')} --reference ref.npz --features mine.py:Small": "half is "

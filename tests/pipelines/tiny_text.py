@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 
 WORDS = ("a", "red", "blue", "small", "cube", "ball", "of", "the", "on")
@@ -62,3 +63,23 @@ def t5(tokenizer: Any) -> Any:
         vocab_size=len(tokenizer), d_model=32, d_kv=8, d_ff=32, num_layers=2, num_heads=2
     )
     return transformers.T5EncoderModel(config).eval()
+
+
+def save_clip(folder: Path, side: int = 16) -> Path:
+    """A random CLIP for pictures of `side` pixels, and its tokenizer."""
+    torch.manual_seed(0)
+    words = clip_tokenizer(folder / "words")
+    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
+    small |= {"num_attention_heads": 2}
+    text = {"vocab_size": len(words), "max_position_embeddings": 8, **small}
+    text |= {"bos_token_id": words.bos_token_id, "eos_token_id": words.eos_token_id}
+    text |= {"pad_token_id": words.pad_token_id}
+    vision = {"image_size": side, "patch_size": 8, **small}
+    config = transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=12)
+    model = transformers.CLIPModel(config).eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn_like(p), alpha=0.2)
+    model.save_pretrained(folder)
+    words.save_pretrained(folder)
+    return folder

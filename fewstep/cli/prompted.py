@@ -1,0 +1,160 @@
+"""fewstep evaluate --prompts: a model that takes prompts, measured on a file of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fewstep.cli.display import Bar
+from fewstep.cli.protocol import make_parts
+from fewstep.core import Cond
+from fewstep.data.prompts import read_prompts
+from fewstep.eval.clip import Aligned
+from fewstep.eval.features import Features, titled
+from fewstep.eval.networks import load_aligned, load_features
+from fewstep.eval.prompted import Joined, Resized, diversity, scores
+from fewstep.eval.protocol import Protocol, summary, table
+from fewstep.eval.reference import Reference, read_reference
+from fewstep.files import digest, write_json
+from fewstep.generator import Generator
+from fewstep.pipelines.folder import is_pipeline, open_folder
+from fewstep.pipelines.load import dressed
+from fewstep.pipelines.load import load as load_pipeline
+from fewstep.run_folder import RunFolder, locked
+from fewstep.runner import usable
+from fewstep.student import load_student
+
+TEXTS = 256
+"""Prompts that CLIP hears at once."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is asked for on the command line."""
+
+    prompts: str
+    """A file."""
+    clip: str
+    features: str = ""
+    reference: Path | None = None
+    side: int = 256
+    samples: int = 0
+    """Prompts, the first so many; 0: all."""
+    runs: int = 1
+    batch: int = 10
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        if not self.clip:
+            raise ValueError("--prompts needs --clip FOLDER, a CLIP of transformers")
+        if bool(self.features) != (self.reference is not None):
+            raise ValueError("real pictures need both --features and --reference FILE")
+        if self.side < 0 or self.samples < 0:
+            raise ValueError("--side and --samples must not be negative")
+
+
+def evaluate_prompts(path: Path, asked: Asked) -> str:
+    """Measure the run, model or pipeline folder `path` on prompts; the scores as text.
+
+    Writes RUN/evaluation/prompts-<features>-<samples>.json, or PIPELINE.evaluation/..., and keeps
+    features beside it: what was made is not made again.
+    """
+    where = usable(asked.device)
+    prompts = read_prompts(asked.prompts)
+    if asked.samples > len(prompts):
+        raise ValueError(f"{asked.prompts} has {len(prompts)} prompts, fewer than --samples")
+    prompts = prompts[: asked.samples or len(prompts)]
+    model, home = identity(path)
+    clip = load_aligned(asked.clip, where)
+    features = load_features(asked.features, where) if asked.features else None
+    real = read_reference(asked.reference, features) if asked.reference and features else None
+    kinds: list[Features] = [clip]
+    if features is not None:
+        kinds.append(Resized(features, asked.side))
+    joined = Joined(kinds)
+    place = home / f"prompts-{joined.name}-{len(prompts)}"
+    said = digest(Path(asked.prompts))
+    generator = speaking(path, where, prompts)
+    protocol = Protocol(
+        generator, joined, place, f"{model}+{said}", len(prompts), asked.runs, asked.batch
+    )
+    with locked(place):
+        make_parts(protocol)
+        found = _scored(protocol, clip, prompts, features, real)
+    report: dict[str, Any] = {
+        "features": joined.name,
+        "samples": len(prompts),
+        "labels": f"prompts of {Path(asked.prompts).name}, SHA-256 {said[:16]}",
+        "reference": _told(asked.reference, real),
+        "resized": f"to {asked.side} by Lanczos' filter" if features and asked.side else "",
+        "model": model,
+        **found,
+    }
+    write_json(home / f"{place.name}.json", report)
+    spread = report["diversity"]
+    last = "" if spread is None else f"\n\ndiversity of a prompt's pictures: {spread:.4g}"
+    return table(report) + last
+
+
+def identity(path: Path) -> tuple[str, Path]:
+    """What identifies the model in a folder, and where its evaluations are kept."""
+    if is_pipeline(path):
+        return "+".join(map(digest, open_folder(path).weights())), Path(f"{path}.evaluation")
+    folder = RunFolder(path)
+    if (path / "run.json").is_file() and not folder.finished:
+        raise ValueError(
+            f"{path} is not finished; continue it with: "
+            f"{folder.facts().get('command', 'its command')}"
+        )
+    manifest = (path / "student" if folder.finished else path) / "manifest.json"
+    return digest(manifest), path / "evaluation"
+
+
+def speaking(path: Path, device: torch.device, prompts: list[str]) -> Generator:
+    """The model in `path`; sample i is made for prompt i modulo their number."""
+    if is_pipeline(path):
+        generator = load_pipeline(path, device)
+    else:
+        generator = dressed(load_student(path, device))
+    text: Callable[[list[str]], Cond] | None = generator.text
+    if text is None:
+        raise ValueError(f"{path} takes no prompts; measure it without --prompts")
+
+    def condition(index: Tensor) -> Cond:
+        return text([prompts[i % len(prompts)] for i in index.tolist()])
+
+    return replace(generator, condition=condition)
+
+
+def _scored(
+    protocol: Protocol,
+    clip: Aligned,
+    prompts: list[str],
+    features: Features | None,
+    real: Reference | None,
+) -> dict[str, Any]:
+    """Scores of all runs, the best by CLIP, mean, deviation, and the diversity of several."""
+    parts = [clip.text(prompts[i : i + TEXTS]).cpu() for i in range(0, len(prompts), TEXTS)]
+    texts, runs = torch.cat(parts), []
+    with Bar("scoring runs", protocol.runs) as bar:
+        for run in range(protocol.runs):
+            runs.append(scores(protocol, run, clip, texts, features, real))
+            bar.update(run + 1)
+    joined = protocol.features
+    assert isinstance(joined, Joined)
+    seen = [joined.split(protocol.found(run))[0] for run in range(protocol.runs)]
+    lead = titled("CLIP", clip, protocol.samples)
+    spread = diversity(seen) if len(seen) > 1 else None
+    return {"runs": runs, "diversity": spread, **summary(runs, lead, highest=True)}
+
+
+def _told(path: Path | None, real: Reference | None) -> dict[str, Any]:
+    """What the report says of the reference; nothing where there is none."""
+    if path is None or real is None:
+        return {}
+    return {"file": path.name, "sha256": real.sha256, "pictures": real.count}

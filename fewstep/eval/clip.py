@@ -1,0 +1,121 @@
+"""CLIP from a local folder of transformers: pictures and texts as unit vectors of one space.
+
+Radford et al. 2021, https://arxiv.org/abs/2103.00020. The CLIP score of a picture made for a
+prompt is the cosine of their vectors (Hessel et al. 2021, https://arxiv.org/abs/2104.08718,
+without the factor 2.5 and the cut at zero); it depends on the model, which is part of its name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fewstep.eval.features import Features, Published, channels_first
+from fewstep.files import digest, read_json
+
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+DEVIATION = (0.26862954, 0.26130258, 0.27577711)
+"""Of the pictures that CLIP was trained on; a folder's preprocessor_config.json may say others."""
+
+
+class Aligned(Features, Protocol):
+    """Features of pictures beside those of texts: unit vectors whose cosine is their alignment."""
+
+    def text(self, prompts: Sequence[str]) -> Tensor:
+        """N texts -> unit vectors (N, dim)."""
+
+
+class Clip(Published):
+    """Pictures are brought to the model's size by antialiased bicubic interpolation of their
+    shorter side, and cut to their middle square."""
+
+    family, label = "clip", "clip"
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        sha256: str,
+        moments: tuple[Sequence[float], Sequence[float]] = (MEAN, DEVIATION),
+        device: torch.device | str = "cpu",
+    ) -> None:
+        """`model` is a CLIPModel, `tokenizer` its CLIPTokenizer."""
+        super().__init__(sha256)
+        self.dim: int = model.config.projection_dim
+        self.side: int = model.config.vision_config.image_size
+        self.longest: int = model.config.text_config.max_position_embeddings
+        self.model = model.requires_grad_(False).eval().to(device)
+        self.tokenizer, self.device = tokenizer, device
+        self.mean, self.deviation = (
+            torch.tensor(values, device=device)[:, None, None] for values in moments
+        )
+
+    @torch.no_grad()
+    def __call__(self, pictures: Tensor) -> tuple[Tensor, None]:
+        x = middle(channels_first(pictures, self.device), self.side)
+        x = (x / 255 - self.mean) / self.deviation
+        found = self.model.vision_model(pixel_values=x).pooler_output
+        return F.normalize(self.model.visual_projection(found), dim=1), None
+
+    @torch.no_grad()
+    def text(self, prompts: Sequence[str]) -> Tensor:
+        """Longer prompts are cut at the model's number of tokens, as CLIP itself cuts them."""
+        tokens = self.tokenizer(
+            list(prompts),
+            padding=True,
+            truncation=True,
+            max_length=self.longest,
+            return_tensors="pt",
+        ).to(self.device)
+        found = self.model.text_model(**tokens).pooler_output
+        return F.normalize(self.model.text_projection(found), dim=1)
+
+
+def middle(x: Tensor, side: int) -> Tensor:
+    """Pictures (B, C, H, W), the shorter side brought to `side`, and the middle square of that."""
+    height, width = x.shape[2:]
+    short = min(height, width)
+    size = height * side // short, width * side // short  # whole numbers from below, as CLIP's own
+    if size != (height, width):
+        x = F.interpolate(x, size, mode="bicubic", antialias=True).clamp(0, 255)
+    top, left = (size[0] - side) // 2, (size[1] - side) // 2
+    return x[:, :, top : top + side, left : left + side]
+
+
+def load_clip(folder: Path, device: torch.device | str = "cpu") -> Clip:
+    """The CLIP in `folder`: config.json, model.safetensors and its tokenizer's files.
+
+    ValueError where transformers is missing or the folder holds something else.
+    """
+    facts = read_json(folder / "config.json")
+    if not isinstance(facts, dict) or facts.get("model_type") != "clip":
+        raise ValueError(f"{folder / 'config.json'} does not describe a CLIP")
+    try:
+        from transformers import CLIPModel, CLIPTokenizer
+    except ImportError:
+        raise ValueError(f"{folder}: CLIP needs transformers: pip install transformers") from None
+    weights = folder / "model.safetensors"
+    if not weights.is_file():
+        raise ValueError(f"{folder} holds no model.safetensors")
+    read: Any = CLIPModel.from_pretrained
+    safely = {"local_files_only": True, "use_safetensors": True, "output_loading_info": True}
+    try:
+        model, told = read(folder, **safely)
+        tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, RuntimeError, ValueError, TypeError) as error:
+        raise ValueError(f"{folder} is no usable CLIP: {str(error).splitlines()[0]}") from None
+    if told["missing_keys"]:
+        raise ValueError(f"{weights} has no {sorted(told['missing_keys'])[0]}")
+    return Clip(model.float(), tokenizer, digest(weights), _moments(folder), device)
+
+
+def _moments(folder: Path) -> tuple[Sequence[float], Sequence[float]]:
+    """Mean and deviation of pictures, as the folder says."""
+    path = folder / "preprocessor_config.json"
+    told = read_json(path) if path.is_file() else {}
+    return told.get("image_mean", MEAN), told.get("image_std", DEVIATION)
