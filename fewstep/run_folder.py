@@ -160,8 +160,11 @@ class RunFolder:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the folder: a second process that wants it is refused; released even by a crash."""
+def locked(path: Path, wait: bool = False) -> Iterator[None]:
+    """Hold the folder: a second process that wants it is refused; released even by a crash.
+
+    wait: it waits instead, as processes of a run do for a cache that the first of them fills.
+    """
     import fcntl
 
     try:
@@ -171,7 +174,7 @@ def locked(path: Path) -> Iterator[None]:
         raise ValueError(f"cannot write to {path}: {error.strerror}") from None
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except OSError:
             raise ValueError(
                 f"{path} is in use by another process; wait for it, or choose another --out"

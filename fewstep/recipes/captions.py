@@ -61,7 +61,7 @@ class Captions(Domain):
         prompts = conditioned(found.captions, home, teacher, model.shape)
         side, vae = model.net.pixels, str(root(teacher.card).get("vae", ""))[:16]
         place = home / f"{vae}-{side}"
-        with locked(place):
+        with locked(place, wait=True):
             latents = Embeddings(place)
             encode_all(found, latents, teacher, side)
         teacher.release()  # the encoders' memory

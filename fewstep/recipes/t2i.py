@@ -88,7 +88,7 @@ def conditioned(
     """Noise of `shape` and these prompts; encodes those that are not in the folder `cache`."""
     assert teacher.text is not None
     home = cache / str(root(teacher.card)["text"])[:16]
-    with locked(home):
+    with locked(home, wait=True):
         table = Embeddings(home)
         for _ in table.fill(prompts, teacher.text):
             pass

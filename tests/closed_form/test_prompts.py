@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from threading import Thread
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +16,8 @@ from fewstep.data import prompts as module
 from fewstep.data.embeddings import Conditioned, Embeddings, key
 from fewstep.data.prompts import read_prompts
 from fewstep.draws import Draws
+from fewstep.recipes.t2i import conditioned
+from fewstep.run_folder import locked
 
 WANTED = ["a red cube", "ein Würfel, blau", "a red cube"]
 SOUND = {
@@ -154,3 +159,31 @@ def test_batches_are_functions_of_their_draws(tmp_path: Path) -> None:
     assert not torch.equal(source(Draws.range(0, 20, seed=6)).cond["prompt"], batch.cond["prompt"])
     turn = source.condition(torch.tensor([1, 11, 9]))["prompt"]
     assert torch.equal(turn, every[[1, 1, 9]])
+
+
+def test_processes_of_a_run_wait_for_the_cache(tmp_path: Path) -> None:
+    """One encodes, the others find it done: none is refused, and nothing is encoded twice."""
+    heard: list[str] = []
+
+    def text(prompts: Sequence[str]) -> dict[str, Tensor]:
+        heard.extend(prompts)
+        return {"prompt": torch.ones(len(prompts), 2)}
+
+    teacher: Any = SimpleNamespace(card={"folder": "pipe", "text": "0" * 64}, text=text)
+    found: list[Conditioned] = []
+
+    def rank() -> None:
+        found.append(conditioned(["a red cube", "a ball"], tmp_path, teacher, (3,)))
+
+    ranks = [Thread(target=rank) for _ in range(3)]
+    with locked(tmp_path / ("0" * 16)):
+        for one in ranks:
+            one.start()
+        ranks[0].join(0.3)
+        assert not found  # they wait
+    for one in ranks:
+        one.join()
+    assert len(found) == 3
+    assert heard == ["a red cube", "a ball"]
+    index = torch.arange(2)
+    assert all(torch.equal(each.condition(index)["prompt"], torch.ones(2, 2)) for each in found)
