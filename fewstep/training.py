@@ -71,7 +71,10 @@ class Record(NamedTuple):
     """Steps done, this one included."""
     images: int
     logs: dict[str, float]
-    """"<net>/loss", "<net>/grad_norm", "<net>/lr", "skipped", and what the method logs."""
+    """"<net>/loss", "<net>/grad_norm", "<net>/lr", "skipped", and what the method logs.
+
+    Of a skipped update also "skipped.<net>": the number of its first sample.
+    """
     state: State
 
 
@@ -134,6 +137,8 @@ def train(
                     if turn.net == method.output:
                         ema.update(state.average, trained, batch, state.images)
                         state.images += batch
+                else:
+                    logs[f"skipped.{turn.net}"] = float(state.drawn - batch)
                 optimizer.zero_grad(set_to_none=True)
             logs |= {f"{turn.net}/{key}": value for key, value in values.items()}
             logs[f"{turn.net}/lr"] = rate

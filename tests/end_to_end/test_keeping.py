@@ -10,12 +10,14 @@ import pytest
 import torch
 
 from fewstep import checkpoint, parallel
+from fewstep.data import picture_set
 from fewstep.data.source import Latents
 from fewstep.files import unpack
 from fewstep.student import load_student
 from fewstep.watch import Watch
 from tests.end_to_end.command import Result, fewstep, tree
 from tests.end_to_end.test_cli import interrupt
+from tests.picture_files import as_folder, encoded, noise
 
 SMALL = ("--model.net.width", "16", "--model.net.blocks", "1", "--batch", "16")
 RUN = ("distill", "mixture", *SMALL, "--steps", "24", "--save-every", "4")
@@ -190,3 +192,31 @@ def test_a_spike_that_recurs_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> No
     assert done.code == 1
     assert "left the usual range at step 13, after 3 returns to earlier" in done.err
     assert names("a") == [8, 12]
+
+
+def test_a_picture_that_vanishes_stops_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a set that is not held in memory: named, exit 2; put back, the run goes on as if it had
+    never been away."""
+    as_folder(Path("set"), {f"{i}.png": encoded(x) for i, x in enumerate(noise(8, 8, 1))})
+    monkeypatch.setattr(picture_set.load, "__defaults__", (0, 0))
+    net = ("--model.shape", "1", "8", "8", "--model.classes", "0", *SMALL[:4], "--batch", "8")
+    train = ("train", "digits_teacher", *net, "--domain", "Pictures('set')", "--steps", "8")
+    train = (*train, "--save-every", "2", "--draw-every", "8")
+    looks(monkeypatch, {})
+    assert fewstep(*train, "--out", "a").code == 0
+    log = Watch.log
+
+    def logging(self: Watch, record: Any) -> None:
+        log(self, record)
+        if record.step == 5:
+            Path("set/3.png").rename("3.png")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Watch, "log", logging)
+        done = fewstep(*train, "--out", "b")
+    assert done.code == 2
+    assert done.err.splitlines()[-1].startswith("fewstep: ")
+    assert "3.png" in done.err.splitlines()[-1]
+    Path("3.png").rename("set/3.png")
+    assert "continuing from step 4 of 8" in fewstep(*train, "--out", "b").err
+    assert tree(Path("a/student")) == tree(Path("b/student"))
