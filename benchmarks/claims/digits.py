@@ -82,7 +82,7 @@ def distances() -> Iterable[Trial]:
 
 
 SLOW = {"optim": replace(SETTING.optim, lr=5e-4), "steps": 600}
-"""Students of several calls diverge at the rate that one call bears."""
+"""A rate that every number of calls and both matchings bear."""
 
 
 def steps() -> Iterable[Trial]:

@@ -221,6 +221,8 @@ def main() -> None:
             sweep(data, found)
         elif claim == "adversarial":
             adversarial(data, found)
+            if data == "mnist":
+                convergence(data, found, "SiD")
         elif claim == "guidance":
             tradeoff(data, found)
         else:

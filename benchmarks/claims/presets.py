@@ -36,6 +36,7 @@ PRESETS = {
     ),
     "SiD2A": f"--method 'SiDA(gan=0.01, {TIMES})' --init {{SiD}}",
     "DiffInstruct": f"--method 'DiffInstruct({TIMES}, weight=L1())'",
+    "DMD2": f"--method 'DMD2(FewStep(2.5), {TIMES}, fake=Critic(average=\"sample\"))'",
     "2 calls, uniform": f"--method.sampler 'FewStep(2.5, 2)' {SLOW}",
     "2 calls, final": f"--method.sampler 'FewStep(2.5, 2)' --method.matching final {SLOW}",
     "2 calls, fixed noise": f"--method.sampler 'FewStep(2.5, 2, \"fixed\")' {SLOW}",
