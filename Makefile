@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
 
-.PHONY: demo test lint mutants drill test-all claims asset clean
+.PHONY: demo test lint mutants drill test-all claims emoji asset clean
 
 demo: $(STAMP)
 	$(BIN)/fewstep demo
@@ -32,6 +32,12 @@ test-all: test mutants drill
 claims: $(DEV)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/claims/digits.py
 	$(BIN)/python benchmarks/claims/figures.py
+
+# text to image from nothing: make emoji EMOJI=emoji_noto_32.npz (see docs/emoji.md)
+EMOJI ?= emoji_noto_32.npz
+emoji: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[t2i]'
+	OMP_NUM_THREADS=1 $(BIN)/python -m examples.emoji $(EMOJI)
 
 asset: $(DEV)
 	$(BIN)/python tools/train_features.py digits
