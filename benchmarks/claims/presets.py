@@ -9,6 +9,7 @@ again. Results: benchmarks/results/claims/digits-presets.json.
 
 from __future__ import annotations
 
+import re
 import shlex
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import digits
 import lab
 
 from fewstep.files import read_json, write_json
+from fewstep.run_folder import RunFolder
 from fewstep.student import load_student
 
 STEPS, SAMPLES = 300, 2000
@@ -48,10 +50,11 @@ def main() -> None:
     teacher, yardstick = digits.teacher(), digits.SETTING.domain.yardstick()
     out = lab.RESULTS / "digits-presets.json"
     found = read_json(out) if out.is_file() else {}
-    place = {name: lab.WORK / "digits" / "presets" / f"{i}" for i, name in enumerate(PRESETS)}
+    place = {name: lab.WORK / "digits" / "presets" / re.sub(r"\W+", "-", name) for name in PRESETS}
     for name, flags in PRESETS.items():
         command = f"fewstep distill digits --steps {STEPS} {flags}".strip()
-        if found.get(name, {}).get("command") == command:
+        measured = found.get(name, {}).get("command") == command
+        if measured and RunFolder(place[name]).finished:
             continue
         home = lab.WORK / "digits" / "teacher"
         told = flags.format(**{key: path for key, path in place.items() if " " not in key})
