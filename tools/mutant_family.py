@@ -49,7 +49,10 @@ FAMILY: tuple[Mutant, ...] = (
             "torch.where(dropped, torch.zeros_like(kappa), kappa)",
             "torch.where(dropped, torch.ones_like(kappa), kappa)",
         ),
-        ("(first if alone else net)(xt, t, None)", "(first if alone else net)(xt, t, cond)"),
+        (
+            "(first if alone else net)(xt, t, None, *more)",
+            "(first if alone else net)(xt, t, cond, *more)",
+        ),
         (
             "if not all(is_one(kappa) for kappa in kappas):\n        alone",
             "if True:\n        alone",
@@ -75,7 +78,7 @@ FAMILY: tuple[Mutant, ...] = (
         ("self.scale / x[0].numel()", "self.scale"),
         ("judging = self.judging(", "judging = self.weight("),
         ("discriminator(on_real, on_fake)", "discriminator(on_fake, on_real)"),
-        ("encode(real.xt, real.t, cond), self.pool", "encode(fake.xt, real.t, cond), self.pool"),
+        ("encode(real.xt, real.t, cond, *", "encode(fake.xt, real.t, cond, *"),
         ("(on_fake < 0)", "(on_fake > 0)"),
     ),
     *faults(

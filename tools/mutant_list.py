@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mutant import Mutant, faults
+from mutant_engine import ENGINE
 from mutant_eval import EVALUATION
 from mutant_family import FAMILY
 
@@ -128,7 +129,7 @@ MUTANTS: tuple[Mutant, ...] = (
         DENOISERS,
         ("skip = alpha * self.sigma_data**2", "skip = self.sigma_data**2"),
         ("return xt / (alpha**2", "return xt * (alpha**2"),
-        ("self.path.label(t.expand(len(xt)))", "t.expand(len(xt))"),
+        ("self.path.label(t.expand(xt.shape[0]))", "t.expand(xt.shape[0])"),
         ("sigma * self.sigma_data / variance", "sigma / variance"),
     ),
     *faults(
@@ -161,7 +162,6 @@ MUTANTS: tuple[Mutant, ...] = (
     *faults(
         "training.py",
         LOOP,
-        ("(loss.total * scale / task.parts).backward()", "loss.total.backward()"),
         ("state.drawn += batch", "state.drawn += 1"),
         ("if turn.net == method.output:", "if True:"),
         ("if state.streak >= patience:", "if state.streak > patience:"),
@@ -173,6 +173,12 @@ MUTANTS: tuple[Mutant, ...] = (
         ("optimizer.zero_grad(set_to_none=True)", "pass"),
         ("if state.skipped == skipped:", "if True:"),
         ("state.images += batch", "state.images += 1"),
+    ),
+    *faults(
+        "gradient.py",
+        LOOP,
+        ("(loss.total * scale / task.parts).backward()", "loss.total.backward()"),
+        ("value.detach() / task.parts", "value.detach()"),
     ),
     *faults(
         "training.py",
@@ -195,9 +201,13 @@ MUTANTS: tuple[Mutant, ...] = (
         ("2 * self.value, 0", "self.value, 0"),
     ),
     *faults(
+        "gradient.py",
+        PRECISION,
+        ("if scale != 1:", "if False:"),
+    ),
+    *faults(
         "training.py",
         PRECISION,
-        ("torch._foreach_div_(gradients, scale)", "pass"),
         ('"loss" not in bad', '"loss" in bad'),
         ("state.streak += not absorbed", "state.streak += 1"),
     ),
@@ -245,6 +255,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     *faults("methods/pretrain.py", LOSSES, ("self.weight(x0, x0, n.alpha, n.sigma)", "1.0")),
     *faults("methods/pretrain.py", METHODS, ("x0 = need_data(self, batch)", "x0 = batch.z")),
+    *ENGINE,
     *EVALUATION,
     *FAMILY,
 )

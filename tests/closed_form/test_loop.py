@@ -245,7 +245,7 @@ def test_impossible_loops_are_refused() -> None:
         run(Pull(), 1, optim={"fake": Optim()})
 
 
-def distil(steps: int, seed: int = 0, state: State | None = None, accumulate: int = 1) -> State:
+def last(steps: int, seed: int = 0, state: State | None = None, accumulate: int = 1) -> Record:
     teacher, net = GaussianMixture.ring(3), Model(MLP(16, 1), (2,)).build(1)
     records = train(
         SiD(),
@@ -259,7 +259,11 @@ def distil(steps: int, seed: int = 0, state: State | None = None, accumulate: in
         accumulate=accumulate,
         optim=Optim(1e-3, eps=1e-3, warmup=3),
     )
-    return [*records][-1].state
+    return [*records][-1]
+
+
+def distil(steps: int, **changes: Any) -> State:
+    return last(steps, **changes).state
 
 
 def flat(state: State) -> Tensor:
@@ -282,8 +286,9 @@ def test_a_continued_run_is_the_run() -> None:
 
 def test_accumulated_gradients_are_those_of_one_batch() -> None:
     """Four parts of four against one of sixteen, five steps of both nets, in double precision."""
-    parts = flat(distil(5, accumulate=4))
-    torch.testing.assert_close(parts, flat(distil(5)), rtol=1e-9, atol=1e-11)
+    parts, whole = last(5, accumulate=4), last(5)
+    torch.testing.assert_close(flat(parts.state), flat(whole.state), rtol=1e-9, atol=1e-11)
+    assert parts.logs == pytest.approx(whole.logs, rel=1e-6)  # logs are in float32
 
 
 def test_one_net_methods_average_their_output() -> None:
