@@ -142,8 +142,8 @@ def span(seconds: float) -> str:
     """Seconds for people: "3.2 ms", "41 s", "2.5 h", "11 days"."""
     for unit, size in (("days", 86400), ("h", 3600), ("min", 60), ("s", 1)):
         if seconds >= 2 * size:
-            return f"{seconds / size:.2g} {unit}"
-    return f"{1000 * seconds:.2g} ms"
+            return f"{_digits(seconds / size)} {unit}"
+    return f"{_digits(1000 * seconds)} ms"
 
 
 def _end(row: Row | None, run: Run, name: str, teacher: str, gpus: GPUs) -> str:
@@ -156,3 +156,8 @@ def _end(row: Row | None, run: Run, name: str, teacher: str, gpus: GPUs) -> str:
             "or try --offload, which keeps the teacher in main memory and is not planned here."
         )
     return f"{told}\n\n{command(row, run, name, teacher, gpus)}"
+
+
+def _digits(value: float) -> str:
+    """Two digits that say something, and no exponent: "0.051", "3.2", "370"."""
+    return f"{value:.0f}" if value >= 9.95 else f"{value:.2g}"
