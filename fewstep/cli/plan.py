@@ -7,6 +7,7 @@ from dataclasses import replace
 from fewstep.cli.display import Bar
 from fewstep.cli.overrides import resolve
 from fewstep.cli.parser import fail, verb_parser
+from fewstep.pipelines.hub import local
 from fewstep.plan.choices import (
     RESERVE,
     GiB,
@@ -35,7 +36,8 @@ def run(args: list[str]) -> int:
         "own flags, such as --method, may follow.",
     )
     parser.add_argument(
-        "teacher", help="a pipeline folder, a finished run or model folder, or a snapshot"
+        "teacher",
+        help="a pipeline folder or hub:ORG/NAME, a finished run or model folder, or a snapshot",
     )
     parser.add_argument("--gpus", required=True, help="how many of which memory, such as 1x24GB")
     parser.add_argument("--recipe", default="", help="(default: the recipe for such a teacher)")
@@ -57,7 +59,7 @@ def run(args: list[str]) -> int:
     gpus = GPUs.parse(own.gpus)
     if min(own.at_once) < 1 or not own.tflops > 0:
         fail("--at-once and --tflops are positive")
-    model = model_of(own.teacher)
+    model = model_of(local(own.teacher))
     name = own.recipe or recipe_for(model)
     prog = f"fewstep plan {own.teacher}"
     wanted = resolve(recipe(name)(), rest, prog, parser.flags())

@@ -39,6 +39,7 @@ def distill(args: list[str]) -> int:
 
 def _run(verb: str, args: list[str], default: str) -> int:
     from fewstep.cli.overrides import help_text, resolve
+    from fewstep.pipelines.hub import local
     from fewstep.recipes.find import recipe
 
     parser = verb_parser(
@@ -50,7 +51,7 @@ def _run(verb: str, args: list[str], default: str) -> int:
         parser.add_argument(
             "--teacher",
             default="",
-            help="a finished run or model folder, a pipeline folder, or a snapshot",
+            help="a run or model folder, a pipeline folder or hub:ORG/NAME, or a snapshot",
         )
         parser.add_argument(
             "--init", default="", help="folder of the network to start from (default: the teacher)"
@@ -76,7 +77,7 @@ def _run(verb: str, args: list[str], default: str) -> int:
             '--method my_file.py:MyMethod, --fake-optim "Optim(lr=1e-5)".'
         )
         return 0
-    teacher, init = getattr(own, "teacher", ""), getattr(own, "init", "")
+    teacher, init = local(getattr(own, "teacher", "")), getattr(own, "init", "")
     run = resolve(like_teacher(run, teacher), rest, f"fewstep {verb} {name}", parser.flags())
     right = "distill" if run.distils else "train"
     if verb != right:
