@@ -1,5 +1,5 @@
 # make demo   the whole job on the embedded example, in about three minutes after installation
-# make test   lint, types and tests, in about eight minutes
+# make test   lint, types and tests, in about twelve minutes
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -22,7 +22,7 @@ lint: $(DEV)
 mutants: $(DEV)
 	OMP_NUM_THREADS=1 $(BIN)/python tools/mutants.py
 
-# 200 kills, every part of the state forgotten once, 1,000 damaged files: 5 to 15 minutes
+# 200 kills, every part of the state forgotten once, 1,000 damaged files: 2 to 15 minutes
 drill: $(DEV)
 	$(BIN)/python tools/drill.py --kills 200 --corruptions 1000 --out runs/drill
 
