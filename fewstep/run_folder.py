@@ -74,6 +74,12 @@ class RunFolder:
                 facts[key] = str((self.path / stored).resolve())
         return facts
 
+    def refuse_unfinished(self) -> None:
+        """Refuse a run that has not come to its end; what is no run folder passes."""
+        if (self.path / "run.json").is_file() and not self.finished:
+            command = self.facts().get("command", "its command")
+            raise ValueError(f"{self.path} is not finished; continue it with: {command}")
+
     def open(self, facts: Mapping[str, Any]) -> bool:
         """Claim the (locked) folder for the run `facts`; whether it continues an earlier one."""
         continues = self.continues(facts)

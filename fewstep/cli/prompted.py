@@ -106,11 +106,7 @@ def identity(path: Path) -> tuple[str, Path]:
     if is_pipeline(path):
         return "+".join(map(digest, open_folder(path).weights())), Path(f"{path}.evaluation")
     folder = RunFolder(path)
-    if (path / "run.json").is_file() and not folder.finished:
-        raise ValueError(
-            f"{path} is not finished; continue it with: "
-            f"{folder.facts().get('command', 'its command')}"
-        )
+    folder.refuse_unfinished()
     manifest = (path / "student" if folder.finished else path) / "manifest.json"
     return digest(manifest), path / "evaluation"
 

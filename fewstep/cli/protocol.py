@@ -64,11 +64,7 @@ def evaluate_protocol(
     Writes PATH/evaluation/<features>-<samples>.json, and keeps features beside it.
     """
     folder = RunFolder(path)
-    if (path / "run.json").is_file() and not folder.finished:
-        raise ValueError(
-            f"{path} is not finished; continue it with: "
-            f"{folder.facts().get('command', 'its command')}"
-        )
+    folder.refuse_unfinished()
     where = usable(device)
     student = load_student(path, where)
     if student.model is not None and isinstance(student.model.net, Diffusers):

@@ -120,10 +120,7 @@ def measured(path: Path, samples: int, draws: int) -> Metrics:
     """Measure the run in `path`, its teacher and real data; writes and returns metrics.json."""
     folder = RunFolder(path)
     facts = folder.facts()
-    if not folder.finished:
-        raise ValueError(
-            f"{path} is not finished; continue it with: {facts.get('command', 'its command')}"
-        )
+    folder.refuse_unfinished()
     domain: Domain = decode(facts["run"].get("domain"), Domain)  # the method may be a file's
     yardstick = domain.yardstick()
     if yardstick is None:

@@ -52,9 +52,7 @@ def export(run: Path, out: Path, name: str, rank: int | None = None) -> float:
     """
     if name not in FORMATS:
         raise ValueError(f"there is no format {name!r}{nearest(name, FORMATS)}")
-    if (run / "run.json").is_file() and not RunFolder(run).finished:
-        command = RunFolder(run).facts().get("command", "its command")
-        raise ValueError(f"{run} is not finished; continue it with: {command}")
+    RunFolder(run).refuse_unfinished()
     if rank is None:
         return FORMATS[name].write(run, out)
     if not FORMATS[name].ranked:

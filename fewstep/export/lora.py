@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from fewstep.export.card import card
@@ -35,7 +35,7 @@ from fewstep.files import unpack, write
 from fewstep.generator import Generator
 from fewstep.lora import LoRA, pairs, recorded
 from fewstep.pipelines.folder import PipelineFolder
-from fewstep.pipelines.load import origin
+from fewstep.pipelines.load import origin, weights
 from fewstep.pipelines.net import Diffusers, library
 from fewstep.pipelines.stock import Stock
 from fewstep.sample import FewStep
@@ -194,12 +194,6 @@ def factored(change: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     up = F.pad(u[:, :rank] * root, (0, missing)).to(change).contiguous()
     ones = (1,) * (change.ndim - 2)
     return down.reshape(rank, *change.shape[1:]), up.reshape(len(u), rank, *ones)
-
-
-def weights(folder: PipelineFolder) -> dict[str, Tensor]:
-    """The network's tensors in float32."""
-    files = [load_file(path) for path in folder.weights()]
-    return {name: t.to(torch.float32) for file in files for name, t in file.items()}
 
 
 def verified(found: Parts, file: Path) -> float:

@@ -54,8 +54,8 @@ class _Transformer(Adapter):
         return blocks[len(blocks) // 2]
 
 
-class SD3(_Transformer):
-    """SD3Transformer2DModel, a flow; it is told 1000 t."""
+class _Joint(Adapter):
+    """One that attends to samples and prompt together, beside one pooled vector."""
 
     def shapes(self, tokens: int) -> dict[str, tuple[int, ...]]:
         config = self.config
@@ -63,6 +63,10 @@ class SD3(_Transformer):
             "prompt": (tokens, config.joint_attention_dim),
             "pooled": (config.pooled_projection_dim,),
         }
+
+
+class SD3(_Joint, _Transformer):
+    """SD3Transformer2DModel, a flow; it is told 1000 t."""
 
     def arguments(self, x: Tensor, label: Tensor, cond: dict[str, Tensor]) -> dict[str, Any]:
         return {
@@ -109,7 +113,7 @@ class Sana(_Transformer):
         }
 
 
-class Flux(Adapter):
+class Flux(_Joint):
     """FluxTransformer2DModel, a flow on squares of 2x2, laid out as tokens here; it is told t.
 
     Its configuration names no size; the stock pipeline's, 128, is changed by "sample_size". A
@@ -130,13 +134,6 @@ class Flux(Adapter):
     @staticmethod
     def patch(config: Mapping[str, Any]) -> int:
         return 2
-
-    def shapes(self, tokens: int) -> dict[str, tuple[int, ...]]:
-        config = self.config
-        return {
-            "prompt": (tokens, config.joint_attention_dim),
-            "pooled": (config.pooled_projection_dim,),
-        }
 
     def arguments(self, x: Tensor, label: Tensor, cond: dict[str, Tensor]) -> dict[str, Any]:
         rows, columns = x.shape[2] // 2, x.shape[3] // 2

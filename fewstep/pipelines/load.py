@@ -138,13 +138,17 @@ def card(folder: PipelineFolder) -> dict[str, Any]:
     }
 
 
-def _fill(adapter: Adapter, folder: PipelineFolder) -> None:
-    """Load the network's weights as float32, all of them and no others."""
+def weights(folder: PipelineFolder) -> dict[str, Tensor]:
+    """The network's tensors in float32, under diffusers' names."""
     from safetensors.torch import load_file
 
-    state: dict[str, Tensor] = {}
-    for path in folder.weights():
-        state |= load_file(path)
+    files = [load_file(path) for path in folder.weights()]
+    return {name: t.to(torch.float32) for file in files for name, t in file.items()}
+
+
+def _fill(adapter: Adapter, folder: PipelineFolder) -> None:
+    """Load the network's weights as float32, all of them and no others."""
+    state = weights(folder)
     wanted = {name: tuple(t.shape) for name, t in adapter.net.state_dict().items()}
     came = {name: tuple(t.shape) for name, t in state.items()}
     wrong = sorted(n for n in wanted.keys() | came.keys() if wanted.get(n) != came.get(n))
@@ -154,4 +158,4 @@ def _fill(adapter: Adapter, folder: PipelineFolder) -> None:
             f"{folder.path}: the weights do not fit the configuration in {len(wrong)} places, "
             f"first {n}: expected {wanted.get(n, 'nothing')}, found {came.get(n, 'nothing')}"
         )
-    adapter.net.load_state_dict({name: t.to(torch.float32) for name, t in state.items()})
+    adapter.net.load_state_dict(state)
