@@ -31,6 +31,12 @@ def digest(path: Path) -> str:
     return total.hexdigest()
 
 
+def vacant(folder: Path) -> None:
+    """A ValueError unless `folder` is missing or an empty folder."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} exists already; choose a new or empty folder")
+
+
 def unchanged(path: Path | str, known: str, found: str) -> str:
     """`found`, the fingerprint of `path` now; ValueError where a run knows it by another."""
     if known not in ("", found):

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from fewstep.checkpoint import load_weights
 from fewstep.core import Sampler
 from fewstep.ema_power import PowerEMA, beta, combination, gamma_of, update
-from fewstep.files import Damaged, pack, read_folder, unpack, write_folder
+from fewstep.files import Damaged, pack, read_folder, unpack, vacant, write_folder
 from fewstep.lora import LoRA, recorded
 from fewstep.model import Model
 from fewstep.parallel import first, local, rank
@@ -131,8 +131,7 @@ def reconstruct(folder: Path, sigma_rel: float) -> Reconstruction:
 
 def write(run: Path, sigma_rel: float, out: Path) -> float:
     """Write the model of a run with another average as the folder `out`; the mismatch."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} exists already; choose a new or empty folder")
+    vacant(out)
     folder = RunFolder(run)
     facts = folder.facts()
     model: Model = decode(facts["run"].get("model"), Model)

@@ -28,9 +28,8 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from fewstep.export.card import card
-from fewstep.export.pipeline import against
+from fewstep.export.pipeline import against, scheduled
 from fewstep.export.place import fresh
-from fewstep.export.schedulers import stock_scheduler
 from fewstep.files import unpack, write
 from fewstep.generator import Generator
 from fewstep.lora import LoRA, pairs, recorded
@@ -38,7 +37,6 @@ from fewstep.pipelines.folder import PipelineFolder
 from fewstep.pipelines.load import origin, weights
 from fewstep.pipelines.net import Diffusers, library
 from fewstep.pipelines.stock import Stock
-from fewstep.sample import FewStep
 from fewstep.spec import decode
 from fewstep.student import finished, load_student
 from fewstep.teaching import digest_of
@@ -138,12 +136,10 @@ def parts(run: Path, rank: int | None = None) -> Parts:
     model = student.model
     if model is None or not isinstance(model.net, Diffusers):
         raise ValueError(f"{run} was not distilled from a pipeline, which an adapter belongs to")
-    folder, sampler = origin(student), student.sampler
+    folder = origin(student)
     if not hasattr(Stock(folder).kind, "load_lora_weights"):
         raise ValueError(f"diffusers has no adapters for {folder.pipeline}; use --to diffusers")
-    if not isinstance(sampler, FewStep):
-        raise ValueError(f"{run} is sampled by {sampler}; only few-step students are exported")
-    scheduler = stock_scheduler(sampler, student.denoiser.path, model.predicts, folder.pipeline)
+    scheduler = scheduled(student, folder, run)
     factors = trained(run, student, folder) if rank is None else extracted(student, folder, rank)
     return Parts(student, folder, scheduler, factors)
 

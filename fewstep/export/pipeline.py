@@ -43,12 +43,7 @@ def to_diffusers(run: Path, out: Path) -> float:
     """
     student = load_student(run)
     folder = origin(of_pipeline(student, run))
-    sampler = student.sampler
-    if not isinstance(sampler, FewStep):
-        raise ValueError(f"{run} is sampled by {sampler}; only few-step students are exported")
-    model = student.model
-    assert model is not None
-    scheduler = stock_scheduler(sampler, student.denoiser.path, model.predicts, folder.pipeline)
+    scheduler = scheduled(student, folder, run)
     with fresh(out) as place:
         _write(place, student, folder, scheduler, run)
         difference = compare(place, student)
@@ -90,6 +85,15 @@ def network_file(student: Generator, folder: PipelineFolder, path: Path) -> floa
     write(path, save(state, {"format": "pt", **told}))
     again = load_file(path)
     return max(float((again[name] - state[name]).abs().max()) for name in state)
+
+
+def scheduled(student: Generator, folder: PipelineFolder, run: Path) -> tuple[str, dict[str, Any]]:
+    """Class and configuration of a stock scheduler with a student's steps; else ValueError."""
+    sampler, model = student.sampler, student.model
+    if not isinstance(sampler, FewStep):
+        raise ValueError(f"{run} is sampled by {sampler}; only few-step students are exported")
+    assert model is not None
+    return stock_scheduler(sampler, student.denoiser.path, model.predicts, folder.pipeline)
 
 
 def of_pipeline(student: Generator, run: Path) -> Generator:

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from fewstep.files import vacant
+
 
 @contextmanager
 def fresh(out: Path, suffix: str = "") -> Iterator[Path]:
@@ -19,8 +21,7 @@ def fresh(out: Path, suffix: str = "") -> Iterator[Path]:
     """
     if suffix and (out.suffix != suffix or out.exists()):
         raise ValueError(f"{out} should be a new file that ends in {suffix}")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} exists already; choose a new or empty folder")
+    vacant(out)
     if not out.parent.is_dir():
         raise ValueError(f"there is no folder {out.parent} to write {out.name} to")
     partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
