@@ -13,6 +13,8 @@ from statistics import median
 from typing import Any, Literal
 
 Memory = dict[str, list[float]]
+LARGE = frozenset({"accuracy", "clip", "diversity", "precision", "recall"})
+"""The last words of metrics of which large numbers are good."""
 
 
 @dataclass(frozen=True)
@@ -21,14 +23,21 @@ class Best:
 
     metric: str = ""
     """A number of gauges.jsonl, such as diversity or quick.fd_digits; none: no best is kept."""
-    mode: Literal["min", "max"] = "min"
-    """Whether small or large numbers are good."""
+    mode: Literal["auto", "min", "max"] = "auto"
+    """Whether small or large numbers are good; auto: large ones of accuracy, clip, diversity,
+    precision and recall, else small ones."""
     patience: int = 0
     """Looks in a row, none of them better, after which the run ends; 0: it never does so."""
 
     def __post_init__(self) -> None:
         if self.patience < 0 or (self.patience and not self.metric):
             raise ValueError(f"Best needs patience >= 0, and a metric to be patient with: {self}")
+
+    @property
+    def sign(self) -> int:
+        """1 where large numbers are good, else -1."""
+        large = self.metric.rpartition(".")[2] in LARGE
+        return 1 if self.mode == "max" or (self.mode == "auto" and large) else -1
 
     def judged(self, line: Mapping[str, Any], before: list[float], step: int) -> list[float]:
         """[best value, its step, looks since] after a look; [] before the first number.
@@ -41,8 +50,8 @@ class Best:
                 f"Run.best.metric is {self.metric!r}, but what this run looks at is "
                 f"{', '.join(found)}"
             )
-        value, sign = found[self.metric], 1 if self.mode == "min" else -1
-        if math.isfinite(value) and (not before or sign * value < sign * before[0]):
+        value = found[self.metric]
+        if math.isfinite(value) and (not before or self.sign * (value - before[0]) > 0):
             return [value, float(step), 0.0]
         return [*before[:2], before[2] + 1] if before else []
 

@@ -186,9 +186,10 @@ def _tree(node: ast.expr) -> Any:
         name = node.func.id
         if name not in known():
             return {"type": name}  # `decode` knows what would fit
-        order = _fields(known()[name])
+        order = [f.name for f in fields(known()[name]) if not f.kw_only]
         if len(node.args) > len(order):
-            raise ValueError(f"{name} has {len(order)} fields, got {len(node.args)} values")
+            more = f"got {len(node.args)}; write the others as field=value"
+            raise ValueError(f"{name} takes {len(order)} values without a name, {more}")
         keywords = [word.arg or "**" for word in node.keywords]
         for twice in set(keywords) & set(order[: len(node.args)]):
             raise ValueError(f"{name}.{twice} is given twice")
@@ -209,7 +210,7 @@ def _short(text: str) -> str:
 
 def configuration(text: str, expected: type = object) -> Any:
     """The configuration written as "Name(field=value)" or "file.py:Name(field=value)"."""
-    match = re.fullmatch(r"(.+?\.py):(\w+.*)", text, re.DOTALL)
+    match = re.fullmatch(r"([^'\"]+?\.py):(\w+.*)", text, re.DOTALL)
     if match:
         load_classes(Path(match[1]))
         text = match[2]

@@ -14,6 +14,7 @@ from fewstep import parallel
 from fewstep.core import Source, rows_of
 from fewstep.draws import Draws
 from fewstep.eval.evaluate import Yardstick, score
+from fewstep.eval.judge import Judge
 from fewstep.files import write
 from fewstep.gauges import by_level, diversity
 from fewstep.generator import Generator
@@ -38,6 +39,7 @@ class Watch:
     teacher: Generator | None
     source: Source
     yardstick: Yardstick | None = None
+    judge: Judge | None = None
 
     def begin(self, state: State) -> dict[str, Any] | None:
         """Drop the lines of steps that will be done again; what the first look saw, at step 0."""
@@ -45,6 +47,7 @@ class Watch:
         for name in ("log.jsonl", "gauges.jsonl") if self.writes else ():
             self.folder.rewind(name, state.step or -1)  # step 0 is looked at again
         self.yardstick = self.run.domain.yardstick() if self.writes else None
+        self.judge = self.run.domain.judge()
         self.every = max(1, self.run.steps // 500)
         spent = [line.get("seconds", 0.0) for line in self.folder.lines("log.jsonl")]
         self.began = time.perf_counter() - (spent[-1] if spent else 0.0)
@@ -68,21 +71,26 @@ class Watch:
         The result is what was measured, on rank 0; None on others.
 
         Of a model that takes prompts, few and in parts as small as the training's, since each
-        sample takes much memory and time.
+        sample takes much memory and time; what is judged is judged on rank 0.
         """
         run, generator = self.run, self.generator(state)
         prompted = generator.condition is not None
         cheap = generator.sampler.calls <= 4
         part, shown = (run.batch // run.accumulate, 20) if prompted else (SCORED, 80)
-        x = generator.sample(range(SCORED if cheap and not prompted else shown), batch=part)
+        judge = self.judge if cheap else None
+        few = max(shown, len(judge.prompts)) if judge else shown
+        x = generator.sample(range(SCORED if cheap and not prompted else few), batch=part)
         line: dict[str, Any] = {}
         if cheap:
             line = self._gauges(state, x, generator, min(LOOK, part))
         if self.writes:  # after all that the ranks do together
             name = f"step-{state.step:08d}.png"
             decode = (lambda x: x) if self.teacher is None else self.teacher.decode
-            pictures = torch.cat([decode(piece).cpu() for piece in x[:shown].split(part)])
-            write(self.folder.grids / name, png(grid(pictures, columns=10)))
+            pictures = torch.cat([decode(piece).cpu() for piece in x[:few].split(part)])
+            write(self.folder.grids / name, png(grid(pictures[:shown], columns=10)))
+            if judge is not None:
+                n = len(judge.prompts)
+                line["quick"] = {"samples": n, **judge(pictures[:n])}
             if line:
                 self.folder.append("gauges.jsonl", line)
         return line if self.writes else None

@@ -13,7 +13,8 @@ ENGINE: tuple[Mutant, ...] = (
     *faults(
         "rules.py",
         RULES,
-        ("sign * value < sign * before[0]", "value < before[0]"),
+        ("self.sign * (value - before[0]) > 0", "value < before[0]"),
+        ("and large) else -1", "and not large) else -1"),
         ("before[2] + 1] if before", "before[2]] if before"),
         ("best[2] >= self.patience", "best[2] > self.patience"),
         ("math.isfinite(value) and (", "("),

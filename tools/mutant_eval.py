@@ -50,6 +50,15 @@ EVALUATION: tuple[Mutant, ...] = (
         INCEPTION,
         ("known is not None and samples == SAMPLES", "known is not None"),
     ),
+    *faults(
+        "eval/judge.py",
+        ("pipelines/test_judge.py",),
+        ("if not bool(pictures.isfinite().all())", "if False"),
+        (
+            "alignment(torch.cat(seen), self.texts)",
+            "alignment(torch.cat(seen), self.texts.flip(0))",
+        ),
+    ),
     *faults("eval/torchscript.py", FEATURES, (".hexdigest() != SHA256", ".hexdigest() == 0")),
     *faults(
         "eval/protocol.py",

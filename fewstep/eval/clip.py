@@ -30,6 +30,16 @@ class Aligned(Features, Protocol):
         """N texts -> unit vectors (N, dim)."""
 
 
+def alignment(pictures: Tensor, texts: Tensor) -> float:
+    """Mean cosine of unit vectors (N, D) of pictures and of their prompts."""
+    if pictures.shape != texts.shape:
+        raise ValueError(
+            f"{len(pictures)} pictures of {pictures.shape[1:]} for {len(texts)} texts of "
+            f"{texts.shape[1:]}"
+        )
+    return float((pictures.double() * texts.double()).sum(1).mean())
+
+
 class Clip(Published):
     """Pictures are brought to the model's size by antialiased bicubic interpolation of their
     shorter side, and cut to their middle square."""
@@ -87,21 +97,29 @@ def middle(x: Tensor, side: int) -> Tensor:
     return x[:, :, top : top + side, left : left + side]
 
 
+def weights_of(folder: Path) -> Path:
+    """The weights of the CLIP in `folder`; ValueError where it holds something else."""
+    facts = read_json(folder / "config.json")
+    if not isinstance(facts, dict) or facts.get("model_type") != "clip":
+        raise ValueError(f"{folder / 'config.json'} does not describe a CLIP")
+    weights = folder / "model.safetensors"
+    if not weights.is_file():
+        raise ValueError(f"{folder} holds no model.safetensors")
+    return weights
+
+
 def load_clip(folder: Path, device: torch.device | str = "cpu") -> Clip:
     """The CLIP in `folder`: config.json, model.safetensors and its tokenizer's files.
 
     ValueError where transformers is missing or the folder holds something else.
     """
-    facts = read_json(folder / "config.json")
-    if not isinstance(facts, dict) or facts.get("model_type") != "clip":
-        raise ValueError(f"{folder / 'config.json'} does not describe a CLIP")
+    weights = weights_of(folder)
     try:
         from transformers import CLIPModel, CLIPTokenizer
+        from transformers.utils import logging
     except ImportError:
         raise ValueError(f"{folder}: CLIP needs transformers: pip install transformers") from None
-    weights = folder / "model.safetensors"
-    if not weights.is_file():
-        raise ValueError(f"{folder} holds no model.safetensors")
+    logging.disable_progress_bar()
     read: Any = CLIPModel.from_pretrained
     safely = {"local_files_only": True, "use_safetensors": True, "output_loading_info": True}
     try:

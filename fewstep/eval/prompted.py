@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from fewstep.data.images import fit
-from fewstep.eval.clip import Aligned
+from fewstep.eval.clip import Aligned, alignment
 from fewstep.eval.features import Features, titled
 from fewstep.eval.fid import distance, moments
 from fewstep.eval.metrics import kid, precision_recall
@@ -82,16 +82,6 @@ class Joined:
     def split(self, x: Tensor) -> tuple[Tensor, ...]:
         """(N, dim) -> the features of each kind."""
         return x.split([kind.dim for kind in self.kinds], 1)
-
-
-def alignment(pictures: Tensor, texts: Tensor) -> float:
-    """Mean cosine of unit vectors (N, D) of pictures and of their prompts."""
-    if pictures.shape != texts.shape:
-        raise ValueError(
-            f"{len(pictures)} pictures of {pictures.shape[1:]} for {len(texts)} texts of "
-            f"{texts.shape[1:]}"
-        )
-    return float((pictures.double() * texts.double()).sum(1).mean())
 
 
 def diversity(runs: Sequence[Tensor]) -> float:

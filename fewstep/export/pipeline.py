@@ -172,6 +172,7 @@ def against(pipe: Any, student: Generator, prompt: str = "a small red cube") -> 
 
 def stock(folder: Path) -> Any:
     """The pipeline in a folder, as diffusers loads it."""
+    library("transformers")  # be quiet
     pipe = library("diffusers").DiffusionPipeline.from_pretrained(
         folder, local_files_only=True, use_safetensors=True
     )

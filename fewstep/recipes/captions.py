@@ -22,12 +22,12 @@ from fewstep.model import Model
 from fewstep.pipelines.load import root
 from fewstep.pipelines.net import Diffusers
 from fewstep.recipes.run import Domain
-from fewstep.recipes.t2i import EXAMINED, conditioned, examine_on
+from fewstep.recipes.t2i import EXAMINED, Prompted, conditioned, examine_on
 from fewstep.run_folder import locked
 
 
 @dataclass(frozen=True)
-class Captions(Domain):
+class Captions(Prompted):
     """Pictures with captions from a folder with a metadata.jsonl."""
 
     folder: str = ""
@@ -43,6 +43,7 @@ class Captions(Domain):
         """With the fingerprint of the folder as it is now."""
         if not self.folder:
             raise ValueError("this run learns from pictures: say --domain \"Captions('FOLDER')\"")
+        super().settled()
         found = open_captions(self.folder).fingerprint
         return replace(self, sha256=unchanged(self.folder, self.sha256, found))
 

@@ -10,6 +10,7 @@ from fewstep.core import Method, Source
 from fewstep.ema import EMA
 from fewstep.ema_power import PowerEMA
 from fewstep.eval.evaluate import Yardstick
+from fewstep.eval.judge import Judge
 from fewstep.generator import Generator
 from fewstep.lora import LoRA
 from fewstep.model import Model
@@ -35,6 +36,10 @@ class Domain(ABC):
 
     def yardstick(self) -> Yardstick | None:
         """How samples of this domain are measured; None where nothing measures them."""
+        return None
+
+    def judge(self) -> Judge | None:
+        """What tells how well samples fit their prompts; None where nothing does."""
         return None
 
     def shown(self, count: int) -> list[str]:

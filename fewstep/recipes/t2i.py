@@ -19,6 +19,8 @@ from fewstep.core import Source, rows_of
 from fewstep.data.embeddings import Conditioned, Embeddings, key
 from fewstep.data.prompts import read_prompts
 from fewstep.ema import EMA
+from fewstep.eval.clip import weights_of
+from fewstep.eval.judge import Judge
 from fewstep.fake_score import FakeScore
 from fewstep.files import digest, unchanged
 from fewstep.generator import Generator
@@ -38,8 +40,39 @@ EXAMINED = 4
 """Prompts whose samples the teacher is examined on."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Prompted(Domain):
+    """What domains with prompts have in common: how looks at a run are judged."""
+
+    clip: str = ""
+    """A CLIP (folder, or my_file.py:Name) that tells at each look how well pictures fit their
+    prompts: quick.clip in gauges.jsonl, which --best.metric can follow."""
+    judged: int = 64
+    """Pictures that it is asked about, of the first prompts in turn."""
+
+    def __post_init__(self) -> None:
+        if self.judged < 1:
+            raise ValueError(f"{type(self).__name__}.judged must be at least 1, got {self.judged}")
+
+    def settled(self) -> Domain:
+        """Refuses a folder without a CLIP in it, before anything is loaded."""
+        file, _, name = self.clip.rpartition(":")
+        if file.endswith(".py"):
+            if not Path(file).is_file():
+                raise ValueError(f"there is no file {file} with {name} in it")
+        elif self.clip:
+            weights_of(Path(self.clip))
+        return self
+
+    def judge(self) -> Judge | None:
+        if not self.clip:
+            return None
+        texts = self.shown(self.judged)
+        return Judge(self.clip, [texts[i % len(texts)] for i in range(self.judged)])
+
+
 @dataclass(frozen=True)
-class Prompts(Domain):
+class Prompts(Prompted):
     """Prompts from a file, and no pictures."""
 
     file: str = "prompts.txt"
@@ -57,6 +90,7 @@ class Prompts(Domain):
             raise ValueError(
                 f"there is no file {self.file} of prompts; name one with --domain.file"
             )
+        super().settled()
         return replace(self, sha256=unchanged(self.file, self.sha256, digest(Path(self.file))))
 
     def shown(self, count: int) -> list[str]:

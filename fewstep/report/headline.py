@@ -95,9 +95,10 @@ def _quick(f: Findings) -> str:
     quick = f.last.get("quick") if f.last else None
     if not isinstance(quick, dict):
         return ""
-    name = next((key for key in quick if key.startswith("fd")), "")
+    name = next((key for key in quick if key.startswith("fd") or key == "clip"), "")
     value = number(quick, name)
     if math.isnan(value):
         return ""
     samples = f"{number(quick, 'samples'):,.0f}"
-    return f"At the last look {name} was {short(value)}, on {samples} samples only."
+    called = "the CLIP score" if name == "clip" else name
+    return f"At the last look {called} was {short(value)}, on {samples} samples only."

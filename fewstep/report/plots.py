@@ -10,10 +10,12 @@ from typing import Any
 from fewstep.report.charts import LEVELS, Anchor, Axis, Chart, Series, chart
 from fewstep.report.findings import Findings, Line, number
 from fewstep.report.words import about, short
+from fewstep.rules import LARGE
 
 IMAGES = Axis("training images seen", log=True)
 STEPS = Axis("training step")
 INKS = {"student": "student", "fake": "fourth", "denoiser": "teacher"}
+TITLES = {"clip": "CLIP score (higher is better)"}
 DASHES = ("-", "--", "-.", ":")
 FADING = ((":", 1.2, 0.5), ("-.", 1.3, 0.65), ("--", 1.4, 0.8), ("-", 1.8, 1.0))
 """Dash, width and opacity of a line, from the distant past to now."""
@@ -42,7 +44,7 @@ def quality(f: Findings) -> list[Chart]:
     samples = f"{number(looks[-1][1], 'samples'):,.0f} samples"
     names = [name for name in looks[-1][1] if name != "samples"]
     distance = f.distance or names[0]
-    shown = [distance, *(n for n in ("precision", "recall", "accuracy") if n in names)]
+    shown = list(dict.fromkeys([distance, *(n for n in names if n in LARGE)]))
     charts = []
     for i, name in enumerate(shown):
         values = [number(quick, name) for _, quick in looks]
@@ -51,8 +53,9 @@ def quality(f: Findings) -> list[Chart]:
         if not math.isnan(final):
             lines.append(Series(images[-1:], [final], "measured", "fourth", "", marker="D"))
         before = f"Before training: {short(values[0])}." if images[0] == 0 else ""
-        title = {distance: f"{distance} (lower is better)"}.get(name, name.capitalize())
-        axis = Axis(f"{name}, on {samples}", log=name == distance)
+        least = name == distance and name not in LARGE
+        title = f"{name} (lower is better)" if least else TITLES.get(name, name.capitalize())
+        axis = Axis(f"{name}, on {samples}", log=least)
         charts.append(
             chart(f"q{i}", title, lines, IMAGES, axis, anchors=anchors(f, name), caption=before)
         )

@@ -138,7 +138,8 @@ REFUSED = {
     "SiD(times=Discrete((1, 'a')))": "Discrete.values is float, got 'a'",
     "SiD(times=Discrete())": "Discrete: Discrete.__init__() missing 1 required positional "
     "argument: 'values'",
-    "SiD(times=Karras(1, 2, 3, 4, 5))": "Karras has 4 fields, got 5 values",
+    "SiD(times=Karras(1, 2, 3, 4, 5))": "Karras takes 4 values without a name, got 5; write "
+    "the others as field=value",
     "SiD(times=Karras(1, lo=2))": "Karras.lo is given twice",
     "SiD(**{'alpha': 1})": "SiD has no field '**'; choose from alpha, fake, guidance, matching, "
     "sampler, times, weight",

@@ -34,6 +34,23 @@ def test_the_best_is_the_first_of_the_smallest() -> None:
     assert not Best("quick.swd").over(memory)
 
 
+def test_what_is_good_is_known_by_its_name() -> None:
+    """Large alignment and diversity, small distances; unless the run says otherwise."""
+    before = [1.0, 3.0, 2.0]
+    for metric, mode, better, worse in (
+        ("quick.clip", "auto", 1.1, 0.9),
+        ("diversity", "auto", 1.1, 0.9),
+        ("quick.fd_digits", "auto", 0.9, 1.1),
+        ("quick.clip", "min", 0.9, 1.1),
+        ("quick.fd_digits", "max", 1.1, 0.9),
+    ):
+        best = Best(metric, mode)
+        *folders, name = metric.split(".")
+        for value, kept in ((better, [better, 9.0, 0.0]), (worse, [1.0, 3.0, 3.0])):
+            line = {"quick": {name: value}} if folders else {name: value}
+            assert best.judged(line, before, 9) == kept, (metric, mode, value)
+
+
 def test_other_metrics_and_numbers_are_refused() -> None:
     sentence = "Run.best.metric is 'fid', but what this run looks at is diversity, quick.swd"
     with pytest.raises(ValueError, match=f"^{sentence}$"):
@@ -41,14 +58,14 @@ def test_other_metrics_and_numbers_are_refused() -> None:
     for text, words in {
         "Best(patience=3)": "Best needs patience >= 0, and a metric to be patient with",
         "Best('diversity', patience=-1)": "Best needs patience >= 0",
-        "Best(mode='most')": "Best.mode is 'min' | 'max', got 'most'",
+        "Best(mode='most')": "Best.mode is 'auto' | 'min' | 'max', got 'most'",
         "Spikes(limit=0)": "Spikes need limit > 0, steps >= 1 and window >= 10",
         "Spikes(window=9)": "Spikes need limit > 0, steps >= 1 and window >= 10",
     }.items():
         with pytest.raises(ValueError, match=words.replace("|", r"\|")):
             parse(text)
     assert parse("Spikes(limit=inf)").found({"a/loss": 1.0}, {}) == []
-    assert encode(Best()) == {"type": "Best", "metric": "", "mode": "min", "patience": 0}
+    assert encode(Best()) == {"type": "Best", "metric": "", "mode": "auto", "patience": 0}
 
 
 def series(seed: int) -> list[float]:
