@@ -22,6 +22,7 @@ Zero-CFG and Anti-CFG are Zhou et al. 2025, https://arxiv.org/abs/2505.12674.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,7 +31,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fewstep.core import Batch, Cond, need_draws
+from fewstep.core import Batch, Cond, Denoiser, Sampler, need_draws
+from fewstep.draws import Draws
 from fewstep.tap import tapped
 
 Scale = float | Tensor
@@ -156,6 +158,37 @@ class AntiCFG(Guidance):
 
     def scales(self, batch: Batch) -> Scales:
         return Scales(self.kappa, self.kappa, self.kappa, 1.0)
+
+
+@dataclass(frozen=True)
+class CFG(Sampler):
+    """Another sampler, of f_kappa in place of f: how guided teachers are sampled."""
+
+    sampler: Sampler
+    kappa: float = 7.5
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.kappa):
+            raise ValueError(f"CFG.kappa is a finite scale, got {self.kappa:g}")
+
+    @property
+    def calls(self) -> int:
+        return self.sampler.calls * (1 if is_one(self.kappa) or is_zero(self.kappa) else 2)
+
+    def __call__(
+        self, denoiser: Denoiser, z: Tensor, cond: Cond = None, draws: Draws | None = None
+    ) -> Tensor:
+        return self.sampler(_AtScale(denoiser, self.kappa), z, cond, draws)
+
+
+class _AtScale:
+    """The denoiser f_kappa."""
+
+    def __init__(self, denoiser: Denoiser, kappa: float) -> None:
+        self.denoiser, self.kappa, self.path = denoiser, kappa, denoiser.path
+
+    def __call__(self, xt: Tensor, t: Tensor, cond: Cond = None) -> Tensor:
+        return guided(self.denoiser, xt, t, cond, [self.kappa]).predictions[0]
 
 
 class Guided(NamedTuple):

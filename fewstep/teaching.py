@@ -22,11 +22,12 @@ from fewstep.teachers import convert
 
 
 def opened(path: Path | str, device: torch.device | str = "cpu") -> Generator:
-    """The generator in a pipeline, run or model folder, or in a snapshot file.
-
-    device: where a pipeline's networks and text encoders are put.
-    """
-    return load_pipeline(path, device) if is_pipeline(path) else convert.open_model(path)
+    """The generator in a pipeline, run or model folder, or in a snapshot file; on `device`."""
+    if is_pipeline(path):
+        return load_pipeline(path, device)
+    found = convert.open_model(path)
+    found.denoiser.to(device)
+    return found
 
 
 def model_of(path: Path | str) -> Model:

@@ -13,6 +13,7 @@ from fewstep.core import Method, Sampler
 from fewstep.critic import Critic
 from fewstep.fake_score import FakeScore
 from fewstep.guidance import (
+    CFG,
     LSG,
     AntiCFG,
     Guidance,
@@ -109,6 +110,7 @@ SAMPLERS: tuple[Sampler, ...] = (
     FewStep(t_init=2.5, steps=3, noise="ddim"),
     Heun(),
     Heun(Karras(hi=20.0), steps=5, order=1),
+    CFG(Heun(), 1.0),
 )
 
 METHODS: tuple[Method, ...] = (

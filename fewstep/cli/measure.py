@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from fewstep.cli.parser import VAE, fail, verb_parser
+from fewstep.cli.parser import GUIDANCE, VAE, fail, verb_parser
 from fewstep.cli.prompted import Asked, evaluate_prompts
 from fewstep.cli.protocol import evaluate_protocol, make_stats
 from fewstep.cli.work import measured, table
@@ -45,6 +45,7 @@ def evaluate(args: list[str]) -> int:
     group.add_argument(
         "--batch", type=int, help="pictures at a time (default: 100; --prompts: 10)"
     )
+    group.add_argument("--guidance", type=float, help=GUIDANCE)
     group.add_argument("--device", help="such as cuda or mps (default: cpu)")
     own = parser.parse_args(args)
     if own.prompts:
@@ -55,7 +56,7 @@ def evaluate(args: list[str]) -> int:
     own.draws = 3 if own.draws is None else own.draws
     if own.protocol:
         return _published(own)
-    for flag in ("reference", "features", "vae", "batch", "device"):
+    for flag in ("reference", "features", "vae", "batch", "guidance", "device"):
         if getattr(own, flag) is not None:
             fail(f"--{flag} needs --protocol fid50k, or --prompts")
     samples = 5000 if own.samples is None else own.samples
@@ -69,7 +70,7 @@ def _prompted(own: argparse.Namespace) -> int:
     """evaluate --prompts."""
     if own.protocol or own.vae is not None:
         fail("--prompts has a protocol of its own, and the pipeline's VAE")
-    names = ("features", "reference", "side", "samples", "batch", "device")
+    names = ("features", "reference", "side", "samples", "batch", "guidance", "device")
     given = {name: getattr(own, name) for name in names if getattr(own, name) is not None}
     runs = {} if own.draws is None else {"runs": own.draws}
     print(evaluate_prompts(own.run, Asked(own.prompts, own.clip or "", **given, **runs)))
@@ -83,7 +84,8 @@ def _published(own: argparse.Namespace) -> int:
     samples = 50_000 if own.samples is None else own.samples
     batch = 100 if own.batch is None else own.batch
     features, device = own.features or "", own.device or "cpu"
-    protocol = (samples, own.draws, batch, device, own.vae or "")
+    guidance = 1.0 if own.guidance is None else own.guidance
+    protocol = (samples, own.draws, batch, device, own.vae or "", guidance)
     print(evaluate_protocol(own.run, features, own.reference, *protocol))
     return 0
 

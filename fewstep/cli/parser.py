@@ -7,6 +7,7 @@ import difflib
 import sys
 from typing import Any, NoReturn
 
+GUIDANCE = "scale of classifier-free guidance, of a teacher: such as 7.5 (default: 1, none)"
 VAE = "folder of the autoencoder that decodes latents (default: what FEWSTEP_VAE names)"
 
 

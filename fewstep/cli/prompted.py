@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from fewstep.cli.display import Bar
-from fewstep.cli.protocol import make_parts
+from fewstep.cli.protocol import about, at, make_parts
+from fewstep.cli.samples import at_scale
 from fewstep.core import Cond
 from fewstep.data.prompts import read_prompts
 from fewstep.eval.clip import Aligned
@@ -24,10 +25,10 @@ from fewstep.files import digest, write_json
 from fewstep.generator import Generator
 from fewstep.pipelines.folder import is_pipeline, open_folder
 from fewstep.pipelines.load import dressed
-from fewstep.pipelines.load import load as load_pipeline
 from fewstep.run_folder import RunFolder, locked
 from fewstep.runner import usable
-from fewstep.student import load_student
+from fewstep.student import finished
+from fewstep.teaching import opened
 
 TEXTS = 256
 """Prompts that CLIP hears at once."""
@@ -47,6 +48,7 @@ class Asked:
     """Prompts, the first so many; 0: all."""
     runs: int = 1
     batch: int = 10
+    guidance: float = 1.0
     device: str = "cpu"
 
     def __post_init__(self) -> None:
@@ -69,7 +71,7 @@ def evaluate_prompts(path: Path, asked: Asked) -> str:
     if asked.samples > len(prompts):
         raise ValueError(f"{asked.prompts} has {len(prompts)} prompts, fewer than --samples")
     prompts = prompts[: asked.samples or len(prompts)]
-    model, home = identity(path)
+    (model, home), scale = identity(path), at(asked.guidance)
     clip = load_aligned(asked.clip, where)
     features = load_features(asked.features, where) if asked.features else None
     real = read_reference(asked.reference, features) if asked.reference and features else None
@@ -77,12 +79,11 @@ def evaluate_prompts(path: Path, asked: Asked) -> str:
     if features is not None:
         kinds.append(Resized(features, asked.side))
     joined = Joined(kinds)
-    place = home / f"prompts-{joined.name}-{len(prompts)}"
+    place = home / f"prompts-{joined.name}-{len(prompts)}{scale}"
     said = digest(Path(asked.prompts))
-    generator = speaking(path, where, prompts)
-    protocol = Protocol(
-        generator, joined, place, f"{model}+{said}", len(prompts), asked.runs, asked.batch
-    )
+    generator = at_scale(speaking(path, where, prompts), asked.guidance)
+    made_by = f"{model}+{said}{scale}"
+    protocol = Protocol(generator, joined, place, made_by, len(prompts), asked.runs, asked.batch)
     with locked(place):
         make_parts(protocol)
         found = _scored(protocol, clip, prompts, features, real)
@@ -90,7 +91,8 @@ def evaluate_prompts(path: Path, asked: Asked) -> str:
         "features": joined.name,
         "samples": len(prompts),
         "labels": f"prompts of {Path(asked.prompts).name}, SHA-256 {said[:16]}",
-        "reference": _told(asked.reference, real),
+        "guidance": asked.guidance,
+        "reference": about(asked.reference, real) if asked.reference and real else {},
         "resized": f"to {asked.side} by Lanczos' filter" if features and asked.side else "",
         "model": model,
         **found,
@@ -107,16 +109,12 @@ def identity(path: Path) -> tuple[str, Path]:
         return "+".join(map(digest, open_folder(path).weights())), Path(f"{path}.evaluation")
     folder = RunFolder(path)
     folder.refuse_unfinished()
-    manifest = (path / "student" if folder.finished else path) / "manifest.json"
-    return digest(manifest), path / "evaluation"
+    return digest(finished(path) / "manifest.json"), path / "evaluation"
 
 
 def speaking(path: Path, device: torch.device, prompts: list[str]) -> Generator:
     """The model in `path`; sample i is made for prompt i modulo their number."""
-    if is_pipeline(path):
-        generator = load_pipeline(path, device)
-    else:
-        generator = dressed(load_student(path, device))
+    generator = dressed(opened(path, device))
     text: Callable[[list[str]], Cond] | None = generator.text
     if text is None:
         raise ValueError(f"{path} takes no prompts; measure it without --prompts")
@@ -147,10 +145,3 @@ def _scored(
     lead = titled("CLIP", clip, protocol.samples)
     spread = diversity(seen) if len(seen) > 1 else None
     return {"runs": runs, "diversity": spread, **summary(runs, lead, highest=True)}
-
-
-def _told(path: Path | None, real: Reference | None) -> dict[str, Any]:
-    """What the report says of the reference; nothing where there is none."""
-    if path is None or real is None:
-        return {}
-    return {"file": path.name, "sha256": real.sha256, "pictures": real.count}

@@ -10,17 +10,18 @@ import torch
 from torch import Tensor
 
 from fewstep.cli.display import Bar, say
+from fewstep.cli.samples import at_scale
 from fewstep.data.autoencoder import as_pictures
 from fewstep.data.picture_set import PictureSet, first_shape
 from fewstep.data.readers import reader_of
 from fewstep.eval.networks import load_features
 from fewstep.eval.protocol import Protocol, summary, table
-from fewstep.eval.reference import Gatherer, read_reference
+from fewstep.eval.reference import Gatherer, Reference, read_reference
 from fewstep.files import digest, write_json
 from fewstep.pipelines.net import Diffusers
 from fewstep.run_folder import RunFolder, locked
 from fewstep.runner import usable
-from fewstep.student import load_student
+from fewstep.student import finished, load_student
 
 
 def make_stats(data: Path, features: str, out: Path, keep: int, device: str, batch: int) -> None:
@@ -58,6 +59,7 @@ def evaluate_protocol(
     batch: int,
     device: str,
     vae: str = "",
+    guidance: float = 1.0,
 ) -> str:
     """Measure the model in `path` by the 50k protocol; the scores as text.
 
@@ -72,12 +74,12 @@ def evaluate_protocol(
             f"{path} takes prompts, and --protocol fid50k knows labels alone; measure it with "
             "--prompts FILE --clip FOLDER"
         )
-    generator, decoder = as_pictures(student, vae)
+    generator, decoder = as_pictures(at_scale(student, guidance), vae)
     network = load_features(features, where)
     real = read_reference(reference, network)
-    model = digest((path / "student" if folder.finished else path) / "manifest.json")
-    made_by = "+".join(filter(None, (model, decoder)))
-    name = f"{network.name}-{samples}"
+    model, scale = digest(finished(path) / "manifest.json"), at(guidance)
+    made_by = "+".join(filter(None, (model, decoder, scale)))
+    name = f"{network.name}-{samples}{scale}"
     place = path / "evaluation" / name
     protocol = Protocol(generator, network, place, made_by, samples, runs, batch)
     with locked(place):
@@ -91,7 +93,8 @@ def evaluate_protocol(
         "features": network.name,
         "samples": samples,
         "labels": "seed modulo classes" if generator.classes else "none",
-        "reference": {"file": reference.name, "sha256": real.sha256, "pictures": real.count},
+        "guidance": guidance,
+        "reference": about(reference, real),
         "model": model,
         **({"vae": decoder} if decoder else {}),
         "runs": scores,
@@ -100,6 +103,16 @@ def evaluate_protocol(
     write_json(path / "evaluation" / f"{name}.json", report)
     many = "an unknown number of" if real.count is None else real.count
     return f"{table(report)}\n\nagainst {many} pictures, {reference}"
+
+
+def at(guidance: float) -> str:
+    """What a file's name says of a scale."""
+    return "" if guidance == 1 else f"-cfg{guidance:g}"
+
+
+def about(path: Path, real: Reference) -> dict[str, Any]:
+    """What is stored of a reference."""
+    return {"file": path.name, "sha256": real.sha256, "pictures": real.count}
 
 
 def make_parts(protocol: Protocol) -> None:

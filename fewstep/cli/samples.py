@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,11 @@ import numpy as np
 from fewstep.data.autoencoder import as_pictures
 from fewstep.data.prompts import read_prompts
 from fewstep.files import write
+from fewstep.generator import Generator
+from fewstep.guidance import CFG
 from fewstep.pipelines.load import dressed
 from fewstep.report.grid import grid, png, to_uint8
+from fewstep.runner import usable
 from fewstep.teaching import opened
 
 
@@ -39,8 +43,24 @@ def spoken(prompts: str, count: int) -> list[str]:
     return [texts[i % len(texts)] for i in range(count)]
 
 
+def at_scale(generator: Generator, kappa: float) -> Generator:
+    """The same generator, sampled with classifier-free guidance; 1: without."""
+    if kappa == 1:
+        return generator
+    if not generator.classes and generator.text is None:
+        raise ValueError("--guidance needs prompts or labels, and this model takes none")
+    return replace(generator, sampler=CFG(generator.sampler, kappa))
+
+
 def make(
-    model: Path, seeds: str, labels: str, out: Path, vae: str = "", prompts: str = ""
+    model: Path,
+    seeds: str,
+    labels: str,
+    out: Path,
+    vae: str = "",
+    prompts: str = "",
+    guidance: float = 1.0,
+    device: str = "cpu",
 ) -> None:
     """Sample `model` and write a grid (.png) or arrays (.npz: images uint8, seeds, labels).
 
@@ -54,7 +74,7 @@ def make(
     index = numbers(seeds, "--seeds")
     if not index:
         raise ValueError("--seeds names no sample")
-    generator = dressed(opened(model))
+    generator = at_scale(dressed(opened(model, usable(device))), guidance)
     if bool(prompts) != (generator.text is not None):
         what = "takes no --prompts" if prompts else "needs --prompts, a text or a file of them"
         raise ValueError(f"{model} {what}")
@@ -66,7 +86,7 @@ def make(
     chosen = numbers(labels, "--labels") or None
     if chosen is not None and len(chosen) == 1:
         chosen = chosen * len(index)
-    x = generator.sample(index, chosen, batch=1000 if cond is None else 8, cond=cond)
+    x = generator.sample(index, chosen, batch=1000 if cond is None else 8, cond=cond).cpu()
     if out.suffix == ".png":
         columns = 10 if generator.classes == 10 and not chosen else None
         write(out, png(grid(x, columns)))

@@ -8,7 +8,7 @@ from argparse import ArgumentParser
 from pathlib import Path
 
 from fewstep.cli.display import say
-from fewstep.cli.parser import VAE, fail, printable, verb_parser
+from fewstep.cli.parser import GUIDANCE, VAE, fail, printable, verb_parser
 from fewstep.cli.work import demonstrate, like_teacher, perform
 
 
@@ -150,10 +150,13 @@ def sample(args: list[str]) -> int:
         help="a .png grid or an .npz of arrays (default: samples.png)",
     )
     parser.add_argument("--vae", default="", help=VAE)
+    parser.add_argument("--guidance", type=float, default=1.0, help=GUIDANCE)
+    parser.add_argument("--device", default="cpu", help="such as cuda or mps (default: cpu)")
     own = parser.parse_args(args)
     from fewstep.cli.samples import make
 
-    make(own.model, own.seeds, own.labels, own.out, own.vae, own.prompts)
+    given = (own.vae, own.prompts, own.guidance, own.device)
+    make(own.model, own.seeds, own.labels, own.out, *given)
     print(own.out)
     return 0
 

@@ -108,6 +108,8 @@ def evaluations(f: Findings) -> list[Evaluation]:
                 cells[-1] = replace(cells[-1], spread=f"± {short(spread, 2)}")
             rows.append((name, cells))
         note = f"Labels: {stored.get('labels')}. "
+        if (scale := number(stored, "guidance")) == scale and scale != 1:
+            note += f"Guided at scale {short(scale)}. "
         if reference:
             note += (
                 f"Reference: {reference.get('file')}, "

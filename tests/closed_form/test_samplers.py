@@ -12,10 +12,12 @@ from torch import Tensor
 
 from fewstep.core import Sampler
 from fewstep.draws import Draws
+from fewstep.guidance import CFG
 from fewstep.path import VE, VP, Flow, NoisePath, TrigFlow
 from fewstep.sample import FewStep, Heun
 from fewstep.teachers.gaussian import Gaussian
 from fewstep.times import Karras, LogNormal, TimeLaw, Uniform
+from tests.closed_form.conditional import CLASSES, DIM, Conditional
 from tests.instances import SAMPLERS
 
 F64 = torch.float64
@@ -199,3 +201,24 @@ def test_a_ladder_without_noise_at_its_end_is_refused(
     """Velocities divide by sigma: refused in a sentence, where it would have been NaN."""
     with pytest.raises(ValueError, match=f"must be finite and end where .* {runs}"):
         Heun(times=times, steps=5)(Gaussian(MU, COV, path=path), Z)
+
+
+@pytest.mark.parametrize("kappa", [1.0, 0.0, -0.5, 3.5])
+def test_guided_sampling_in_closed_form(kappa: float) -> None:
+    """With one covariance f_kappa is the denoiser around mu_0 + kappa (mu_c - mu_0)."""
+    means = torch.randn(CLASSES + 1, DIM, generator=torch.Generator().manual_seed(2)).double()
+    covs = (0.3 * torch.eye(DIM, dtype=F64)).expand(CLASSES + 1, DIM, DIM)
+    teacher, labels = Conditional(means, covs), torch.arange(16) % CLASSES
+    z = Draws.range(0, 16).normal("z", (DIM,), F64)
+    inner = Heun(Karras(0.02, 20.0), steps=6)
+    sampler = CFG(inner, kappa)
+    found = sampler(teacher, z, labels)
+    moved = means[-1] + kappa * (means[:-1] - means[-1])
+    expected = inner(Conditional(torch.cat([moved, means[-1:]]), covs), z, labels)
+    assert (found - expected).abs().max() < 1e-11
+    assert kappa == 1 or (found - inner(teacher, z, labels)).abs().max() > 0.1
+    assert len(teacher.calls) == sampler.calls + (0 if kappa == 1 else inner.calls)
+    with pytest.raises(ValueError, match="guidance needs conditions"):
+        CFG(inner, 2.0)(teacher, z)
+    with pytest.raises(ValueError, match=r"CFG\.kappa is a finite scale, got nan"):
+        CFG(inner, float("nan"))

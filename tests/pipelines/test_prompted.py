@@ -9,6 +9,7 @@ import html
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,8 @@ from fewstep.eval.clip import load_clip
 from fewstep.eval.features import to_uint8
 from fewstep.eval.metrics import frechet
 from fewstep.eval.prompted import Joined, Resized, alignment, diversity, resized
-from fewstep.pipelines.load import dressed
+from fewstep.guidance import CFG
+from fewstep.pipelines.load import dressed, load
 from fewstep.student import load_student
 from tests.end_to_end.command import fewstep, tree
 from tests.pipelines.tiny_text import save_clip
@@ -202,7 +204,21 @@ def test_the_teacher_is_measured_alike(ready: Path, place: Path) -> None:
     assert done.code == 0, done.err
     assert tree(Path("pipe")) == before
     (stored,) = Path("pipe.evaluation").glob("*.json")
-    assert json.loads(stored.read_text())["diversity"] is None
+    plain = json.loads(stored.read_text())
+    assert (plain["diversity"], plain["guidance"]) == (None, 1.0)
+    done = fewstep(*few, "--guidance", "7.5")
+    assert done.code == 0, done.err
+    assert "parts are there already" not in done.err  # those are of another scale
+    guided = json.loads(stored.with_name(f"{stored.stem}-cfg7.5.json").read_text())
+    assert guided["guidance"] == 7.5
+    score = f"CLIP({load_clip(Path('clip')).name}, 20)"
+    assert guided["best"][score] != pytest.approx(plain["best"][score], abs=1e-5)
+    teacher = load("pipe")
+    cond = teacher.text(TEXTS)
+    pictures = replace(teacher, sampler=CFG(teacher.sampler, 7.5)).sample(range(20), cond=cond)
+    clip = load_clip(Path("clip"))
+    cosine = (clip(to_uint8(pictures))[0] * clip.text(TEXTS)).sum(1).mean()
+    assert guided["best"][score] == pytest.approx(float(cosine), abs=1e-4)
 
 
 def test_wrong_input_is_one_sentence(place: Path, finished: Path) -> None:
@@ -217,6 +233,8 @@ def test_wrong_input_is_one_sentence(place: Path, finished: Path) -> None:
         (*EVALUATE[:5], "mine.py:Corners"): "Corners has no text(prompts)",
         (*EVALUATE[:5], "pipe"): "pipe/config.json is missing",
         ("evaluate", "run", "--clip", "clip"): "--clip needs --prompts FILE",
+        ("evaluate", "run", "--guidance", "2"): "--guidance needs --protocol fid50k, or --prompts",
+        (*EVALUATE, "--guidance", "nan"): "CFG.kappa is a finite scale, got nan",
         ("evaluate", "run"): "by --prompts where it takes them",
         ("evaluate", str(finished / "runs" / "sid"), *EVALUATE[2:]): "takes no prompts",
         ("evaluate", "run", "--protocol", "fid50k", "--reference", "x.npz"): (

@@ -23,6 +23,7 @@ pytest.importorskip("transformers")
 
 import diffusers
 
+from fewstep.guidance import CFG
 from fewstep.path import Flow, coefficients
 from fewstep.pipelines.adapters import ADAPTERS
 from fewstep.pipelines.load import load
@@ -224,18 +225,23 @@ def test_the_size_of_flux(folders: Folders, tmp_path: Path) -> None:
         load(folder)
 
 
-def test_the_default_sampler_is_ddim(folders: Folders) -> None:
-    """Fifty steps of the stock pipeline without guidance, on the same noise."""
-    pipe, teacher = stock(folders("sd")), load(folders("sd"))
+@pytest.mark.parametrize(("kind", "scale"), [("sd", 1.0), ("sd", 7.5), ("sdxl", 4.0)])
+def test_the_default_sampler_is_ddim(folders: Folders, kind: str, scale: float) -> None:
+    """Fifty steps of the stock pipeline, unguided or guided, on the same noise."""
+    pipe, teacher = stock(folders(kind)), load(folders(kind))
     config = {**pipe.scheduler.config, "timestep_spacing": "trailing", "set_alpha_to_one": True}
     pipe.scheduler = diffusers.DDIMScheduler.from_config(config)
     pipe.set_progress_bar_config(disable=True)
     torch.manual_seed(7)
     z = torch.randn(1, 4, 8, 8)
-    named = {"num_inference_steps": 50, "guidance_scale": 0.0, "output_type": "latent"}
+    named = {"num_inference_steps": 50, "guidance_scale": scale, "output_type": "latent"}
     expected = pipe("a red cube", latents=z, height=16, width=16, **named).images
-    found = teacher.sampler(teacher.denoiser, z, teacher.text(["a red cube"]))
+    cond = teacher.text(["a red cube"])
+    found = CFG(teacher.sampler, scale)(teacher.denoiser, z, cond)
     assert (found - expected).abs().max() < 1e-4 * expected.abs().max()
+    if scale > 1:
+        plain = teacher.sampler(teacher.denoiser, z, cond)
+        assert (plain - expected).abs().max() > 1e-3 * expected.abs().max()
 
 
 def test_sizes_reach_sdxl(folders: Folders) -> None:
