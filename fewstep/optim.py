@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from fewstep.adam8 import Adam8, refuse_missing
 from fewstep.offload import rest_moments
 
 
@@ -34,6 +35,8 @@ class Optim:
     """Largest element of a gradient: all are clamped to +- this, before the norm is looked at."""
     offload: bool = False
     """Keep the moments in main memory between updates, not on the accelerator."""
+    bits: Literal[32, 8] = 32
+    """Of a moment: 8 take a quarter of the memory and are nearly the same (`fewstep.adam8`)."""
 
     def __post_init__(self) -> None:
         if not (self.lr > 0 and self.warmup >= 0):
@@ -48,13 +51,22 @@ class Optim:
             raise ValueError(
                 f"Optim.decay is 'constant', 'linear' or 'cosine', got {self.decay!r}"
             )
+        if self.bits not in (32, 8):
+            raise ValueError(f"Optim.bits is 32 or 8, got {self.bits!r}")
+
+    def refuse_missing(self) -> None:
+        """A ValueError where `build` needs a library that is not installed."""
+        if self.bits == 8:
+            refuse_missing()
 
     def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """Adam, or AdamW where there is weight decay."""
         betas = float(self.betas[0]), float(self.betas[1])
         settings: dict[str, Any] = {"lr": self.lr, "betas": betas, "eps": self.eps}
         optimizer: torch.optim.Optimizer
-        if self.weight_decay:
+        if self.bits == 8:
+            optimizer = Adam8(parameters, weight_decay=self.weight_decay, **settings)
+        elif self.weight_decay:
             optimizer = torch.optim.AdamW(parameters, weight_decay=self.weight_decay, **settings)
         else:
             optimizer = torch.optim.Adam(parameters, **settings)

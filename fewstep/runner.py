@@ -21,7 +21,6 @@ from fewstep.environment import environment
 from fewstep.generator import Generator
 from fewstep.nets.recompute import has_blocks, recompute
 from fewstep.offload import Resting
-from fewstep.optim import Optim
 from fewstep.recipes.run import Run
 from fewstep.run_folder import RunFolder, locked
 from fewstep.sample import FewStep
@@ -68,10 +67,16 @@ class Work:
 
     def __post_init__(self) -> None:
         copies(self.parts)
-        if self.sharded and (self.run.optim.offload or (self.run.fake_optim or Optim()).offload):
+        optims = (self.run.optim, self.run.fake_optim or self.run.optim)
+        if self.sharded and any(optim.offload for optim in optims):
             raise ValueError(
                 "the moments of nets in parts stay where these are; leave out --shard, or "
                 "Optim.offload"
+            )
+        if self.sharded and any(optim.bits == 8 for optim in optims):
+            raise ValueError(
+                "moments of 8 bits are of whole weights, not of parts; leave out --shard, or "
+                "Optim.bits"
             )
 
     @property
@@ -155,6 +160,8 @@ def prepare(run: Run, recipe: str, teacher: str, device: str = "cpu", init: str 
     """Load and build what a `settled` run needs; a ValueError says what is missing or wrong."""
     where = usable(device)
     divisible(run.batch, run.accumulate)
+    for optim in (run.optim, run.fake_optim or run.optim):
+        optim.refuse_missing()
     model = load_teacher(run.domain, teacher, where) if run.distils else None
     if run.distils and model is None:
         raise ValueError(

@@ -20,6 +20,7 @@ CORE = (
     *("training", "ema", "optim", "checkpoint", "files", "model", "denoisers", "generator"),
     *("student", "spec", "fake_score", "critic", "augment", "guidance", "tap"),
     *("gauges", "teachers", "parallel", "precision", "sharding", "gradient", "offload", "lora"),
+    "adam8",
 )
 MAX_LINES, MAX_FUNCTION = 300, 60
 

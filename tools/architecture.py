@@ -28,7 +28,7 @@ LAYERS = (
     (
         "the loop",
         (
-            *("training", "gradient", "optim", "ema", "ema_power", "rules"),
+            *("training", "gradient", "optim", "adam8", "ema", "ema_power", "rules"),
             *("precision", "parallel", "sharding", "offload"),
         ),
     ),

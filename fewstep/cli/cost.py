@@ -26,9 +26,10 @@ def estimate(work: Work) -> str:
     nets = record.state.nets
     trained = sum(p.numel() for n in record.state.optimizers for p in nets[n].parameters())
     kept = (*net.parameters(), *net.buffers(), *record.state.average.parameters())
-    frozen = sum(t.numel() for t in kept)
+    entries = [e for o in record.state.optimizers.values() for e in o.state.values()]
+    moments = [t for entry in entries for t in entry.values()]
     turns = ", ".join(turn.net for turn in run.method.turns(run.steps - 1))
-    memory = (4 * trained + frozen) * 4 / 2**20
+    memory = (2 * 4 * trained + sum(t.nbytes for t in (*kept, *moments))) / 2**20
     return (
         f"one step: {turns}\n"
         f"trained parameters: {trained:,} (weights, gradients, Adam; with the frozen networks "

@@ -103,9 +103,11 @@ def test_parts_that_do_not_fit_are_refused(tmp_path: Path) -> None:
 
 def test_wrong_flags_are_refused_before_work(tmp_path: Path) -> None:
     moments = ("--out", "moments", "--optim.offload", "--shard")
+    eight = ("--out", "eight", "--optim.bits", "8", "--shard")
     for more, sentence in (
         (("--out", "three", "--shard", "3"), "2 processes do not make whole copies of nets in 3"),
         (moments, "the moments of nets in parts stay where these are; leave out --shard, or"),
+        (eight, "moments of 8 bits are of whole weights, not of parts; leave out --shard, or"),
     ):
         ended = together(2, tmp_path, command, tmp_path, None, *more)
         assert codes(ended) == [2, 2]

@@ -80,6 +80,7 @@ def test_encoding_is_plain() -> None:
         "clip": "inf",
         "clip_value": "inf",
         "offload": False,
+        "bits": 32,
     }
     assert spec.encode({"a": (1, None), "b": [True, "x"]}) == {"a": [1, None], "b": [True, "x"]}
     with pytest.raises(TypeError, match="cannot store a PosixPath as configuration"):
@@ -169,7 +170,7 @@ def test_refusals_of_tuples_and_choices() -> None:
         "Optim(decay='sine')": "Optim.decay is 'constant' | 'linear' | 'cosine', got 'sine'",
         "Optim(lr=0)": "Optim needs lr > 0 and warmup >= 0, got "
         "Optim(lr=0.0, betas=(0.0, 0.999), eps=1e-08, weight_decay=0.0, warmup=0, "
-        "decay='constant', clip=inf, clip_value=inf, offload=False)",
+        "decay='constant', clip=inf, clip_value=inf, offload=False, bits=32)",
         "VP(betas=3)": "VP.betas is tuple[float, ...], got 3",
         "MLP(width=2)": "MLP needs width >= 4 and blocks >= 0, got MLP(width=2, blocks=4)",
     }

@@ -54,16 +54,20 @@ def test_moments_come_for_their_update_and_leave(decay: float, monkeypatch: Any)
     assert moves == 2 * out + 2 * 2 * (back + out)  # two nets; nothing to fetch at first
 
 
-def test_between_updates_the_device_holds_no_moment(monkeypatch: Any) -> None:
+@pytest.mark.parametrize("bits", [32, 8])
+def test_between_updates_the_device_holds_no_moment(bits: Any, monkeypatch: Any) -> None:
     """With the meta device for main memory they are gone: the next update cannot be made."""
+    if bits == 8:
+        pytest.importorskip("bitsandbytes")
     monkeypatch.setattr(offload, "REST", torch.device("meta"))
-    net = nn.Linear(2, 2)
-    optimizer = Optim(offload=True).build(net.parameters())
-    net(torch.ones(1, 2)).sum().backward()
+    net = nn.Linear(64, 64)
+    optimizer = Optim(offload=True, bits=bits).build(net.parameters())
+    net(torch.ones(1, 64)).sum().backward()
     optimizer.step()
     for entry in optimizer.state.values():
-        assert (entry["exp_avg"].is_meta, entry["exp_avg_sq"].is_meta) == (True, True)
+        assert all(t.is_meta for name, t in entry.items() if name != "step")
         assert float(entry["step"]) == 1.0
+    assert len(optimizer.state[net.weight]) == (3 if bits == 32 else 5)
     with pytest.raises(NotImplementedError, match="meta"):
         optimizer.step()
 
