@@ -6,7 +6,8 @@ read off the fake score's encoder, without new parameters, and one update serves
     L_psi = E w |f_psi(x_t) - x|^2  +  (scale / D) E w_D BCE(encoder(x_t), encoder(x_t^real)),
 
 D the number of pixels: the published weight is against the *sum* of squares over pixels. Real and
-fake samples share the time, the noise and the condition.
+fake samples share the time, the noise and the condition. With `pool="learned"` a small head on the
+encoder makes the logits, as in DMD2 (`fewstep.head`).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from fewstep.augment import Augment
 from fewstep.core import Batch, Denoiser, Loss, Nets, Turn, need_data
 from fewstep.fake_score import Rollout, augmented, log_variance, noised
 from fewstep.guidance import Guidance, guided, is_zero
+from fewstep.head import Headed
 from fewstep.losses.adversarial import Average, Pool, averaged, discriminator, logits
 from fewstep.losses.score import denoising
 from fewstep.losses.weight import EDMWeight, Weight
@@ -42,7 +44,7 @@ class Critic:
     average: Average = "batch"
     """Whether w multiplies the adversarial loss of the whole "batch", or of each "sample"."""
     pool: Pool = "channels"
-    """What of the features makes the logits: their mean over "channels" or over "space"."""
+    """How features make logits: their mean over "channels" or "space", or a "learned" head."""
     augment: Augment | None = None
     """How real and generated samples are moved first, each by itself."""
     logvar: bool = False
@@ -51,6 +53,12 @@ class Critic:
     def __post_init__(self) -> None:
         if self.scale < 0:
             raise ValueError(f"Critic.scale is 0 or more, got {self.scale:g}")
+
+    def equipped(self, nets: Nets) -> Nets:
+        """`nets`, where the fake score has the head that `pool` asks for: for a method's init."""
+        if self.pool == "learned":
+            nets["fake"] = Headed(nets["fake"])
+        return nets
 
     def turn(self, rollout: Rollout, guidance: Guidance) -> Turn:
         """The update of the critic on samples of a rollout and real data."""

@@ -20,7 +20,7 @@ from fewstep.path import (
     v_to_x0,
     velocity_to_x0,
 )
-from fewstep.tap import tapped
+from fewstep.tap import tap_shape, tapped
 
 
 class _Wrapped(nn.Module, ABC):
@@ -45,6 +45,11 @@ class _Wrapped(nn.Module, ABC):
 
     def forward(self, xt: Tensor, t: Tensor, cond: Cond = None) -> Tensor:
         return self.x0(xt, t, self.net(*self.inputs(xt, t, cond)))
+
+    @property
+    def tap_shape(self) -> tuple[int, ...]:
+        """Shape of the features of F's encoder, if it tells."""
+        return tap_shape(self.net)
 
     def encode(self, xt: Tensor, t: Tensor, cond: Cond = None) -> Tensor:
         """The features of F's encoder: (B, F, *)."""

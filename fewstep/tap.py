@@ -2,11 +2,11 @@
 
 SiDA (Zhou et al. 2024, https://arxiv.org/abs/2410.14919) and DMD2 (Yin et al. 2024,
 https://arxiv.org/abs/2405.14867) let the fake score double as the discriminator: its encoder has
-already computed features of x_t, and a head (in SiDA's case the mean over channels) turns them
-into logits of real against fake. A `Tapped` network hands these features out, either alone, for
-the price of the encoder, or together with its answer from one pass. In a U-Net they are the
-output of the last encoder block, at the lowest resolution, before the decoder's first blocks; in
-a stack of equal blocks, the state half way through.
+already computed features of x_t, and a head (in SiDA's case the mean over channels, in DMD2's a
+learned one, `fewstep.head`) turns them into logits of real against fake. A `Tapped` network hands
+these features out, either alone, for the price of the encoder, or together with its answer from
+one pass. In a U-Net they are the output of the last encoder block, at the lowest resolution,
+before the decoder's first blocks; in a stack of equal blocks, the state half way through.
 
 The two methods take the arguments that the network itself takes: (xt, t, cond) for a denoiser,
 (x, label, cond) for the network inside one.
@@ -46,3 +46,17 @@ def tapped(net: object) -> Tapped:
             "encoder tap; give it the methods encode and forward_with_features (fewstep.tap)"
         )
     return net
+
+
+def tap_shape(net: object) -> tuple[int, ...]:
+    """Shape of the features of one sample, as `net.tap_shape` says, for who builds a head on them.
+
+    (F, h, w), or (F,) where they are tokens, in whatever number, or a vector.
+    """
+    shape = getattr(tapped(net), "tap_shape", None)
+    if shape is None:
+        raise ValueError(
+            f"a learned head needs the shape of the features, which {type(net).__name__} does not "
+            "tell; give it a tuple tap_shape (fewstep.tap), or say pool='channels'"
+        )
+    return tuple(shape)

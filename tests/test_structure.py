@@ -18,7 +18,7 @@ LOOP = {"fewstep.train", "fewstep.training"}
 CORE = (
     *("core", "path", "times", "draws", "losses", "methods", "nets", "sample", "train"),
     *("training", "ema", "optim", "checkpoint", "files", "model", "denoisers", "generator"),
-    *("student", "spec", "fake_score", "critic", "augment", "guidance", "tap"),
+    *("student", "spec", "fake_score", "critic", "augment", "guidance", "head", "tap"),
     *("gauges", "teachers", "parallel", "precision", "sharding", "gradient", "offload", "lora"),
     "adam8",
 )

@@ -33,7 +33,7 @@ LAYERS = (
         ),
     ),
     ("algorithms", ("methods", "nets", "lora", "teachers", "pipelines", "data")),
-    ("shared by methods", ("critic", "fake_score", "guidance", "augment", "tap")),
+    ("shared by methods", ("critic", "fake_score", "guidance", "augment", "head", "tap")),
     ("nouns", ("generator", "model", "sample", "denoisers", "core")),
     ("mathematics", ("losses", "path", "times", "draws")),
 )

@@ -11,8 +11,24 @@ ADVERSARIAL = ("closed_form/test_adversarial.py",)
 SIDA = ("closed_form/test_sida.py",)
 START = ("closed_form/test_start.py",)
 DMD2 = ("closed_form/test_dmd2.py",)
+HEAD = ("closed_form/test_head.py", "closed_form/test_head_runs.py")
 
 FAMILY: tuple[Mutant, ...] = (
+    *faults(
+        "head.py",
+        HEAD,
+        ("while max(sides) > 4:", "while max(sides) > 2:"),
+        ("channels >= 4 * n", "channels >= n"),
+        (".mT.flatten(0, 1)", ".flatten(0, 1)"),
+        ("torch.manual_seed(0)", "pass"),
+        ("mean(1, keepdim=True)", "sum(1, keepdim=True)"),
+        ("return out, self.head(features)", "return out, self.head(features.detach())"),
+    ),
+    *faults(
+        "critic.py",
+        HEAD,
+        ('nets["fake"] = Headed(nets["fake"])', "pass"),
+    ),
     *faults(
         "methods/dmd2.py",
         DMD2,
@@ -94,7 +110,7 @@ FAMILY: tuple[Mutant, ...] = (
         ("F.softplus(fake)) / 2", "F.softplus(fake))"),
         ("F.softplus(-fake.clamp(-bound, bound))", "F.softplus(-fake)"),
         ('loss.mean() if average == "batch"', 'loss.mean() if average == "sample"'),
-        ("flat.mean(1) if", "flat.mean(2) if"),
+        ("flat.mean(2) if", "flat.mean(1) if"),
         ("features.float() if features.dtype.itemsize < 4 else", ""),
     ),
     *faults(

@@ -22,20 +22,26 @@ from fewstep.losses.score import mean_flat
 from fewstep.path import same_shape
 
 Average = Literal["batch", "sample"]
-Pool = Literal["channels", "space"]
+Pool = Literal["channels", "space", "learned"]
 
 
 def logits(features: Tensor, pool: Pool = "channels") -> Tensor:
     """Encoder features (B, F, *) -> logits (B, N), at least float32.
 
     The mean over channels, one logit a place (SiDA, no new parameters), or over places, one logit
-    a channel (for tokens that a layer norm leaves without a mean over channels).
+    a channel (for tokens that a layer norm leaves without a mean over channels). "learned": a head
+    has made them one channel, the logit itself (`fewstep.head`).
     """
-    if pool not in ("channels", "space"):
-        raise ValueError(f"pool is 'channels' or 'space', got {pool!r}")
+    if pool not in ("channels", "space", "learned"):
+        raise ValueError(f"pool is 'channels', 'space' or 'learned', got {pool!r}")
+    if pool == "learned" and features.shape[1] != 1:
+        raise ValueError(
+            f"a learned head leaves one channel, got {features.shape[1]}: the fake score has "
+            "none; a method's init gives it one with Critic.equipped"
+        )
     features = features.float() if features.dtype.itemsize < 4 else features
     flat = features.reshape(*features.shape[:2], -1)
-    return flat.mean(1) if pool == "channels" else flat.mean(2)
+    return flat.mean(2) if pool == "space" else flat.mean(1)
 
 
 def discriminator(real: Tensor, fake: Tensor) -> Tensor:

@@ -10,8 +10,9 @@ is up to date, by `ratio` updates for each of the student's (two time scales); a
 real data, gan * softplus(-l), at a noise level and with noise of its own; and, for several calls,
 samples made as the student makes them at inference (backward simulation, which is `Rollout`).
 
-The logits l are the mean over channels of the fake score's encoder, as SiDA has it
-(`fewstep.critic`), where DMD2 has a head of a few convolutions on the same features.
+The logits l are those of a small learned head on the fake score's encoder (`fewstep.head`), which
+is trained in the same updates; `fake.pool` chooses another, such as SiDA's mean over channels.
+On Stable Diffusion the published head hears the middle block's output, ours its input.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from functools import partial
 from typing import ClassVar
 
 import torch
+from torch import nn
 
 from fewstep.core import Batch, Denoiser, Loss, Method, Nets, Sampler, Turn, need_draws
 from fewstep.critic import Critic
@@ -47,7 +49,9 @@ class DMD2(Method):
     """Noise levels of the student's score loss."""
     weight: Weight = L1()
     """w of the student's direction; L1 is 1 / mean |x - f_phi|."""
-    fake: Critic = Critic(Karras(), judging=Power(), scale=245.76, average="sample")
+    fake: Critic = Critic(
+        Karras(), judging=Power(), scale=245.76, average="sample", pool="learned"
+    )
     """Its scale is the published 0.01, twice (real and fake are summed) times 64 * 64 * 3."""
     ratio: int = 5
     """Updates of the fake score for one of the student."""
@@ -63,6 +67,9 @@ class DMD2(Method):
             raise ValueError(
                 f"DMD2 needs ratio >= 1 and gan >= 0, got {self.ratio} and {self.gan:g}"
             )
+
+    def init(self, teacher: Denoiser | None, net: nn.Module) -> Nets:
+        return self.fake.equipped(super().init(teacher, net))
 
     def turns(self, step: int) -> Sequence[Turn]:
         rollout = Rollout.at(step, self.sampler, self.matching)

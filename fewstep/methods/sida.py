@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from fewstep.core import Batch, Denoiser, Loss, Method, Nets, Sampler, Turn
 from fewstep.critic import Critic
@@ -70,6 +70,9 @@ class SiDA(Method):
                 "SiDA.gan, student_from and adversarial_from are 0 or more, got "
                 f"{self.gan:g}, {self.student_from} and {self.adversarial_from}"
             )
+
+    def init(self, teacher: Denoiser | None, net: nn.Module) -> Nets:
+        return self.fake.equipped(super().init(teacher, net))
 
     def turns(self, step: int) -> Sequence[Turn]:
         rollout = Rollout.at(step, self.sampler, self.matching)

@@ -44,6 +44,7 @@ class MLPNet(nn.Module):
         self.first = nn.Linear(dim, width)
         self.blocks = nn.ModuleList(Block(width) for _ in range(blocks))
         self.middle = (blocks + 1) // 2
+        self.tap_shape = (width,)
         self.last = nn.Linear(width, dim)
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)

@@ -76,6 +76,11 @@ class Preconditioned(nn.Module, ABC):
     def body(self) -> TappedUNet:
         """F."""
 
+    @property
+    def tap_shape(self) -> tuple[int, ...]:
+        """(F, h, w) of the features."""
+        return self.body.tap_shape
+
     @abstractmethod
     def scaling(self, sigma: Tensor) -> Scaling:
         """The four coefficients at sigma: (B,)."""

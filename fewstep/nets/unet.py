@@ -46,6 +46,8 @@ class TappedUNet(nn.Module, ABC):
     augment: (B, A) or None; F is (B, out, H, W), features are (B, F, h, w).
     """
 
+    tap_shape: tuple[int, int, int]
+    """(F, h, w)."""
     out_norm: nn.Module
     out_conv: nn.Module
     attend_last_only = False
@@ -79,6 +81,7 @@ class TappedUNet(nn.Module, ABC):
                 self.enc[f"{name}_block{index}"] = block
                 width = outs
                 skips.append(width)
+        self.tap_shape = width, sizes[-1], sizes[-1]
         for size, outs in zip(reversed(sizes), reversed(widths), strict=True):
             name = f"{size}x{size}"
             if size == sizes[-1]:

@@ -55,6 +55,11 @@ class Adapter(nn.Module, ABC):
         """Side of the square of a sample that is one token; 1 in a U-Net."""
         return int(config.get("patch_size") or 1)
 
+    @property
+    def tap_shape(self) -> tuple[int, ...]:
+        """(F, h, w) of the features, (F,) where they are tokens."""
+        return (self.config.num_attention_heads * self.config.attention_head_dim,)
+
     @abstractmethod
     def shapes(self, tokens: int) -> dict[str, tuple[int, ...]]:
         """Shape of each tensor of a condition, without the batch."""

@@ -42,6 +42,13 @@ class UNet(Adapter):
             told["added_cond_kwargs"] = {"text_embeds": cond["pooled"], "time_ids": ids}
         return told
 
+    @property
+    def tap_shape(self) -> tuple[int, ...]:
+        widths, side = self.config.block_out_channels, self.config.sample_size
+        for _ in widths[1:]:
+            side = (side + 1) // 2
+        return widths[-1], side, side
+
     def middle(self) -> nn.Module:
         return self.net.mid_block  # type: ignore[return-value]
 

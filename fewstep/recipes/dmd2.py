@@ -51,6 +51,7 @@ def dmd2_sdxl() -> Run:
         judging=Power(),
         scale=2 * 0.01 * (4 * 128 * 128),
         average="sample",
+        pool="learned",
     )
     return Run(
         method=DMD2(

@@ -78,8 +78,11 @@ def test_logits_are_means_over_channels_or_over_places() -> None:
     flat = features[:, :, 0, 0]
     assert logits(flat).tolist() == [[4.0], [16.0]]
     assert logits(flat, "space").tolist() == flat.tolist()
-    with pytest.raises(ValueError, match="pool is 'channels' or 'space', got 'all'"):
+    with pytest.raises(ValueError, match="pool is 'channels', 'space' or 'learned', got 'all'"):
         logits(features, "all")  # type: ignore[arg-type]
+    assert logits(features[:, :1, 0, 0], "learned").tolist() == [[0.0], [12.0]]  # as they are
+    with pytest.raises(ValueError, match=r"leaves one channel, got 3: the fake score has none"):
+        logits(features, "learned")
 
 
 @pytest.mark.parametrize(("dtype", "bits"), [(torch.float16, 10), (torch.bfloat16, 7)])

@@ -34,9 +34,10 @@ GUIDED = Kappas(1.0, 2.0, 1.0, 3.0)
 
 
 def method(at: Scene, **more: Any) -> DMD2:
-    """One call at t and all losses at t."""
+    """One call at t and all losses at t; logits are means, as these nets have no head."""
     base = DMD2(FewStep(at.t), Discrete((at.t,)))
-    return replace(base, fake=replace(base.fake, times=Discrete((at.t,))), **more)
+    fake = replace(base.fake, times=Discrete((at.t,)), pool="channels")
+    return replace(base, fake=fake, **more)
 
 
 def batch(start: int, count: int) -> Batch:
@@ -183,6 +184,7 @@ def test_two_time_scales_and_published_numbers() -> None:
     assert high == pytest.approx(float(ladder[979]), rel=2e-3)
     assert (dmd2.sampler, dmd2.weight, dmd2.gan) == (FewStep(80.0), L1(), 3e-3)
     assert dmd2.fake.scale / (64 * 64 * 3) / 2 == pytest.approx(0.01)
+    assert dmd2.fake.pool == "learned"
     with pytest.raises(ValueError, match=r"needs ratio >= 1 and gan >= 0, got 0 and 0\.003"):
         DMD2(ratio=0)
     with pytest.raises(ValueError, match="got 5 and -1"):
@@ -205,5 +207,6 @@ def test_the_published_runs() -> None:
     assert (method.times, method.weight) == (Whole(20, 979), L1())
     assert (method.fake.times, method.fake.weight) == (Whole(0, 999), Power(2, -2))
     assert (method.fake.judging, method.fake.average) == (Power(), "sample")
+    assert method.fake.pool == "learned"
     assert (sdxl.batch, sdxl.batch // sdxl.accumulate, sdxl.optim.lr) == (128, 2, 5e-7)
     assert replace(sdxl.optim, lr=2e-6) == optim

@@ -16,6 +16,7 @@ from fewstep.critic import Critic
 from fewstep.data.source import Images, Latents
 from fewstep.draws import Draws
 from fewstep.ema import EMA
+from fewstep.head import Headed
 from fewstep.lora import LoRA, pairs
 from fewstep.methods.diff_instruct import DiffInstruct
 from fewstep.methods.dmd2 import DMD2
@@ -54,7 +55,11 @@ def separate(teacher: nn.Module, start: Mapping[str, Tensor], lora: LoRA) -> nn.
 def by_hand(method: Method, teacher: nn.Module, nets: nn.ModuleDict, source: Any) -> Iterator[Any]:
     """The losses of steps of 16 samples, descended with Adam on the adapters."""
     trained = {
-        name: [p for key, p in net.named_parameters() if key.endswith((".down", ".up"))]
+        name: [
+            p
+            for key, p in net.named_parameters()
+            if key.endswith((".down", ".up")) or key.startswith("head.")
+        ]
         for name, net in nets.items()
     }
     adam = {name: torch.optim.Adam(ps, 1e-2, (0.9, 0.99), 1e-3) for name, ps in trained.items()}
@@ -97,16 +102,22 @@ def test_results_are_those_of_three_separate_copies(name: str) -> None:
         {k: separate(teacher, role.state_dict(), EVERY) for k in ("student", "fake")}
     )
     assert storages(teacher, *nets.values()) > 3 * storages(teacher)
+    if isinstance(method, DMD2):
+        nets = method.fake.equipped(nets)
     told = by_hand(method, deepcopy(teacher), nets, source)
     records = train(method, teacher, role, source, batch=16, steps=8, optim=SMOOTH)
     for record in records:
         for key, expected in next(told).items():
             assert record.logs[key] == pytest.approx(expected, rel=1e-5, abs=1e-5)
     for key, net in record.state.nets.items():
-        whole = EVERY.merged(bits, net.state_dict())
+        adapters, copy = net.state_dict(), nets[key]
+        if isinstance(net, Headed):  # all of the head is trained, and is the same
+            torch.testing.assert_close(net.head.state_dict(), nets[key].head.state_dict())
+            adapters, copy = net.net.state_dict(), nets[key].net
+        whole = EVERY.merged(bits, adapters)
         moved = 0.0
-        for layer in pairs(net.state_dict()):
-            weight: Any = nets[key].get_submodule(layer).weight.detach()
+        for layer in pairs(adapters):
+            weight: Any = copy.get_submodule(layer).weight.detach()
             torch.testing.assert_close(whole[f"{layer}.weight"], weight, rtol=1e-5, atol=1e-5)
             moved = max(moved, float((weight - bits[f"{layer}.weight"]).abs().max()))
         assert moved > 1e-2

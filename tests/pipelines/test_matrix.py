@@ -13,7 +13,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ from fewstep.pipelines.folder import open_folder
 from fewstep.pipelines.load import load, timing
 from fewstep.preflight import preflight
 from fewstep.sample import FewStep
+from fewstep.tap import tap_shape
 from fewstep.times import LogitNormal, Uniform
 from fewstep.training import train
 from tests.pipelines.tiny import FLOWS
@@ -97,7 +98,14 @@ def methods(teacher: Generator) -> dict[str, Method]:
         "Diff-Instruct": DiffInstruct(one, fake=fake, **told),
         "few steps, uniform": SiD(four, fake=fake, guidance=ZeroCFG(), **told),
         "few steps, final": SiD(four, fake=fake, guidance=AntiCFG(), matching="final", **told),
-        "DMD2": DMD2(four, fake=critic, gan=0.1, ratio=1, times=times, guidance=REAL),
+        "DMD2": DMD2(
+            four,
+            fake=replace(critic, pool="learned"),
+            gan=0.1,
+            ratio=1,
+            times=times,
+            guidance=REAL,
+        ),
         "SiDA": SiDA(one, fake=critic, gan=0.1, gan_weight=Power(), **told),
     }
 
@@ -113,6 +121,19 @@ def test_every_method_steps(taught: Callable[[str], Any], kind: str) -> None:
         assert record.logs["skipped"] == 0.0, name
         for net in ("student", "fake"):
             assert 0.0 < record.logs[f"{net}/grad_norm"] < float("inf"), (name, net)
+
+
+@each_kind
+def test_the_tap_has_the_shape_that_a_head_is_told(
+    taught: Callable[[str], Any], kind: str
+) -> None:
+    """In pictures all of it, in tokens the channels."""
+    teacher, source = taught(kind)
+    batch, net = source(Draws.range(0, 2, 0)), teacher.denoiser
+    features = net.encode(batch.z, torch.full((2,), 0.5 if net.net.flow else 500.0), batch.cond)
+    shape = tap_shape(net)
+    assert shape == features.shape[1 : 1 + len(shape)]
+    assert features.ndim == (4 if len(shape) == 3 else 3)
 
 
 def batch_of(source: WithPictures) -> Batch:
