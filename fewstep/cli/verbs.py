@@ -204,8 +204,13 @@ def export(args: list[str]) -> int:
     parser.add_argument(
         "--rank", type=int, help="of an adapter (default: the one that was trained)"
     )
+    parser.add_argument(
+        "--pictures",
+        action="store_true",
+        help="of a pipeline as pt2 or onnx: the VAE's decoder is a part of the program",
+    )
     own = parser.parse_args(args)
-    off = write(own.run, own.out, own.to, own.rank)
+    off = write(own.run, own.out, own.to, own.rank, own.pictures)
     say(f"differs from the student by {off:.1g} of its range")
     print(own.out)
     return 0

@@ -1,9 +1,10 @@
 """The formats that a finished student can be written in, one line each.
 
 A writer is given (run, out): a run folder, or a folder with model.json, and the file or folder to
-write; one of adapters may be given a rank too. It loads again what it has written, or follows it
-as the program it is for does, and returns the largest difference from the student relative to the
-student's largest number. What differs too much is not kept: the writer raises ValueError.
+write; one of adapters may be given a rank too, one of programs whether to decode. It loads again
+what it has written, or follows it as the program it is for does, and returns the largest
+difference from the student relative to the student's largest number. What differs too much is not
+kept: the writer raises ValueError.
 """
 
 from __future__ import annotations
@@ -29,32 +30,37 @@ class Format:
     write: Writer
     what: str
     """What is written, and for whom."""
-    ranked: bool = False
-    """Whether the writer takes a rank too."""
+    takes: str = ""
+    """What else the writer is told: "rank" or "pictures"."""
 
 
 FORMATS: Mapping[str, Format] = {
     "diffusers": Format(to_diffusers, "a pipeline folder that stock diffusers samples right"),
     "safetensors": Format(to_safetensors, "a pipeline's network alone, under diffusers' names"),
-    "pt2": Format(to_pt2, "any student with its sampler, for torch.export.load"),
-    "onnx": Format(to_onnx, "any student with its sampler, for onnxruntime"),
+    "pt2": Format(to_pt2, "any student with its sampler, for torch.export.load", "pictures"),
+    "onnx": Format(to_onnx, "any student with its sampler, for onnxruntime", "pictures"),
     "comfyui": Format(to_comfyui, "a pipeline's network and a workflow of ComfyUI's stock nodes"),
-    "lora": Format(to_lora, "an adapter of a pipeline, under diffusers' names", True),
-    "kohya": Format(to_kohya, "the same of a U-Net under kohya's names, one file", True),
+    "lora": Format(to_lora, "an adapter of a pipeline, under diffusers' names", "rank"),
+    "kohya": Format(to_kohya, "the same of a U-Net under kohya's names, one file", "rank"),
 }
 """What `fewstep export --to` takes."""
 
 
-def export(run: Path, out: Path, name: str, rank: int | None = None) -> float:
+def export(
+    run: Path, out: Path, name: str, rank: int | None = None, pictures: bool | None = None
+) -> float:
     """Write the student of `run` to `out` as the format `name`; the largest difference found.
 
-    rank: of an adapter, where it is not the one that was trained.
+    rank: of an adapter, where it is not the one that was trained. pictures: whether a program
+    decodes its latents.
     """
     if name not in FORMATS:
         raise ValueError(f"there is no format {name!r}{nearest(name, FORMATS)}")
     RunFolder(run).refuse_unfinished()
-    if rank is None:
-        return FORMATS[name].write(run, out)
-    if not FORMATS[name].ranked:
-        raise ValueError(f"--rank is of adapters, and {name!r} writes none; leave it out")
-    return FORMATS[name].write(run, out, rank)
+    told = {"rank": rank, "pictures": pictures or None}
+    told = {key: value for key, value in told.items() if value is not None}
+    for key in told:
+        if FORMATS[name].takes != key:
+            fit = [other for other, form in FORMATS.items() if form.takes == key]
+            raise ValueError(f"--{key} is for {' and '.join(fit)}, not for {name!r}; leave it out")
+    return FORMATS[name].write(run, out, **told)

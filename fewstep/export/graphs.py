@@ -1,8 +1,8 @@
 """A student as a program for other runtimes: torch.export (.pt2) and ONNX (.onnx).
 
 Both hold the weights, the network and the sampler's loop (see `fewstep.export.program`), for any
-student, of a pipeline or not. Of a pipeline the text encoders and the VAE stay where they are:
-the program takes embeddings and gives latents.
+student, of a pipeline or not. Of a pipeline the text encoders stay where they are: the program
+takes embeddings and gives latents, or pictures, by the VAE's decoder, where these are asked for.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from fewstep.export.card import card
 from fewstep.export.place import fresh
 from fewstep.export.program import Inputs, batches, described, difference, examples, traced
 from fewstep.files import write
+from fewstep.generator import Generator
+from fewstep.pipelines.load import dressed
 from fewstep.student import load_student
 
 FACTS = "fewstep.json"
@@ -33,13 +35,13 @@ OPSET = 20
 """Version of ONNX's operators that is written."""
 
 
-def to_pt2(run: Path, out: Path) -> float:
+def to_pt2(run: Path, out: Path, pictures: bool = False) -> float:
     """Write the student of a run as the torch.export program `out`, a new file named .pt2.
 
     `torch.export.load(out).module()({"z": z, ...})` -> x_0. Returns the largest relative
     difference from the student.
     """
-    student = load_student(run)
+    student = opened(run, pictures)
     with fresh(out, ".pt2") as place:
         program = traced(student)
         facts = described(student, examples(student, 1), batches(program))
@@ -50,14 +52,14 @@ def to_pt2(run: Path, out: Path) -> float:
     return found
 
 
-def to_onnx(run: Path, out: Path) -> float:
+def to_onnx(run: Path, out: Path, pictures: bool = False) -> float:
     """Write the student of a run as the ONNX model `out`, a new file named .onnx.
 
     Its inputs have the program's names, its output is "x". Weights of more than 1.5 GiB go into
     a second file, `out`.data. Returns the largest relative difference that onnxruntime finds.
     """
     runtime, _ = needed("onnxruntime"), needed("onnxscript")
-    student = load_student(run)
+    student = opened(run, pictures)
     with fresh(out, ".onnx") as place:
         program, inputs = traced(student), examples(student, 1)
         _without_idle_squeezes(program)
@@ -87,6 +89,17 @@ def to_onnx(run: Path, out: Path) -> float:
         found = _near(difference(student, ran), ONNX_TOLERANCE)
         write(place.with_name(f"{out.name}.md"), card(student, run, _onnx_use(out, facts), facts))
     return found
+
+
+def opened(run: Path, pictures: bool) -> Generator:
+    """The student, which decodes its latents if it is to make pictures."""
+    student = load_student(run)
+    if not pictures:
+        return student
+    speaking = dressed(student)
+    if speaking is student:
+        raise ValueError(f"{run} has no VAE to decode with: leave out --pictures")
+    return speaking
 
 
 def _without_idle_squeezes(program: torch.export.ExportedProgram) -> None:

@@ -8,7 +8,8 @@ timesteps and no fewstep. All that is random is an input:
     label    (B,) int64      of a class-conditional student; `classes` stands for none
     prompt, pooled, mask     the embeddings of a prompt, as the teacher's pipeline makes them
 
-B is free. The graph is traced on a CPU in float32.
+Of a pipeline x is a latent, or what the VAE makes of it for a student that is `dressed`, a picture
+in [-1, 1]. B is free. The graph is traced on a CPU in float32.
 """
 
 from __future__ import annotations
@@ -48,16 +49,16 @@ class Program(nn.Module):
                 f"this model is sampled by {student.sampler}; only few-step students are exported"
             )
         self.denoiser = student.denoiser
-        self.sampler = student.sampler
+        self.sampler, self.decode = student.sampler, student.decode
 
     def forward(self, inputs: Inputs) -> Tensor:
-        """x_0: (B, *)."""
+        """x_0: (B, *), decoded as the student does."""
         told = dict(inputs)
         z = told.pop("z")
         noise = told.pop("noise", None)
         noises = () if noise is None else noise.unbind(1)
         cond = told.pop("label", None) if "label" in told else (told or None)
-        return self.sampler(self.denoiser, z, cond, Given(z, noises=noises))
+        return self.decode(self.sampler(self.denoiser, z, cond, Given(z, noises=noises)))
 
 
 def examples(student: Generator, count: int, seed: int = 0) -> Inputs:
@@ -114,7 +115,8 @@ def difference(student: Generator, run: Any, counts: tuple[int, ...] = (1, 3)) -
 def described(student: Generator, inputs: Inputs, most: int | None) -> dict[str, Any]:
     """What a file of the program says about itself, as JSON values."""
     return {
-        "what": "a few-step generator: inputs -> x_0",
+        "what": "a few-step generator: inputs -> "
+        + ("x_0" if student.text is None else "pictures in [-1, 1]"),
         "sampler": repr(student.sampler),
         "inputs": {
             name: {"shape": ["B", *t.shape[1:]], "type": str(t.dtype).removeprefix("torch.")}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import logging
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -22,6 +23,7 @@ def library(name: str) -> ModuleType:
     """diffusers or transformers; a ValueError says how to get it."""
     import importlib
 
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # which they import where it is
     try:
         found = importlib.import_module(name)
     except ImportError:

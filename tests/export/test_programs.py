@@ -184,6 +184,10 @@ def test_refusals(finished: Path, tmp_path: Path) -> None:
         export(home, tmp_path / "no" / "sid.pt2", "pt2")
     with pytest.raises(ValueError, match="there is no format 'onx'; did you mean 'onnx'"):
         export(home, tmp_path / "x", "onx")
+    with pytest.raises(ValueError, match="has no VAE to decode with: leave out --pictures"):
+        export(home, tmp_path / "new.pt2", "pt2", pictures=True)
+    with pytest.raises(ValueError, match="--pictures is for pt2 and onnx, not for 'diffusers'"):
+        export(home, tmp_path / "new", "diffusers", pictures=True)
     with pytest.raises(ValueError, match="only few-step students are exported"):
         export(finished / "runs" / "teacher", tmp_path / "t.pt2", "pt2")
     (tmp_path / "half").mkdir()

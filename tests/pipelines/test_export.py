@@ -31,6 +31,7 @@ from fewstep.pipelines.load import dressed, load
 from fewstep.pipelines.schedule import Timesteps
 from fewstep.sample import FewStep
 from fewstep.student import load_student, save_model
+from tests.end_to_end.command import fewstep
 
 TRAJECTORIES = {
     "sd": (
@@ -212,6 +213,16 @@ def test_a_pipeline_as_a_program(folders: Folders, tmp_path: Path) -> None:
     x = ours.sampler(ours.denoiser, z, cond)
     assert (generator({"z": z, **cond}) - x).abs().max() <= 1e-5 * x.abs().max()
     assert '"prompt": torch.zeros(1, 8, 16)' in (tmp_path / "net.pt2.md").read_text()
+
+    command = ("export", str(tmp_path / "student"), str(tmp_path / "whole.pt2"), "--to", "pt2")
+    done = fewstep(*command, "--pictures")
+    assert done.code == 0, done.err
+    whole = torch.export.load(tmp_path / "whole.pt2", extra_files=extra).module()
+    assert json.loads(extra["fewstep.json"])["what"].endswith("-> pictures in [-1, 1]")
+    picture = whole({"z": z, **cond})
+    assert picture.shape == (3, 3, 16, 16)
+    assert (picture - ours.decode(x)).abs().max() <= 1e-5 * picture.abs().max()
+    assert (picture[:1] - ours.decode(x[1:2])).abs().max() > 1e-2 * picture.abs().max()
 
 
 def test_refusals(folders: Folders, tmp_path: Path) -> None:

@@ -236,7 +236,9 @@ def test_what_cannot_be_an_adapter_is_refused(
     plain = whole(folders("sd"), tmp_path / "b", "sd")
     refused("b was trained whole; say of which rank its adapter is to be, with --rank", plain)
     refused("--rank is 1 or more, got 0", plain, rank=0)
-    refused("--rank is of adapters, and 'diffusers' writes none", plain, "diffusers", 4)
+    refused(
+        "--rank is for lora and kohya, not for 'diffusers'; leave it out", plain, "diffusers", 4
+    )
     refused("should be a new file that ends in .safetensors", trained, "kohya")
     refused(
         "not distilled from a pipeline, which an adapter belongs to", finished / "runs" / "sid"
