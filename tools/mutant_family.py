@@ -40,6 +40,11 @@ FAMILY: tuple[Mutant, ...] = (
         ("(critic,) * self.ratio", "(critic,)"),
     ),
     *faults(
+        "methods/diff_instruct.py",
+        DMD2,
+        ("(fake,) * self.ratio", "(fake,)"),
+    ),
+    *faults(
         "guidance.py",
         GUIDANCE,
         (

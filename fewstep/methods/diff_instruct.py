@@ -6,7 +6,9 @@ The integral over noise levels of KL(student || teacher) has the gradient
 
 a vector pushed on the samples, with no backward pass through either network. Variational score
 distillation and DMD (Yin et al. 2024, https://arxiv.org/abs/2311.18828) follow the same vector
-with other weights: `L1()` is DMD's normaliser, `Power()` is Diff-Instruct's own choice.
+with other weights: `L1()` is DMD's normaliser, `Power()` is Diff-Instruct's own choice. With
+`L1()` and several updates of the fake score for one of the student this is DMD2 before its GAN
+(Yin et al. 2024, https://arxiv.org/abs/2405.14867).
 """
 
 from __future__ import annotations
@@ -36,15 +38,21 @@ class DiffInstruct(Method):
     weight: Weight = Power()
     """w of the student's direction."""
     fake: FakeScore = FakeScore()
+    ratio: int = 1
+    """Updates of the fake score for one of the student."""
     guidance: Guidance = Unguided()
     """kappa_1 .. kappa_4, for a teacher that knows conditions; kappa_3 has no part here."""
     matching: Matching = "uniform"
     """Which of a few-step student's outputs are matched: each in turn, or the "final" one."""
 
+    def __post_init__(self) -> None:
+        if self.ratio < 1:
+            raise ValueError(f"DiffInstruct.ratio is 1 or more, got {self.ratio}")
+
     def turns(self, step: int) -> Sequence[Turn]:
         rollout = Rollout.at(step, self.sampler, self.matching)
         fake = self.fake.turn(rollout, self.guidance)
-        return fake, Turn("student", partial(self.student_loss, rollout))
+        return *(fake,) * self.ratio, Turn("student", partial(self.student_loss, rollout))
 
     def student_loss(self, rollout: Rollout, nets: Nets, teacher: Denoiser, batch: Batch) -> Loss:
         """The KL direction; both networks run without a graph."""

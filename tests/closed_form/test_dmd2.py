@@ -21,9 +21,11 @@ from fewstep.draws import Draws
 from fewstep.fake_score import noised
 from fewstep.guidance import Guidance, Kappas, Unguided, ZeroCFG
 from fewstep.losses.weight import L1, Power
+from fewstep.methods.diff_instruct import DiffInstruct
 from fewstep.methods.dmd2 import DMD2
 from fewstep.optim import Optim
 from fewstep.path import VP
+from fewstep.recipes.captions import Captions
 from fewstep.recipes.find import every
 from fewstep.sample import FewStep
 from fewstep.times import Discrete, Karras, Whole
@@ -204,9 +206,66 @@ def test_the_published_runs() -> None:
     method: Any = sdxl.method
     assert method.sampler.ladder(VP()) == [999, 749, 499, 249]
     assert (method.ratio, method.gan, method.guidance) == (5, 5e-3, Kappas(real=8.0))
-    assert (method.times, method.weight) == (Whole(20, 979), L1())
+    assert (method.times, method.weight) == (Whole(20, 980), L1())
     assert (method.fake.times, method.fake.weight) == (Whole(0, 999), Power(2, -2))
     assert (method.fake.judging, method.fake.average) == (Power(), "sample")
     assert method.fake.pool == "learned"
+    assert method.fake.scale / (4 * 128 * 128) / 2 == pytest.approx(0.01)
     assert (sdxl.batch, sdxl.batch // sdxl.accumulate, sdxl.optim.lr) == (128, 2, 5e-7)
     assert replace(sdxl.optim, lr=2e-6) == optim
+
+
+TABLE = """
+dmd2_sd15     1e-5 39000 DiffInstruct 0    0
+dmd2_sd15_gan 5e-7  2000 DMD2         1e-3 0.01
+"""
+PHASES = {name: cells for name, *cells in map(str.split, TABLE.split("\n")[1:-1])}
+
+
+@pytest.mark.parametrize("name", PHASES)
+def test_the_published_phases_of_stable_diffusion(name: str) -> None:
+    """lr, updates of the fake score, method, weights of the student's and the critic's GAN loss.
+
+    In both: 64 x 32 samples, ten updates to one, guidance 1.75 of the teacher alone, eps-losses,
+    x_0 predicted from pure noise at timestep 999, and no average.
+    """
+    lr, updates, kind, gan, judging = PHASES[name]
+    run = every()[name]()
+    method: Any = run.method
+    assert (type(method).__name__, run.steps * method.ratio) == (kind, int(updates))
+    assert [turn.net for turn in method.turns(0)] == ["fake"] * 10 + ["student"]
+    optim = Optim(float(lr), (0.9, 0.999), eps=1e-8, weight_decay=0.01, clip=10.0)
+    assert (run.optim, run.fake_optim, run.ema.decay(2048, 10**6)) == (optim, None, 0.0)
+    assert (run.batch, run.batch // run.accumulate) == (2048, 32)
+    assert (run.precision, run.recompute) == ("bf16", True)
+    assert (method.sampler, method.sampler.ladder(VP())) == (FewStep(999.0, unit=True), [999])
+    assert (method.times, method.weight) == (Whole(20, 980), L1())
+    kappas = method.guidance.scales(batch(0, 2))
+    assert (kappas.fake_loss, kappas.fake, kappas.real) == (1.0, 1.0, 1.75)
+    assert (method.fake.times, method.fake.weight) == (Whole(0, 999), Power(2, -2))
+    assert method.needs_data == (run.domain == Captions()) == (kind == "DMD2")
+    assert getattr(method, "gan", 0.0) == float(gan)
+    if kind == "DMD2":
+        assert method.fake.scale / (4 * 64 * 64) / 2 == pytest.approx(float(judging))
+        assert (method.fake.judging, method.fake.average) == (Power(), "sample")
+        assert method.fake.pool == "learned"
+
+
+@pytest.mark.parametrize("guidance", [Unguided(), GUIDED], ids=repr)
+def test_without_its_gan_it_is_diff_instruct_on_two_time_scales(guidance: Guidance) -> None:
+    """The same bits of the student's loss and gradient; only one of the two reads pictures."""
+    at, b = scene(), batch(0, 6)
+    nets = Nets({"student": at.student, "fake": at.fake})
+    dmd2 = method(at, gan=0.0, guidance=guidance, ratio=3)
+    plain = DiffInstruct(dmd2.sampler, dmd2.times, L1(), ratio=3, guidance=guidance)
+    assert [turn.net for turn in plain.turns(0)] == [turn.net for turn in dmd2.turns(0)]
+    found = []
+    for one in (dmd2, plain):
+        loss = one.turns(0)[-1].loss(nets, at.teacher, b).total
+        loss.backward()
+        found.append(torch.cat([loss.detach()[None], at.student.gradient()]))
+    assert torch.equal(*found)
+    assert dmd2.needs_data
+    assert not plain.needs_data
+    with pytest.raises(ValueError, match=r"DiffInstruct.ratio is 1 or more, got 0"):
+        DiffInstruct(ratio=0)
