@@ -70,7 +70,8 @@ class Adam8(torch.optim.Optimizer):
         state["step"] = torch.zeros(())
         small = p.numel() < SMALLEST
         for name in MOMENTS:
-            state[name] = torch.zeros_like(p, dtype=torch.float32 if small else torch.uint8)
+            dtype = torch.float32 if small else torch.uint8
+            state[name] = torch.zeros(p.shape, dtype=dtype, device=p.device)
             if not small:
                 state[f"{name}_max"] = p.new_zeros(-(-p.numel() // BLOCK))
         return state
@@ -78,9 +79,9 @@ class Adam8(torch.optim.Optimizer):
     def _update(self, p: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
         state["step"] += 1
         step, (beta1, beta2) = int(state["step"]), group["betas"]
+        p.data = p.data.contiguous()  # the library goes through memory in its order
         grad, (first, second) = p.grad, (state[name] for name in MOMENTS)
         assert grad is not None
-        assert p.is_contiguous()
         told = {"weight_decay": group["weight_decay"]}
         if first.dtype != torch.uint8:
             self.library.optimizer_update_32bit(

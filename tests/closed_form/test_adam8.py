@@ -121,6 +121,19 @@ def test_small_tensors_and_zeros() -> None:
     torch.testing.assert_close(still[-9:], normal(SMALLEST)[-9:] - 2 * LR, rtol=0, atol=0.02 * LR)
 
 
+def test_the_order_of_memory_does_not_matter() -> None:
+    """Weights and gradients with channels last, and as they are usually."""
+    ends = []
+    for order in (torch.contiguous_format, torch.channels_last):
+        p = nn.Parameter(normal(32, 16, 3, 3).to(memory_format=order))
+        optimizer = Optim(LR, BETAS, EPS, bits=8).build([p])
+        for k in range(3):
+            p.grad = normal(32, 16, 3, 3, seed=k).to(memory_format=order)
+            optimizer.step()
+        ends.append(p.detach())
+    assert torch.equal(*ends)
+
+
 def test_the_memory_of_moments() -> None:
     """One byte a number, and four a block: 2 (1 + 4/256) bytes a weight, where Adam has 8."""
     sizes = {}
