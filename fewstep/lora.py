@@ -112,7 +112,7 @@ class LoRA:
     ) -> dict[str, Tensor]:
         """The state dict of one network W + (alpha / r) B A that answers as a role does.
 
-        weights: the teacher's state dict, adapters: the role's; both on one device.
+        weights: the teacher's state dict, whose devices the result has, adapters: the role's.
         """
         whole = dict(weights)
         for layer, (down, up) in pairs(adapters).items():

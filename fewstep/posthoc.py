@@ -21,13 +21,13 @@ from fewstep.checkpoint import load_weights
 from fewstep.core import Sampler
 from fewstep.ema_power import PowerEMA, beta, combination, gamma_of, update
 from fewstep.files import Damaged, pack, read_folder, unpack, vacant, write_folder
-from fewstep.lora import LoRA, recorded
+from fewstep.lora import LoRA
 from fewstep.model import Model
 from fewstep.parallel import first, local, rank
 from fewstep.run_folder import RunFolder
 from fewstep.spec import decode
 from fewstep.student import save_model
-from fewstep.teaching import digest_of, opened
+from fewstep.teaching import base_weights
 from fewstep.training import State
 
 KIND = "fewstep averages"
@@ -141,8 +141,8 @@ def write(run: Path, sigma_rel: float, out: Path) -> float:
     card = {"method": facts["recipe"], "average": made.facts, "seed": facts["run"].get("seed")}
     weights, adapters = made.weights, {}
     if stored := facts["run"].get("lora"):
-        lora = recorded(decode(stored, LoRA), digest_of(facts["teacher"]))
-        adapters, base = weights, opened(facts["teacher"]).denoiser.state_dict()
+        lora: LoRA = decode(stored, LoRA)
+        adapters, base = weights, base_weights(lora, facts["teacher"])
         weights, card = lora.merged(base, adapters), {**card, "lora": stored}
     save_model(out, weights, model, sampler, card, adapters)
     return float(made.facts["mismatch"])

@@ -21,6 +21,7 @@ from fewstep.environment import environment
 from fewstep.generator import Generator
 from fewstep.nets.recompute import has_blocks, recompute
 from fewstep.offload import Resting
+from fewstep.precision import hold, products
 from fewstep.recipes.run import Run
 from fewstep.run_folder import RunFolder, locked
 from fewstep.sample import FewStep
@@ -85,8 +86,10 @@ class Work:
         return None if self.teacher is None else self.teacher.denoiser
 
     def init(self) -> State:
-        """The state at step 0."""
+        """The state at step 0, of copies of the teacher's own weights; to be called once."""
         state = State.init(self.run.method, self.denoiser, self.net)
+        if self.run.frozen == "bf16" and self.run.lora is None and self.teacher is not None:
+            hold(self.teacher.denoiser)
         if self.sharded:
             whole = self.run.lora is not None  # adapters need all of the teacher
             every = (*state.nets.values(), state.average, None if whole else self.denoiser)
@@ -141,6 +144,8 @@ def adapted(run: Run, teacher: Generator | None, init: str) -> nn.Module:
         raise ValueError("with --lora all nets are the teacher and adapters; leave out --init")
     if teacher is None or teacher.model is None:
         raise ValueError("LoRA adapts a network, and this teacher is none; leave it out")
+    if run.frozen == "bf16":
+        hold(teacher.denoiser)
     return run.lora.adapt(teacher.denoiser, run.seed)
 
 
@@ -173,6 +178,8 @@ def prepare(run: Run, recipe: str, teacher: str, device: str = "cpu", init: str 
             "the student has the teacher's network, but --model says otherwise: "
             f"{run.model} is not {model.model}"
         )
+    if model is not None and run.frozen == "bf16":
+        products(model.denoiser)
     if model is not None:
         model.denoiser.to(where)
         if isinstance(run.method.sampler, FewStep):

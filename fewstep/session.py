@@ -19,6 +19,7 @@ from fewstep.recipes.run import Run
 from fewstep.run_folder import RunFolder
 from fewstep.spec import encode
 from fewstep.student import save_model
+from fewstep.teaching import base_weights
 from fewstep.training import Diverged, Record, State
 from fewstep.watch import Watch
 
@@ -145,6 +146,8 @@ class Session:
             card["teacher"] = dict(self.teacher.card)
         if run.lora is not None and self.teacher is not None:
             adapters, base = weights, self.teacher.denoiser.state_dict()
+            if run.frozen == "bf16":  # those that were read, not what they are held as
+                base = base_weights(run.lora, self.folder.facts()["teacher"])
             weights, card = run.lora.merged(base, adapters), {**card, "lora": encode(run.lora)}
         save_model(target, weights, run.model, run.method.sampler, card, adapters)
 

@@ -7,11 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fewstep.files import digest
 from fewstep.generator import Generator
-from fewstep.lora import recorded
+from fewstep.lora import LoRA, recorded
 from fewstep.model import Model, OfTeacher
 from fewstep.pipelines.folder import is_pipeline, open_folder
 from fewstep.pipelines.load import describe, dressed
@@ -61,6 +61,16 @@ def load_teacher(
 ) -> Generator | None:
     """The teacher of a distillation: the model in `path`, or the domain's exact one."""
     return dressed(loaded(path, device)) if path else domain.exact()
+
+
+def base_weights(lora: LoRA, teacher: str) -> dict[str, Tensor]:
+    """The teacher's own state dict, in float32 and main memory, which adapters are merged with.
+
+    A ValueError where the weights are not those any more that `lora` was recorded with.
+    """
+    recorded(lora, digest_of(teacher))
+    found: nn.Module = opened(teacher).denoiser
+    return found.state_dict()
 
 
 def settled(run: Run, teacher: str) -> Run:

@@ -15,7 +15,7 @@ from fewstep.generator import Generator
 from fewstep.lora import LoRA
 from fewstep.model import Model
 from fewstep.optim import Optim
-from fewstep.precision import Precision
+from fewstep.precision import Held, Precision
 from fewstep.rules import Best, Spikes
 
 
@@ -91,6 +91,8 @@ class Run:
     """Non-finite updates in a row that are skipped before the run stops."""
     precision: Precision = "fp32"
     """Of the networks' matrix products while training; weights and losses stay in float32."""
+    frozen: Held = "fp32"
+    """How weights that are never trained are held: the teacher's, with adapters all but these."""
     recompute: bool = False
     """Compute activations again when a gradient needs them: less memory, the same numbers."""
     offload: bool = False
@@ -122,6 +124,11 @@ class Run:
         if self.batch % self.accumulate:
             raise ValueError(
                 f"Run.batch {self.batch} is not a multiple of Run.accumulate {self.accumulate}"
+            )
+        if self.frozen == "bf16" and not (self.distils and self.precision == "bf16"):
+            raise ValueError(
+                "frozen weights are held in bf16 where a teacher is distilled in --precision "
+                f"bf16, and this run {f'is in {self.precision}' if self.distils else 'trains one'}"
             )
         if self.lora is not None and not self.distils:
             raise ValueError("LoRA adapts the network of a teacher, and this run trains one")
