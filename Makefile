@@ -1,5 +1,5 @@
 # make demo   the whole job on the embedded example, in about three minutes after installation
-# make test   lint, types and tests, in about twelve minutes
+# make test   lint, types and tests, in about ten minutes of two cores
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -12,7 +12,7 @@ demo: $(STAMP)
 	$(BIN)/fewstep demo
 
 test: $(DEV) lint
-	OMP_NUM_THREADS=1 $(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
 lint: $(DEV)
 	$(BIN)/ruff check .
