@@ -6,6 +6,7 @@ events, the same in every run. Negative control: without recomputation it is far
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -30,6 +31,7 @@ __all__ = ["folders"]
 
 def allocated(call: Callable[[], object]) -> tuple[int, int]:
     """Bytes that torch's CPU allocator has given out in `call` and not got back; their peak."""
+    gc.collect()  # what others have left would be given back in between
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
         call()
     live = peak = 0
