@@ -33,7 +33,7 @@ T = TypeVar("T")
 TIMEOUT = 120.0
 """Seconds without a step after which a rank counts as hanging."""
 START = 600.0
-"""The same for everything before the first step: loading, building, compiling."""
+"""The same before the first step: for loading, building, compiling, and each part of the data."""
 BUCKET = 1 << 23
 """Numbers averaged in one message."""
 
@@ -112,6 +112,12 @@ def alive() -> None:
     """Say that this rank has finished a step; from now on the next has `timeout` seconds."""
     if "step" in _limits:
         _watch(_limits["step"])
+
+
+def preparing() -> None:
+    """Say that this rank is at work on its data before the first step, which has `START` again."""
+    if "step" in _limits:
+        _watch(START)
 
 
 def _watch(seconds: float) -> None:

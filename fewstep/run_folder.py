@@ -16,17 +16,21 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fewstep import parallel
 from fewstep.files import Damaged, read_json, write, write_json
 from fewstep.spec import decode, encode
 
 TORN = ".*.partial-*"
 """What was being written when a process was killed."""
+WAIT = 0.2
+"""Seconds after which a process that waits for a folder looks again."""
 MODELS = ("teacher", "init")
 """What run.json names by folder: whole paths in use, stored relative where inside the run."""
 
@@ -179,12 +183,18 @@ def locked(path: Path, wait: bool = False) -> Iterator[None]:
     except OSError as error:
         raise ValueError(f"cannot write to {path}: {error.strerror}") from None
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except OSError:
-            raise ValueError(
-                f"{path} is in use by another process; wait for it, or choose another --out"
-            ) from None
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError as error:
+                if not (wait and isinstance(error, BlockingIOError)):
+                    raise ValueError(
+                        f"{path} is in use by another process; wait for it, or choose another "
+                        "--out"
+                    ) from None
+            parallel.preparing()
+            time.sleep(WAIT)
         yield
 
 

@@ -54,6 +54,10 @@ class CaptionedFolder:
 def open_captions(path: Path | str) -> CaptionedFolder:
     """Look at a folder of pictures and captions; a ValueError names what does not match."""
     path = Path(path)
+    if not path.is_dir():
+        raise ValueError(
+            f"there is no folder {path} of pictures; name one with --domain \"Captions('FOLDER')\""
+        )
     if not (path / FILE).is_file():
         raise ValueError(f"{path} holds no {FILE}, with a line for each picture")
     reader, captions = reader_of(path), dict[str, str]()

@@ -5,7 +5,7 @@
 A shard holds the conditions of up to `SHARD` prompts, row by row, in half precision, and the
 SHA-256 of each prompt. What is there is not encoded again, by whichever run and in whatever order
 its prompts come; a run that was stopped loses the shard it was writing. Other encoders, or other
-files of the same, have another folder.
+files of the same, have another folder. One process at a time may fill it.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from fewstep import parallel
 from fewstep.core import Batch
 from fewstep.data.source import epoch_order
 from fewstep.draws import Draws
@@ -66,9 +67,14 @@ class Embeddings:
         """Encode what is missing; yields how many of it are done, after each shard."""
         todo = self.missing(prompts)
         self.folder.mkdir(parents=True, exist_ok=True)
+        for torn in self.folder.glob(".shard-*.partial-*"):
+            torn.unlink()
         for start in range(0, len(todo), SHARD):
             part = todo[start : start + SHARD]
-            pieces = [encode(part[i : i + batch]) for i in range(0, len(part), batch)]
+            pieces = []
+            for i in range(0, len(part), batch):
+                parallel.preparing()
+                pieces.append(encode(part[i : i + batch]))
             tensors = {
                 name: torch.cat([_half(p[name], name) for p in pieces]).cpu().contiguous()
                 for name in pieces[0]

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fewstep import parallel
 from fewstep.core import Batch
 from fewstep.data.images import fit, pixels, standard
 from fewstep.data.problems import Problems, Unfit
@@ -153,7 +154,7 @@ def load(
                 into[place] = x
 
         for _ in every(reader, rows, job, problems):
-            pass
+            parallel.preparing()
         problems.refuse()
         if marker is not None and len(rows) == len(reader):
             marker.put()

@@ -59,12 +59,12 @@ class Captions(Prompted):
             return self.source(model, data_free)
         found = open_captions(self.folder)
         home = Path(self.cache or f"{self.folder.rstrip('/')}.encoded")
-        prompts = conditioned(found.captions, home, teacher, model.shape)
         side, vae = model.net.pixels, str(root(teacher.card).get("vae", ""))[:16]
         place = home / f"{vae}-{side}"
         with locked(place, wait=True):
             latents = Embeddings(place)
             encode_all(found, latents, teacher, side)
+        prompts = conditioned(found.captions, home, teacher, model.shape)
         teacher.release()  # the encoders' memory
         source = Captioned(prompts, latents, [key(name) for name in found.keys])
         if self.check:

@@ -10,11 +10,15 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
+from fewstep import parallel
+from fewstep.data import picture_set
 from fewstep.data import prompts as module
 from fewstep.data.embeddings import Conditioned, Embeddings, key
 from fewstep.data.prompts import read_prompts
+from fewstep.data.readers import reader_of
 from fewstep.draws import Draws
 from fewstep.recipes.t2i import conditioned
 from fewstep.run_folder import locked
@@ -118,8 +122,11 @@ def test_a_stopped_cache_goes_on(tmp_path: Path) -> None:
     filling = Embeddings(tmp_path).fill(NAMES, encoder)
     next(filling)
     filling.close()
+    torn = tmp_path / ".shard-00001.safetensors.partial-99"  # of a process that was killed
+    torn.touch()
     assert list(Embeddings(tmp_path).fill(NAMES, encoder)) == [256, 344]
     assert encoder.asked == NAMES
+    assert not torn.exists()
 
 
 def test_a_damaged_shard_is_encoded_again(tmp_path: Path) -> None:
@@ -187,3 +194,35 @@ def test_processes_of_a_run_wait_for_the_cache(tmp_path: Path) -> None:
     assert heard == ["a red cube", "a ball"]
     index = torch.arange(2)
     assert all(torch.equal(each.condition(index)["prompt"], torch.ones(2, 2)) for each in found)
+
+
+def test_long_preparations_are_not_taken_for_a_hang(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each part of the data, and each look at a folder that another one fills, has START anew."""
+    told: list[float] = []
+    monkeypatch.setattr(parallel, "_watch", told.append)
+    list(Embeddings(tmp_path / "alone").fill(NAMES, Encoder()))
+    assert told == []  # a process alone waits for nobody
+    monkeypatch.setitem(parallel._limits, "step", 120.0)
+    list(Embeddings(tmp_path / "a").fill(NAMES, Encoder(), batch=100))
+    assert told == [parallel.START] * 7  # 256, 256 and 88 in hundreds
+    told.clear()
+    for number in range(3):
+        Image.new("L", (8, 8)).save(tmp_path / f"{number}.png")
+    monkeypatch.setattr(picture_set, "PART", 2)
+    picture_set.load(reader_of(tmp_path), torch.arange(3), (1, 8, 8))
+    assert told == [parallel.START] * 2
+    told.clear()
+
+    def rank() -> None:
+        with locked(tmp_path, wait=True):
+            pass
+
+    waiting = Thread(target=rank)
+    with locked(tmp_path):
+        waiting.start()
+        while len(told) < 2:
+            waiting.join(0.01)
+    waiting.join()
+    assert set(told) == {parallel.START}

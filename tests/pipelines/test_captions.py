@@ -8,23 +8,30 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor
 
 from tests.pipelines.conftest import Folders
 
 pytest.importorskip("diffusers")
 
-from fewstep.core import Batch
+from fewstep.core import Batch, Method
+from fewstep.data import embeddings
 from fewstep.data.captions import open_captions
 from fewstep.draws import Draws
 from fewstep.generator import Generator
 from fewstep.pipelines.load import load
 from fewstep.recipes.captions import Captions
+from fewstep.recipes.t2i import t2i_flow
+from fewstep.runner import Step, execute
+from fewstep.spec import parse
 from tests.end_to_end.command import fewstep, tree
 
 COLOURS = {"red": (200, 30, 30), "blue": (20, 40, 220), "green": (10, 160, 60)}
@@ -111,6 +118,10 @@ def cut(folder: Path) -> None:
 
 RED = {"file_name": "red.png", "text": "a red ball"}
 WRONG: dict[str, tuple[Callable[[Path], None], str]] = {
+    "no folder": (
+        shutil.rmtree,
+        r"there is no folder photos of pictures; name one with --domain \"Captions\('FOLDER'\)\"",
+    ),
     "no captions": (
         lambda folder: (folder / "metadata.jsonl").unlink(),
         "photos holds no metadata.jsonl, with a line for each picture",
@@ -150,28 +161,47 @@ def test_what_does_not_match_is_named(folders: Folders, photos: Path, case: str)
     change(photos)
     with pytest.raises(ValueError, match=message):
         source(load(folders("sd")))
+    assert not [*Path("photos.encoded").rglob("shard-*")]  # nothing was encoded
 
 
-TIMES, CRITIC = "Whole(20, 979)", "Critic(Whole(20, 979), Power(2, -2), SNR(), average='sample')"
-METHODS = {
-    "SiDA": f"SiDA(FewStep(625), 1.0, {TIMES}, fake={CRITIC}, gan_weight=SNR(), gan=0.001)",
-    "DMD2": f"DMD2(FewStep(999, 4, unit=True), {TIMES}, fake={CRITIC}, ratio=2)",
-}
+TINY = ("--batch", "2", "--accumulate", "1", "--steps", "1")
+BETAS = ("Whole(20, 979)", "Power(2, -2)", "FewStep(625)", "FewStep(999, 4, unit=True)")
+FLOW = ("LogitNormal(0.7, 1.6)", "Power(0, -2)", "FewStep(1.0)", "FewStep(1.0, 4)")
 
 
-def test_adversarial_methods_learn_from_captioned_pictures(folders: Folders, photos: Path) -> None:
-    """On the command line: two methods and a data-free one; a changed folder is another run."""
-    shutil.copytree(folders("sd"), "pipe")
-    domain = "Captions('photos', check=False)"
-    tiny = ("--batch", "4", "--accumulate", "2", "--steps", "2", "--draw-every", "2")
-    base = ("distill", "t2i", "--teacher", "pipe", "--domain", domain, *tiny)
-    for name, method in METHODS.items():
+def adversarial(times: str, weight: str, one: str, four: str) -> dict[str, str]:
+    """SiDA, few-step SiD with its Diffusion-GAN, and DMD2, as on a command line."""
+    critic = f"Critic({times}, {weight}, SNR(), average='sample'"
+    told = f"times={times}, gan_weight=SNR(), gan=0.001, fake={critic})"
+    return {
+        "SiDA": f"SiDA({one}, {told})",
+        "few-step SiD": f"SiDA({four}, {told}, guidance=ZeroCFG())",
+        "DMD2": f"DMD2({four}, {times}, fake={critic}, pool='learned'), ratio=2)",
+    }
+
+
+@pytest.mark.parametrize("kind", ["sd", "sd3"])
+def test_adversarial_methods_learn_from_captioned_pictures(
+    folders: Folders, photos: Path, kind: str
+) -> None:
+    """On the command line, on betas and on a flow, with a data-free method for comparison.
+
+    All are given what the first has encoded; a changed folder is another run.
+    """
+    shutil.copytree(folders(kind), "pipe")
+    recipe, told = ("t2i", BETAS) if kind == "sd" else ("t2i_flow", FLOW)
+    base = ("distill", recipe, "--teacher", "pipe", *TINY)
+    base = (*base, "--domain", "Captions('photos', check=False)")
+    kept: dict[str, bytes | None] = {}
+    for name, method in adversarial(*told).items():
         done = fewstep(*base, "--method", method, "--out", name)
         assert done.code == 0, done.err
         last = json.loads(Path(name, "log.jsonl").read_text().splitlines()[-1])
         assert last["skipped"] == 0
         assert last["fake/discriminator"] > 0
         assert last["student/fooling"] > 0
+        kept = kept or tree(Path("photos.encoded"))
+        assert tree(Path("photos.encoded")) == kept
     assert fewstep(*base, "--out", "free").code == 0
     (photos / "metadata.jsonl").write_text(
         (photos / "metadata.jsonl").read_text().replace("a red", "a dark red")
@@ -181,10 +211,55 @@ def test_adversarial_methods_learn_from_captioned_pictures(folders: Folders, pho
     assert "in use by a run with other settings (run.domain.sha256 was" in done.err
 
 
+def test_an_encoding_that_was_stopped_goes_on(
+    folders: Folders, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the first of three shards: the next run encodes the other pictures alone."""
+    monkeypatch.setattr(embeddings, "SHARD", 1)
+    teacher, heard = load(folders("sd")), list[Tensor]()
+
+    def encode(x: Tensor) -> Tensor:
+        if len(heard) == 1:
+            heard.append(x)
+            raise KeyboardInterrupt
+        heard.append(x)
+        return teacher.encode(x)
+
+    with pytest.raises(KeyboardInterrupt):
+        source(replace(teacher, encode=encode))
+    found = source(replace(teacher, encode=encode)).at(torch.arange(3))
+    assert len(heard) == 4
+    assert torch.equal(heard[1], heard[2])
+    assert len({float(x.sum()) for x in heard}) == 3
+    shutil.rmtree("photos.encoded")
+    assert torch.equal(source(teacher).at(torch.arange(3)), found)
+
+
+def test_a_run_on_pictures_goes_on_to_the_same_bits(folders: Folders, photos: Path) -> None:
+    """Stopped after one step of three, in the middle of an epoch of three pictures."""
+    method = parse(adversarial(*FLOW)["DMD2"], Method)
+    told: Any = {"domain": Captions("photos", check=False), "batch": 4, "accumulate": 1}
+    run = replace(t2i_flow(), method=method, steps=3, **told)
+
+    def end(out: str, *stops: bool) -> dict[str, Tensor]:
+        for stop in stops:
+            work = execute(run, Path(out), recipe="t2i_flow", teacher=str(folders("sd3")))
+            for progress in work:
+                if stop and isinstance(progress, Step):
+                    assert progress.step == 1
+                    work.close()
+        return load_file(Path(out) / "checkpoints" / "step-00000003" / "nets.safetensors")
+
+    whole, again = end("whole", False), end("stopped", True, False)
+    assert whole.keys() == again.keys()
+    assert all(torch.equal(whole[key], t) for key, t in again.items())
+
+
 def test_the_teacher_is_examined_on_the_pictures(folders: Folders, photos: Path) -> None:
     """A random network does not denoise their latents; without pictures a method says so."""
     shutil.copytree(folders("sd"), "pipe")
-    base = ("distill", "t2i", "--teacher", "pipe", "--method", METHODS["SiDA"], "--out", "run")
+    method = adversarial(*BETAS)["SiDA"]
+    base = ("distill", "t2i", "--teacher", "pipe", "--method", method, "--out", "run")
     done = fewstep(*base, "--domain", "Captions('photos')")
     assert done.code == 2
     assert "the teacher does not denoise as its files say" in done.err
