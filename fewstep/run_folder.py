@@ -23,8 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fewstep import parallel
 from fewstep.files import Damaged, read_json, write, write_json
+from fewstep.preparation import progress
 from fewstep.spec import decode, encode
 
 TORN = ".*.partial-*"
@@ -193,7 +193,7 @@ def locked(path: Path, wait: bool = False) -> Iterator[None]:
                         f"{path} is in use by another process; wait for it, or choose another "
                         "--out"
                     ) from None
-            parallel.preparing()
+            progress()
             time.sleep(WAIT)
         yield
 

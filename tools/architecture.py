@@ -21,7 +21,7 @@ LAYERS = (
         (
             *("recipes", "runner", "teaching", "watch", "report", "run_folder", "export"),
             *("eval", "gauges", "contents", "environment", "posthoc", "preflight", "plan"),
-            "session",
+            *("session", "preparation"),
         ),
     ),
     ("storage", ("student", "checkpoint", "spec", "files")),

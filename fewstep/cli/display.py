@@ -15,6 +15,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -31,6 +32,8 @@ class Bar:
         self.title, self.total, self.done = title, total, 0
         self.began = self.printed = time.perf_counter()
         self.start: int | None = None
+        self.others: dict[str, Bar] = {}
+        self.tasks: dict[str, TaskID] = {}
         self.rich: Progress | None = None
         if sys.stderr.isatty() and not silent():
             self.rich = Progress(
@@ -57,8 +60,8 @@ class Bar:
     def update(self, done: int, note: str = "") -> None:
         """`done` of the total are finished."""
         self.done = done
-        if self.start is None:
-            self.start = done - 1
+        if self.start is None:  # what was before is no work of this kind
+            self.start, self.began = done, time.perf_counter()
         if self.rich:
             self.rich.update(self.task, completed=done, note=note)
             return
@@ -68,6 +71,15 @@ class Bar:
             here = max(1, done - self.start)
             left = (now - self.began) / here * (self.total - done)
             say(f"{self.title}: {done}/{self.total}, {left:.0f} s left  {note}".rstrip())
+
+    def beside(self, what: str, done: int, total: int) -> None:
+        """`done` of the `total` of something that comes first are finished, and not yet all."""
+        if self.rich is None:
+            self.others.setdefault(what, Bar(what, total)).update(done)
+            return
+        if what not in self.tasks:
+            self.tasks[what] = self.rich.add_task(what, total=total, note="")
+        self.rich.update(self.tasks[what], completed=done)
 
     def say(self, text: str) -> None:
         """A line above the bar."""

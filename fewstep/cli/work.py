@@ -9,6 +9,7 @@ from collections.abc import Generator as Steps
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from fewstep.cli.display import Bar, Stop, say, stopping
 from fewstep.eval.evaluate import Yardstick, evaluate, real_scores
 from fewstep.files import read_json, write_json
 from fewstep.generator import Generator
+from fewstep.preparation import told
 from fewstep.recipes.run import Domain, Run
 from fewstep.run_folder import RunFolder
 from fewstep.runner import Note, Progress, Step, execute, prepare
@@ -99,7 +101,7 @@ def _failure(error: Exception) -> str:
 
 def _follow(work: Steps[Progress, None, None], stop: Stop, bar: Bar, where: str) -> int:
     """Show `work` until it ends, or is stopped and saved: then the number of the signal."""
-    with closing(work), bar:
+    with closing(work), bar, told(partial(_preparing, stop, bar)):
         for progress in work:
             if isinstance(progress, Note):
                 bar.say(progress.text)
@@ -114,6 +116,15 @@ def _follow(work: Steps[Progress, None, None], stop: Stop, bar: Bar, where: str)
                     bar.say(f"stopped at step {at}, saved in {where}")
                     return asked
     return 0
+
+
+def _preparing(stop: Stop, bar: Bar, what: str, done: int, total: int) -> None:
+    """Show a preparation, and end it where that was asked for."""
+    if stop.signal:
+        bar.say("stopped before the first step; the same command continues")
+        raise SystemExit(stop.code(stop.signal))
+    if done < total:
+        bar.beside(what, done, total)
 
 
 def measured(path: Path, samples: int, draws: int) -> Metrics:

@@ -99,7 +99,7 @@ def encode_all(folder: CaptionedFolder, table: Embeddings, teacher: Generator, s
         x = pictures.take(torch.tensor([place[name] for name in names]))
         return {"latent": teacher.encode(x.float() / 127.5 - 1)}
 
-    for _ in table.fill([keys[row] for row in rows.tolist()], encode, batch=8):
+    for _ in table.fill([keys[row] for row in rows.tolist()], encode, 8, "pictures"):
         pass
 
 

@@ -22,11 +22,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from fewstep import parallel
 from fewstep.core import Batch
 from fewstep.data.source import epoch_order
 from fewstep.draws import Draws
 from fewstep.files import write
+from fewstep.preparation import progress
 
 Encode = Callable[[Sequence[str]], Mapping[str, Tensor]]
 """Prompts (N) -> a condition of (N, *) tensors."""
@@ -63,7 +63,9 @@ class Embeddings:
         """Which of the prompts are not there yet, each once."""
         return [p for p in dict.fromkeys(prompts) if key(p) not in self.places]
 
-    def fill(self, prompts: Sequence[str], encode: Encode, batch: int = 32) -> Iterator[int]:
+    def fill(
+        self, prompts: Sequence[str], encode: Encode, batch: int = 32, what: str = "prompts"
+    ) -> Iterator[int]:
         """Encode what is missing; yields how many of it are done, after each shard."""
         todo = self.missing(prompts)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -73,7 +75,7 @@ class Embeddings:
             part = todo[start : start + SHARD]
             pieces = []
             for i in range(0, len(part), batch):
-                parallel.preparing()
+                progress(f"encoding {what}", start + i, len(todo))
                 pieces.append(encode(part[i : i + batch]))
             tensors = {
                 name: torch.cat([_half(p[name], name) for p in pieces]).cpu().contiguous()

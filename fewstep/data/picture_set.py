@@ -21,13 +21,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fewstep import parallel
 from fewstep.core import Batch
 from fewstep.data.images import fit, pixels, standard
 from fewstep.data.problems import Problems, Unfit
 from fewstep.data.readers import Reader
 from fewstep.data.source import epoch_order
 from fewstep.draws import Draws
+from fewstep.preparation import progress
 
 MEMORY = 2 << 30
 """Bytes of pictures that are held in memory."""
@@ -153,8 +153,8 @@ def load(
             if into is not None:
                 into[place] = x
 
-        for _ in every(reader, rows, job, problems):
-            parallel.preparing()
+        for done in every(reader, rows, job, problems):
+            progress("checking pictures", done, len(rows))
         problems.refuse()
         if marker is not None and len(rows) == len(reader):
             marker.put()
