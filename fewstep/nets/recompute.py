@@ -1,21 +1,21 @@
 """Activations that are computed again when a gradient needs them: less memory, more time.
 
 `recompute(net)` keeps of every block its input alone. The backward pass calls the block once
-more, with torch's generators as they were, and has the same bits (Chen et al. 2016,
-https://arxiv.org/abs/1604.06174). A block's hooks stay outside, so that an encoder tap
-(`fewstep.tap`) and parts of weights (`fewstep.sharding`) work as before. Without gradients
-nothing changes.
+more, with torch's generators as they were, if the block drew from them, and has the same bits
+(Chen et al. 2016, https://arxiv.org/abs/1604.06174). A block's hooks stay outside, so that an
+encoder tap (`fewstep.tap`) and parts of weights (`fewstep.sharding`) work as before. Without
+gradients nothing changes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 _now = {"again": False}
@@ -66,18 +66,46 @@ def _lean(call: Callable[..., Any], *args: Any, **named: Any) -> Any:
     """call(*args, **named), of which the arguments alone are kept for the backward pass."""
     if not torch.is_grad_enabled():
         return call(*args, **named)
-    return checkpoint(call, *args, use_reentrant=False, context_fn=_contexts, **named)
+    devices = {a.device for a in args if isinstance(a, Tensor)}
+    draws = _Draws(sorted((d for d in devices if d.type == "cuda"), key=str))
+    other = any(d.type not in ("cpu", "cuda", "meta") for d in devices)  # torch remembers those
+    told: Any = {"use_reentrant": False, "preserve_rng_state": other, **named}
+    return checkpoint(call, *args, context_fn=draws.contexts, **told)
 
 
-def _contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """What surrounds the first call, and what its repetition."""
-    return nullcontext(), _repeating()
+class _Draws:
+    """The state of torch's generators before a call that drew from them; else nothing is kept.
 
+    devices: accelerators that have a generator of their own.
+    """
 
-@contextmanager
-def _repeating() -> Iterator[None]:
-    before, _now["again"] = _now["again"], True
-    try:
+    def __init__(self, devices: list[torch.device]) -> None:
+        self.devices = devices
+        self.before: list[Tensor] = []
+
+    def contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        """What surrounds the first call, and what its repetition."""
+        return self._first(), self._again()
+
+    def _states(self) -> list[Tensor]:
+        return [torch.get_rng_state(), *map(torch.cuda.get_rng_state, self.devices)]
+
+    @contextmanager
+    def _first(self) -> Iterator[None]:
+        before = self._states()
         yield
-    finally:
-        _now["again"] = before
+        if not all(map(torch.equal, before, self._states())):
+            self.before = before
+
+    @contextmanager
+    def _again(self) -> Iterator[None]:
+        outer, _now["again"] = _now["again"], True
+        try:
+            with torch.random.fork_rng(self.devices, enabled=bool(self.before)):
+                if self.before:
+                    torch.set_rng_state(self.before[0])
+                for device, state in zip(self.devices, self.before[1:], strict=False):
+                    torch.cuda.set_rng_state(state, device)
+                yield
+        finally:
+            _now["again"] = outer
