@@ -81,7 +81,7 @@ def _rehearsed(
     """All rows, and the reasons why some choices have none."""
     found: list[Row] = []
     refused: dict[str, None] = {}
-    chosen = choices(at_once)
+    chosen = choices(run.model, at_once)
     with Bar("rehearsing", len(chosen)) as bar:
         for done, choice in enumerate(chosen, 1):
             try:
@@ -105,6 +105,8 @@ def _table(found: list[Row], run: Run) -> str:
         "trained",
         "recompute",
         "precision",
+        "frozen",
+        "moments",
         "nets",
         "at once",
         "a GPU",
@@ -120,6 +122,8 @@ def _table(found: list[Row], run: Run) -> str:
                 "adapters" if c.lora else "all weights",
                 "yes" if c.recompute else "no",
                 c.precision,
+                c.frozen,
+                f"{c.bits} bits",
                 "in parts" if c.sharded else "whole",
                 str(c.batch),
                 memory(row.memory),

@@ -7,13 +7,16 @@ import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
+from typing import Any, Literal
+
+import torch
 
 from fewstep.lora import LoRA
 from fewstep.model import Model
 from fewstep.path import Flow
 from fewstep.pipelines.net import Diffusers
 from fewstep.plan.rehearsal import Cost, rehearse
-from fewstep.precision import Precision
+from fewstep.precision import Held, Precision, products
 from fewstep.recipes.find import every
 from fewstep.recipes.run import Run
 
@@ -50,14 +53,21 @@ class Choice:
     batch: int
     """Samples that a GPU computes at once."""
     sharded: bool = False
+    frozen: Held = "fp32"
+    bits: Literal[32, 8] = 32
+    """Of Adam's moments."""
 
     def of(self, run: Run) -> Run:
         """`run` in this way, with a part of its batch for a batch."""
+        fake = run.fake_optim and replace(run.fake_optim, bits=self.bits)
         return replace(
             run,
             lora=(run.lora or LoRA()) if self.lora else None,
             recompute=self.recompute,
             precision=self.precision,
+            frozen=self.frozen,
+            optim=replace(run.optim, bits=self.bits),
+            fake_optim=fake,
             batch=self.batch,
             accumulate=1,
         )
@@ -75,11 +85,31 @@ class Row:
     fits: bool
 
 
-def choices(batches: Sequence[int]) -> list[Choice]:
-    """Every way, from the least changed to the smallest; sharded ones come of the others."""
-    precisions: tuple[Precision, ...] = ("fp32", "bf16")
-    grid = product((False, True), (False, True), precisions, batches)
-    return [Choice(lora, again, precision, batch) for lora, again, precision, batch in grid]
+def choices(model: Model, batches: Sequence[int]) -> list[Choice]:
+    """Every way, from the least changed to the smallest; sharded ones come of the others.
+
+    In bf16 frozen weights are held so too where they can be, since nothing else changes. Adapters
+    have so few moments that they keep them in 32 bits.
+    """
+    kinds: list[tuple[Precision, Held]] = [("fp32", "fp32"), ("bf16", holds(model))]
+    both: tuple[Literal[32, 8], ...] = (32, 8)
+    grid = product((False, True), (False, True), kinds, both, batches)
+    return [
+        Choice(lora, again, precision, batch, frozen=frozen, bits=bits)
+        for lora, again, (precision, frozen), bits, batch in grid
+        if bits == 32 or not lora
+    ]
+
+
+def holds(model: Model) -> Held:
+    """bf16, if the weights of such a network can be held so while they are frozen."""
+    with torch.device("meta"):
+        net = model.build()
+    try:
+        products(net)
+    except ValueError:
+        return "fp32"
+    return "bf16"
 
 
 def rows(run: Run, chosen: Choice, gpus: GPUs, rate: float) -> Iterator[Row]:
@@ -91,7 +121,8 @@ def rows(run: Run, chosen: Choice, gpus: GPUs, rate: float) -> Iterator[Row]:
     cost = rehearse(chosen.of(run), gpu=True)
     rate /= 4 if chosen.precision == "fp32" else 1
     seconds = cost.operations * run.batch / chosen.batch / gpus.count / rate
-    for sharded in (False, True)[: 1 + (gpus.count > 1 and not chosen.lora)]:
+    parted = gpus.count > 1 and not chosen.lora and chosen.bits == 32
+    for sharded in (False, True)[: 1 + parted]:
         memory = in_parts(cost, gpus.count) if sharded else float(cost.peak)
         fits = SLACK * memory + RESERVE <= gpus.memory
         yield Row(replace(chosen, sharded=sharded), memory, seconds, fits)
@@ -104,11 +135,14 @@ def in_parts(cost: Cost, count: int) -> float:
 
 
 def best(found: Sequence[Row]) -> Row | None:
-    """Of those that fit: whole networks before adapters, then the fastest, then the smallest."""
-    fitting = [row for row in found if row.fits]
-    return min(
-        fitting, key=lambda r: (r.choice.lora, r.seconds, r.choice.batch, r.memory), default=None
-    )
+    """Of those that fit: whole networks before adapters, exact moments before those of 8 bits,
+    then the fastest, then the smallest."""
+
+    def order(row: Row) -> tuple[Any, ...]:
+        chosen = row.choice
+        return chosen.lora, chosen.bits == 8, row.seconds, chosen.batch, row.memory
+
+    return min((row for row in found if row.fits), key=order, default=None)
 
 
 def command(row: Row, run: Run, recipe: str, teacher: str, gpus: GPUs) -> str:
@@ -121,8 +155,13 @@ def command(row: Row, run: Run, recipe: str, teacher: str, gpus: GPUs) -> str:
         words = [*launch, *words, *(["--shard"] if chosen.sharded else [])]
     words += ["--batch", str(share * chosen.batch * gpus.count), "--accumulate", str(share)]
     words += ["--precision", chosen.precision]
+    words += ["--frozen", "bf16"] if chosen.frozen == "bf16" else []
     words += ["--recompute"] if chosen.recompute else ["--no-recompute"]
     words += ["--lora", repr(run.lora or LoRA())] if chosen.lora else []
+    if chosen.bits == 8:
+        words += ["--optim.bits", "8"]
+        fake = run.fake_optim and replace(run.fake_optim, bits=8)
+        words += ["--fake-optim", repr(fake)] if fake else []
     return shlex.join(words)
 
 

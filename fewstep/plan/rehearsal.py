@@ -50,7 +50,7 @@ def rehearse(run: Run, gpu: bool = False) -> Cost:
     lower = None if run.precision == "fp32" else torch.bfloat16
     ledger = Ledger()
     with ledger, AsOn(lower, wide=gpu):
-        work = prepared(replace(run, precision="fp32"), "meta")
+        work = prepared(run, "meta")
         state = rehearsed(work, gpu)
         kept, trained = ledger.live, [state.nets[name] for name in state.optimizers]
     gradient, block = max(map(size, trained)), max(map(_block, trained))

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 from fewstep.cli.plan import span
-from fewstep.plan.choices import Choice, GiB, GPUs, Row, best, command, in_parts, recipe_for
+from fewstep.optim import Optim
+from fewstep.plan.choices import (
+    Choice,
+    GiB,
+    GPUs,
+    Row,
+    best,
+    choices,
+    command,
+    in_parts,
+    recipe_for,
+)
 from fewstep.plan.rehearsal import Cost
 from fewstep.recipes.digits import digits
 from fewstep.recipes.find import every
@@ -51,14 +64,33 @@ def rows() -> list[Row]:
         Row(replace(whole, precision="bf16"), 20, 2.0, True),
         Row(replace(whole, precision="bf16", recompute=True), 10, 3.0, True),
         Row(replace(whole, lora=True, precision="bf16"), 5, 1.0, True),
+        Row(replace(whole, precision="bf16", bits=8), 12, 2.0, True),
     ]
 
 
-def test_the_best_is_whole_and_fast() -> None:
+def test_the_best_is_whole_and_exact_and_fast() -> None:
     found = rows()
     assert best(found) == found[1]
+    assert best([found[4], found[2]]) == found[2]
+    assert best([found[3], found[4]]) == found[4]
     assert best([found[0], found[3]]) == found[3]
     assert best([found[0]]) is None
+
+
+def test_what_there_is_to_choose() -> None:
+    """Weights of EDM2's networks, which are normalised in every call, cannot be held in bf16."""
+    found = choices(digits().model, [4])
+    assert len(found) == 2 * 2 * 2 + 2 * 2
+    assert {(c.precision, c.frozen) for c in found} == {("fp32", "fp32"), ("bf16", "bf16")}
+    assert {c.bits for c in found if c.lora} == {32}
+    edm2 = choices(every()["sid_edm2_s"]().model, [4])
+    assert {(c.precision, c.frozen) for c in edm2} == {("fp32", "fp32"), ("bf16", "fp32")}
+    run = replace(digits(), fake_optim=Optim(2e-4))
+    small = found[-5].of(run)
+    assert (found[-5].bits, small.frozen) == (8, "bf16")
+    assert small.fake_optim == Optim(2e-4, bits=8)
+    assert small.optim == replace(run.optim, bits=8)
+    assert found[0].of(run) == replace(run, batch=4)
 
 
 def test_the_command_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,6 +112,11 @@ def test_the_command_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     assert many.endswith(" ".join(["--shard", *flags]))
     done = resolve(run, flags, "test")
     assert (done.batch, done.accumulate, done.recompute) == (512, 32, True)
+    run = replace(run, fake_optim=Optim(1e-4, clip=1.0))
+    least = replace(rows()[4].choice, frozen="bf16")
+    words = shlex.split(command(Row(least, 1, 1.0, True), run, "digits", "t", GPUs(1, 1.0)))
+    done = resolve(run, words[words.index("--batch") :], "test")
+    assert done == replace(least.of(run), batch=512, accumulate=128)
 
 
 def test_the_recipe_of_a_teacher(folders: Folders) -> None:
@@ -99,7 +136,9 @@ def test_the_verb(finished: Path) -> None:
     lines = done.out.splitlines()
     assert lines[0] == "digits: SiD, batch 64, 1,800 steps, on 2 GPUs of 24 GiB"
     table = [line for line in lines if "  fits  " in line]
-    assert len(table) == 2 * 2 * 2  # precision, recomputation, whole and in parts
+    # precision and recomputation; whole, in parts, and whole with moments of 8 bits
+    assert len(table) == 2 * 2 * (2 + (find_spec("bitsandbytes") is not None))
+    assert ("pip install 'fewstep[lowmem]'" in done.out) == (len(table) == 8)
     assert "not possible: LoRA adapts the projections of attention" in done.out
     assert lines[-1].startswith(
         "torchrun --standalone --nproc-per-node=2 -m fewstep distill digits"
