@@ -105,8 +105,8 @@ def write_folder(folder: Path, files: Mapping[str, bytes], facts: Mapping[str, A
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def read_folder(folder: Path) -> dict[str, Any]:
-    """The manifest of a folder whose every file has its recorded digest, or `Damaged`.
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a folder, sound in itself, or `Damaged`; the other files are not looked at.
 
     A sound manifest of another format is refused by a plain ValueError: nothing is wrong with it.
     """
@@ -121,6 +121,15 @@ def read_folder(folder: Path) -> dict[str, Any]:
         raise ValueError(
             f"{folder} has format {facts.get('format')!r}; this version of fewstep reads 1"
         )
+    return facts
+
+
+def read_folder(folder: Path) -> dict[str, Any]:
+    """The manifest of a folder whose every file has its recorded digest, or `Damaged`.
+
+    ValueError as `read_manifest`.
+    """
+    facts = read_manifest(folder)
     for name, expected in facts["sha256"].items():
         path = folder / name
         if path.parent != folder or not path.is_file():

@@ -18,7 +18,15 @@ from torch import Tensor, nn
 
 from fewstep.checkpoint import load_weights
 from fewstep.core import Method, Sampler
-from fewstep.files import Damaged, pack, read_folder, read_json, unpack, write_folder
+from fewstep.files import (
+    Damaged,
+    pack,
+    read_folder,
+    read_json,
+    read_manifest,
+    unpack,
+    write_folder,
+)
 from fewstep.generator import Generator
 from fewstep.model import Model
 from fewstep.spec import decode, encode
@@ -63,7 +71,7 @@ def load_student(folder: Path | str, device: torch.device | str = "cpu") -> Gene
     Raises `Damaged` (a ValueError) where something is missing or altered.
     """
     folder = finished(folder)
-    _manifest(folder)
+    _of_model(folder, read_folder(folder))
     description = _description(folder)
     model: Model = decode(description["model"], Model)
     sampler: Sampler = decode(description["sampler"], Sampler)
@@ -82,13 +90,13 @@ def stored_model(folder: Path | str) -> Model:
 
 
 def stored_digest(folder: Path | str) -> str:
-    """SHA-256 of the weights that `load_student` would load, as its manifest says."""
-    return str(_manifest(finished(folder))["sha256"]["model.safetensors"])
+    """SHA-256 of the weights, as the manifest says; `load_student` refuses others."""
+    folder = finished(folder)
+    return str(_of_model(folder, read_manifest(folder))["sha256"]["model.safetensors"])
 
 
-def _manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a finished model whose files are as it says."""
-    facts = read_folder(folder)
+def _of_model(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
+    """`facts`, which are the manifest of a finished model."""
     if facts.get("kind") != KIND:
         raise Damaged(f"{folder} is a checkpoint or something else, not a finished model")
     return facts

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from fewstep import files
 from fewstep.checkpoint import find
 from fewstep.files import unpack, write_folder
 from fewstep.lora import LoRA, pairs
@@ -119,6 +120,18 @@ def altered(home: Path) -> None:
         "model.safetensors": (home / "model.safetensors").read_bytes(),
     }
     write_folder(folder, files, {"kind": facts["kind"]})
+
+
+def test_the_teacher_is_hashed_once(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When it is loaded, and not before for the digest that the run records."""
+    hashed: list[Path] = []
+    digest = files.digest
+    monkeypatch.setattr(files, "digest", lambda path: hashed.append(path) or digest(path))
+    assert fewstep(*RUN[:-2], "--steps", "1", "--out", "new").code == 0
+    weights = home / "run" / "teacher" / "student" / "model.safetensors"
+    assert [path.resolve() for path in hashed].count(weights.resolve()) == 1
+    facts = json.loads(Path("new/run.json").read_text())
+    assert facts["run"]["lora"]["teacher"] == digest(weights)
 
 
 def test_another_teacher_under_the_same_name_is_refused(home: Path) -> None:
