@@ -17,6 +17,7 @@ alpha / r is in B, and alpha = r in the file, so that readers of alpha and other
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -68,6 +69,8 @@ class Parts:
     folder: PipelineFolder
     scheduler: tuple[str, dict[str, Any]]
     factors: Factors
+    before: Mapping[str, Tensor]
+    """The weights of the pipeline's network, under diffusers' names."""
 
     @property
     def rank(self) -> int:
@@ -140,8 +143,12 @@ def parts(run: Path, rank: int | None = None) -> Parts:
     if not hasattr(Stock(folder).kind, "load_lora_weights"):
         raise ValueError(f"diffusers has no adapters for {folder.pipeline}; use --to diffusers")
     scheduler = scheduled(student, folder, run)
-    factors = trained(run, student, folder) if rank is None else extracted(student, folder, rank)
-    return Parts(student, folder, scheduler, factors)
+    if rank is None:
+        factors, before = trained(run, student, folder), weights(folder)
+    else:
+        before = weights(folder)
+        factors = extracted(student, before, rank)
+    return Parts(student, folder, scheduler, factors, before)
 
 
 def trained(run: Path, student: Generator, folder: PipelineFolder) -> Factors:
@@ -163,10 +170,10 @@ def trained(run: Path, student: Generator, folder: PipelineFolder) -> Factors:
     }
 
 
-def extracted(student: Generator, folder: PipelineFolder, rank: int) -> Factors:
-    """The nearest adapters of this rank to what a student's layers differ by."""
+def extracted(student: Generator, before: Mapping[str, Tensor], rank: int) -> Factors:
+    """The nearest adapters of this rank to what a student's layers differ by from `before`."""
     network: nn.Module = student.denoiser.net.net
-    before, changes = weights(folder), {}
+    changes = {}
     for layer, module in network.named_modules():
         grouped = getattr(module, "groups", 1) > 1
         if layer.startswith(BLOCKS) and isinstance(module, (nn.Linear, nn.Conv2d)) and not grouped:
@@ -202,7 +209,7 @@ def verified(found: Parts, file: Path) -> float:
     pipe.set_progress_bar_config(disable=True)
     pipe.load_lora_weights(str(file.parent), weight_name=file.name, local_files_only=True)
     pipe.scheduler = getattr(library("diffusers"), kind)(**config)
-    rebuilt = {f"net.net.{name}": t for name, t in weights(found.folder).items()}
+    rebuilt = {f"net.net.{name}": t for name, t in found.before.items()}
     adapters = {f"net.net.{layer}.up": up for layer, (_, up) in found.factors.items()}
     adapters |= {f"net.net.{la}.down.weight": down for la, (down, _) in found.factors.items()}
     assert student.model is not None

@@ -188,10 +188,16 @@ def test_what_lies_outside_the_blocks_stays_behind(folders: Folders, tmp_path: P
     assert all("_block" in layer for layer in parts(made, 1).factors)
 
 
-def test_a_smaller_adapter_of_adapters(folders: Folders, tmp_path: Path) -> None:
-    """Of rank 3 they are the same again; of rank 1 a part of them."""
+def test_a_smaller_adapter_of_adapters(
+    folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of rank 3 they are the same again; of rank 1 a part of them. The teacher is read once."""
     made = adapted(folders("sd"), tmp_path / "student", "sd")
+    read: list[object] = []
+    weights = module.weights
+    monkeypatch.setattr(module, "weights", lambda folder: read.append(folder) or weights(folder))
     assert to_lora(made, tmp_path / "same", 3) < 1e-5
+    assert len(read) == 1
     assert to_lora(made, tmp_path / "less", 1) > 1e-4
     assert (tmp_path / "less" / FILE).stat().st_size < (tmp_path / "same" / FILE).stat().st_size
 
