@@ -106,6 +106,9 @@ def test_the_published_layers(shape: tuple[int, ...], kernels: list[int]) -> Non
     norms = [layer for layer in head.layers if isinstance(layer, nn.GroupNorm)]
     assert {norm.num_groups for norm in norms} == {min(32, shape[0] // 4)}
     assert head(torch.zeros(3, *shape, device="meta")).shape == (3, 1)
+    wide, count = shape[0], sum(p.numel() for p in head.parameters())
+    assert count == sum((wide * k * k + 3) * wide for k in kernels[:-1]) + wide + 1
+    assert (count == 52_437_761) == (shape == (1280, 8, 8))
 
 
 @pytest.mark.parametrize(
