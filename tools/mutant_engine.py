@@ -1,4 +1,4 @@
-"""Faults in what a run does beside learning: rules, adapters, recomputation, offloading."""
+"""Faults in what a run does beside learning: rules, adapters, and what saves memory."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ RULES = ("property/test_rules.py",)
 LORA = ("closed_form/test_lora.py",)
 RECOMPUTE = ("property/test_recompute.py",)
 OFFLOAD = ("property/test_offload.py",)
+HELD = ("end_to_end/test_held.py",)
 
 ENGINE: tuple[Mutant, ...] = (
     *faults(
@@ -33,7 +34,9 @@ ENGINE: tuple[Mutant, ...] = (
         "nets/recompute.py",
         RECOMPUTE,
         ("return checkpoint(call, *args,", "return call(*args) or checkpoint(call, *args,"),
-        ("return nullcontext(), _repeating()", "return nullcontext(), nullcontext()"),
+        ('_now["again"] = _now["again"], True', '_now["again"] = _now["again"], False'),
+        ("            self.before = before\n", "            pass\n"),
+        ("if not all(map(torch.equal, before", "if all(map(torch.equal, before"),
     ),
     *faults(
         "offload.py",
@@ -41,5 +44,37 @@ ENGINE: tuple[Mutant, ...] = (
         ("            self.net.to(REST)\n", "            pass\n"),
         ("parameter.device if wanted else REST", "parameter.device"),
         ("        if not self.awake:\n", "        if self.awake:\n"),
+    ),
+    *faults(
+        "adam8.py",
+        ("closed_form/test_adam8.py",),
+        ('state["step"] += 1', 'state["step"] += 2'),
+        ("for signed in (True, False)]", "for signed in (True, True)]"),
+        ("p.numel() < SMALLEST", "p.numel() > SMALLEST"),
+    ),
+    *faults(
+        "adam8.py",
+        ("end_to_end/test_adam8.py",),
+        ("t.to(p.device) if t.ndim", "t.to(p) if t.ndim"),
+        ("    refuse_missing()\n", "    pass\n"),
+    ),
+    *faults(
+        "precision.py",
+        ("closed_form/test_held.py",),
+        ("layer.forward = partial(_held, layer)", "pass"),
+        ("layer.weight.data.to(torch.bfloat16)", "layer.weight.data.to(torch.float16)"),
+    ),
+    *faults("session.py", HELD, ('if run.frozen == "bf16":', 'if run.frozen == "fp32":')),
+    *faults(
+        "runner.py",
+        HELD,
+        ('self.run.frozen == "bf16" and self.run.lora is None', "self.run.lora is None"),
+        ('    if run.frozen == "bf16":\n        hold', "    if True:\n        hold"),
+    ),
+    *faults(
+        "plan/choices.py",
+        ("plan/test_choices.py",),
+        ("chosen.lora, chosen.bits == 8, row.seconds", "chosen.lora, row.seconds"),
+        ("if bits == 32 or not lora", "if True"),
     ),
 )

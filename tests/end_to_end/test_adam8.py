@@ -11,6 +11,7 @@ import torch
 from fewstep import adam8, runner
 from fewstep.checkpoint import find
 from fewstep.files import unpack
+from fewstep.optim import Optim
 from tests.end_to_end.command import DISTIL, TEACH, fewstep, tree
 
 EIGHT = ("--optim.bits", "8")
@@ -77,6 +78,8 @@ def test_a_missing_library_is_told_before_the_teacher_is_loaded(
         f"fewstep: {sentence}pip install 'fewstep[lowmem]'",
     )
     assert not (tmp_path / "run").exists()
+    with pytest.raises(ValueError, match=sentence):
+        Optim(bits=8).build([torch.nn.Parameter(torch.zeros(1))])
 
 
 def test_other_bits_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
