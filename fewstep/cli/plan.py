@@ -71,7 +71,8 @@ def run(args: list[str]) -> int:
     print(_table(found, wanted))
     for reason in refused:
         print(f"not possible: {reason}")
-    print(_end(best(found), wanted, name, own.teacher, gpus))
+    row = best(found)
+    print(_end(None if row is None else command(row, wanted, name, own.teacher, gpus, rest)))
     return 0
 
 
@@ -152,16 +153,16 @@ def span(seconds: float) -> str:
     return f"{_digits(1000 * seconds)} ms"
 
 
-def _end(row: Row | None, run: Run, name: str, teacher: str, gpus: GPUs) -> str:
+def _end(command: str | None) -> str:
     told = (
         f"\nIt fits where {RESERVE / GiB:g} GiB and 5 % are left for the driver and the allocator."
     )
-    if row is None:
+    if command is None:
         return (
             f"{told}\nNothing fits: compute fewer samples at once (--at-once 1), take more GPUs, "
             "or try --offload, which keeps the teacher in main memory and is not planned here."
         )
-    return f"{told}\n\n{command(row, run, name, teacher, gpus)}"
+    return f"{told}\n\n{command}"
 
 
 def _digits(value: float) -> str:

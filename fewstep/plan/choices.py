@@ -43,6 +43,13 @@ class GPUs:
         return cls(int(found[1]), float(found[2]) * GiB)
 
 
+PLANNED = {
+    *("--batch", "--accumulate", "--precision", "--frozen", "--recompute", "--no-recompute"),
+    *("--lora", "--optim.bits", "--fake-optim"),
+}
+"""Flags that a row's command has."""
+
+
 @dataclass(frozen=True)
 class Choice:
     """One way of running it."""
@@ -145,14 +152,17 @@ def best(found: Sequence[Row]) -> Row | None:
     return min((row for row in found if row.fits), key=order, default=None)
 
 
-def command(row: Row, run: Run, recipe: str, teacher: str, gpus: GPUs) -> str:
-    """The command line of a row."""
+def command(
+    row: Row, run: Run, recipe: str, teacher: str, gpus: GPUs, own: Sequence[str] = ()
+) -> str:
+    """The command line of a row; `own`: the person's own flags for the recipe."""
     chosen = row.choice
     share = max(1, run.batch // (chosen.batch * gpus.count))
     words = ["fewstep", "distill", recipe, "--teacher", teacher, "--device", "cuda"]
     if gpus.count > 1:
         launch = ["torchrun", "--standalone", f"--nproc-per-node={gpus.count}", "-m"]
         words = [*launch, *words, *(["--shard"] if chosen.sharded else [])]
+    words += unplanned(own)
     words += ["--batch", str(share * chosen.batch * gpus.count), "--accumulate", str(share)]
     words += ["--precision", chosen.precision]
     words += ["--frozen", "bf16"] if chosen.frozen == "bf16" else []
@@ -163,6 +173,16 @@ def command(row: Row, run: Run, recipe: str, teacher: str, gpus: GPUs) -> str:
         fake = run.fake_optim and replace(run.fake_optim, bits=8)
         words += ["--fake-optim", repr(fake)] if fake else []
     return shlex.join(words)
+
+
+def unplanned(flags: Sequence[str]) -> Iterator[str]:
+    """Those of the flags, with their values, that a row does not say itself."""
+    kept = True
+    for word in flags:
+        if word.startswith("--"):
+            kept = word.partition("=")[0] not in PLANNED
+        if kept:
+            yield word
 
 
 def recipe_for(model: Model) -> str:

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from fewstep.cli.plan import span
+from fewstep.lora import LoRA
+from fewstep.methods.sid import SiD
 from fewstep.optim import Optim
 from fewstep.plan.choices import (
     Choice,
@@ -117,6 +119,13 @@ def test_the_command_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     words = shlex.split(command(Row(least, 1, 1.0, True), run, "digits", "t", GPUs(1, 1.0)))
     done = resolve(run, words[words.index("--batch") :], "test")
     assert done == replace(least.of(run), batch=512, accumulate=128)
+    own = ["--batch", "512", "--method.alpha", "-0.5", "--precision=fp16", "--no-recompute"]
+    own += ["--optim.lr=3e-4", "--lora", "LoRA(4)", "--steps", "7"]
+    words = shlex.split(command(rows()[3], run, "digits", "t", GPUs(1, 1.0), own))
+    done = resolve(run, words[words.index("cuda") + 1 :], "test")
+    assert isinstance(done.method, SiD)
+    assert (done.method.alpha, done.optim.lr, done.steps) == (-0.5, 3e-4, 7)
+    assert (done.precision, done.lora, words.count("--batch")) == ("bf16", LoRA(), 1)
 
 
 def test_the_recipe_of_a_teacher(folders: Folders) -> None:
