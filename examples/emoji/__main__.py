@@ -1,6 +1,6 @@
 """Everything, step by step: python -m examples.emoji emoji_noto_32.npz --out runs/emoji
 
-What is finished is not done again, and the same command continues. Takes about half an hour of one
+What is finished is not done again, and the same command continues. Takes about an hour of one
 core; --small takes every step in seconds, and learns nothing.
 """
 

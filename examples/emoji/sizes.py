@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Sizes:
-    """The defaults are what docs/emoji.md reports, about half an hour of one core."""
+    """The defaults are what docs/emoji.md reports, about an hour of one core."""
 
     groups: tuple[str, ...] = ("Animals & Nature", "Food & Drink")
     """Unicode's groups of emoji that are learnt."""
@@ -25,9 +25,9 @@ class Sizes:
     """Of each picture, flipped and shifted, that the teacher learns from."""
     contrast_steps: int = 500
     vae_steps: int = 2000
-    teacher_steps: int = 3500
-    one_steps: int = 250
-    four_steps: int = 350
+    teacher_steps: int = 14_000
+    one_steps: int = 400
+    four_steps: int = 1000
     study_steps: int = 80
     batch: int = 32
     repeats: int = 3

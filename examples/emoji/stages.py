@@ -45,8 +45,8 @@ class Student:
 
 
 STUDENTS = {
-    "one": Student("one step", "FewStep(625)", "LSG(1.2)", "uniform", 3e-4),
-    "four": Student("four steps", "FewStep(999, 4, unit=True)", "LSG(1.2)", "final", 2e-4),
+    "one": Student("one step", "FewStep(625)", "Unguided()", "uniform", 3e-4),
+    "four": Student("four steps", "FewStep(999, 4, unit=True)", "Unguided()", "final", 2e-4),
 }
 """Name -> settings, found by a few short trials."""
 
