@@ -114,15 +114,21 @@ class RunFolder:
     def continues(self, facts: Mapping[str, Any]) -> bool:
         """Whether the folder holds the beginning of the run `facts`; nothing is written.
 
-        A folder that holds another run, or something else, is refused: nothing is overwritten.
+        A folder that holds another run, or something else, is refused: nothing is overwritten, but
+        for a run that has taken no step, such as one that was refused at its first look.
         """
         self.refuse_foreign()
         if not (self.path / "run.json").exists():
             return False
+        begun = (
+            self.finished or (self.path / "log.jsonl").exists() or any(self.checkpoints.glob("*"))
+        )
         earlier = self.facts()
         earlier["run"] = _filled(earlier["run"])
         for key in ("run", "files", *MODELS):
             if (earlier.get(key) or "") != (facts.get(key) or ""):
+                if not begun:
+                    return False
                 where = first_difference(earlier.get(key), facts.get(key), key)
                 raise ValueError(
                     f"{self.path} is in use by a run with other settings ({where}); "
@@ -213,4 +219,5 @@ def first_difference(old: Any, new: Any, where: str) -> str:
             if old.get(key) != new[key]:
                 return first_difference(old.get(key), new[key], f"{where}.{key}")
     short = [v.get("type", v) if isinstance(v, dict) else v for v in (old, new)]
-    return f"{where} was {short[0]}, now {short[1]}"
+    told = [v if v or v == 0 else "nothing" for v in short]
+    return f"{where} was {told[0]}, now {told[1]}"

@@ -183,7 +183,10 @@ def prepare(run: Run, recipe: str, teacher: str, device: str = "cpu", init: str 
     if model is not None:
         model.denoiser.to(where)
         if isinstance(run.method.sampler, FewStep):
-            run.method.sampler.ladder(model.denoiser.path)  # refuses what does not fit
+            try:
+                run.method.sampler.ladder(model.denoiser.path)
+            except ValueError as error:
+                raise ValueError(f"{recipe} does not suit this teacher: {error}") from None
     source = run.domain.source_for(model, run.model, data_free=not run.method.needs_data)
     if run.lora is not None:
         net = adapted(run, model, init)

@@ -101,7 +101,7 @@ def own_files(value: Any) -> dict[str, str]:
 def decode(data: Any, expected: type = object) -> Any:
     """The dataclass described by `encode`'s output, checked field by field."""
     if not isinstance(data, Mapping) or not isinstance(data.get("type"), str):
-        raise ValueError(f"expected a configuration with a 'type', got {data!r}")
+        raise ValueError(f"expected an expression such as Name(field=value), got {data!r}")
     name = data["type"]
     if name not in known():
         fitting = [key for key, cls in known().items() if issubclass(cls, expected)]

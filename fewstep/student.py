@@ -107,6 +107,8 @@ def finished(folder: Path | str) -> Path:
     folder = Path(folder)
     if (folder / "student" / "manifest.json").is_file():
         folder = folder / "student"
+    if not folder.exists():
+        raise Damaged(f"there is no file or folder {folder}")
     if not (folder / "manifest.json").is_file():
         raise Damaged(f"{folder} holds no finished model (no manifest.json in it)")
     return folder

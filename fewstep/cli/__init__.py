@@ -71,6 +71,10 @@ def main(argv: list[str] | None = None) -> None:
 
     try:
         code = getattr(implementation, argv[0])(argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read has heard enough; nothing is left to be written
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
     except (ValueError, OSError) as error:
         if os.environ.get("FEWSTEP_DEBUG"):
             raise

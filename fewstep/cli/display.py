@@ -68,9 +68,10 @@ class Bar:
         now = time.perf_counter()
         if now - self.printed >= EVERY or done == self.total:
             self.printed = now
-            here = max(1, done - self.start)
-            left = (now - self.began) / here * (self.total - done)
-            say(f"{self.title}: {done}/{self.total}, {left:.0f} s left  {note}".rstrip())
+            left = ""
+            if here := done - self.start:
+                left = f", {(now - self.began) / here * (self.total - done):.0f} s left"
+            say(f"{self.title}: {done}/{self.total}{left}  {note}".rstrip())
 
     def beside(self, what: str, done: int, total: int) -> None:
         """`done` of the `total` of something that comes first are finished, and not yet all."""

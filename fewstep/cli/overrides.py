@@ -22,6 +22,9 @@ import tyro
 from fewstep import spec
 from fewstep.recipes.run import Run
 
+HINTS = {"--prompts": "; prompts are named by --domain \"Prompts('FILE')\""}
+"""What is meant by flags of other verbs."""
+
 
 def resolve(run: Run, args: Sequence[str], prog: str, others: Sequence[str] = ()) -> Run:
     """`run` with the flags `args` applied; a ValueError of one sentence where one is wrong.
@@ -94,6 +97,7 @@ def _sentence(box: str, others: Sequence[str]) -> str:
         close = difflib.get_close_matches(name, [*others, *fields], 1, cutoff=0.8)
         close += re.findall(r"--[\w.-]+", text.partition("Perhaps you meant")[2])
         hint = f"; did you mean {close[0]}?" if close else "; --help lists the fields"
+        hint = HINTS.get(name, hint)
         return f"there is no {'flag' if name.startswith('-') else 'argument'} {name}{hint}"
     if wrong := re.search(r"Error parsing (--[\w.-]+): (.+?)(?: Argument helptext|$)", text):
         return f"{wrong[1]}: {wrong[2].strip()}"

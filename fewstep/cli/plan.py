@@ -112,7 +112,7 @@ def _table(found: list[Row], run: Run) -> str:
         "at once",
         "a GPU",
         "",
-        "a step",
+        "a step at least",
         "all steps",
     )
     lines = [head]

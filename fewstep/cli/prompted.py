@@ -19,7 +19,7 @@ from fewstep.eval.clip import Aligned
 from fewstep.eval.features import Features, titled
 from fewstep.eval.networks import load_aligned, load_features
 from fewstep.eval.prompted import Joined, Resized, diversity, scores
-from fewstep.eval.protocol import Protocol, summary, table
+from fewstep.eval.protocol import PARTS, Protocol, summary, table
 from fewstep.eval.reference import Reference, read_reference
 from fewstep.files import digest, write_json
 from fewstep.generator import Generator
@@ -71,6 +71,10 @@ def evaluate_prompts(path: Path, asked: Asked) -> str:
     if asked.samples > len(prompts):
         raise ValueError(f"{asked.prompts} has {len(prompts)} prompts, fewer than --samples")
     prompts = prompts[: asked.samples or len(prompts)]
+    if len(prompts) < 2 * PARTS:
+        raise ValueError(
+            f"too few prompts to be measured on: {len(prompts)}, at least {2 * PARTS} are needed"
+        )
     (model, home), scale = identity(path), at(asked.guidance)
     clip = load_aligned(asked.clip, where)
     features = load_features(asked.features, where) if asked.features else None

@@ -99,6 +99,8 @@ def middle(x: Tensor, side: int) -> Tensor:
 
 def weights_of(folder: Path) -> Path:
     """The weights of the CLIP in `folder`; ValueError where it holds something else."""
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} is no folder of a CLIP of transformers: no config.json in it")
     facts = read_json(folder / "config.json")
     if not isinstance(facts, dict) or facts.get("model_type") != "clip":
         raise ValueError(f"{folder / 'config.json'} does not describe a CLIP")

@@ -39,7 +39,10 @@ class GPUs:
         """ "2x24GB": two of 24 GiB, as cards are sold."""
         found = re.fullmatch(r"(\d+)x(\d+(?:\.\d+)?)(?:GB|GiB|G)", text.strip(), re.IGNORECASE)
         if not found or int(found[1]) < 1 or not float(found[2]):
-            raise ValueError(f"--gpus is written like 1x24GB or 8x80GB, got {text!r}")
+            raise ValueError(
+                f"--gpus is written like 1x24GB or 8x80GB, got {text!r}; what a run takes on a "
+                "CPU is told by 'fewstep distill ... --dry-run'"
+            )
         return cls(int(found[1]), float(found[2]) * GiB)
 
 
@@ -163,6 +166,8 @@ def command(
         launch = ["torchrun", "--standalone", f"--nproc-per-node={gpus.count}", "-m"]
         words = [*launch, *words, *(["--shard"] if chosen.sharded else [])]
     words += unplanned(own)
+    if run.domain.example and not any(word.startswith("--domain") for word in own):
+        words += ["--domain", run.domain.example]
     words += ["--batch", str(share * chosen.batch * gpus.count), "--accumulate", str(share)]
     words += ["--precision", chosen.precision]
     words += ["--frozen", "bf16"] if chosen.frozen == "bf16" else []

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 
@@ -30,6 +31,7 @@ from fewstep.run_folder import locked
 class Captions(Prompted):
     """Pictures with captions from a folder with a metadata.jsonl."""
 
+    example: ClassVar[str] = "Captions('FOLDER')"
     folder: str = ""
     """See fewstep.data.captions."""
     cache: str = ""

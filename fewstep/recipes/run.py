@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import ClassVar
 
 from fewstep.core import Method, Source
 from fewstep.ema import EMA
@@ -21,6 +22,9 @@ from fewstep.rules import Best, Spikes
 
 class Domain(ABC):
     """What the pictures are: data to train on, and how samples are measured."""
+
+    example: ClassVar[str] = ""
+    """How it is written on a command line, where it has to name a file."""
 
     @abstractmethod
     def source(self, model: Model, data_free: bool) -> Source:

@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -75,6 +76,7 @@ class Prompted(Domain):
 class Prompts(Prompted):
     """Prompts from a file, and no pictures."""
 
+    example: ClassVar[str] = "Prompts('prompts.txt')"
     file: str = "prompts.txt"
     """.txt, .jsonl, .csv or .parquet (see fewstep.data.prompts)."""
     cache: str = ""
@@ -88,7 +90,8 @@ class Prompts(Prompted):
         """With the digest of the file as it is now."""
         if not Path(self.file).is_file():
             raise ValueError(
-                f"there is no file {self.file} of prompts; name one with --domain.file"
+                f"there is no file {self.file} of prompts; name one with --domain "
+                "\"Prompts('FILE')\""
             )
         super().settled()
         return replace(self, sha256=unchanged(self.file, self.sha256, digest(Path(self.file))))

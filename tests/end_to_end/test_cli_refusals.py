@@ -77,7 +77,7 @@ CASES = {
     # teachers
     D: "digits needs a teacher: train one first (see 'fewstep recipes'), then pass its run "
     "folder with --teacher",
-    f"{D} --teacher nowhere": "nowhere holds no finished model (no manifest.json in it)",
+    f"{D} --teacher nowhere": "there is no file or folder nowhere",
     f"{D} --teacher hurt": f"hurt/student/model.safetensors {DIGEST}",
     f"{D} --teacher teacher/checkpoints/step-00000030": "teacher/checkpoints/step-00000030 is a "
     "checkpoint or something else, not a finished model",
@@ -98,7 +98,7 @@ CASES = {
     "with --out",
     "demo --seed one": "--seed: invalid int value: 'one'",
     # sampling
-    "sample nowhere": "nowhere holds no finished model (no manifest.json in it)",
+    "sample nowhere": "there is no file or folder nowhere",
     "sample thesis": "thesis holds no finished model (no manifest.json in it)",
     "sample hurt": f"hurt/student/model.safetensors {DIGEST}",
     "sample sid --seeds 5-2": "--seeds are written like 0-63 or 3,7,9, got '5-2'",

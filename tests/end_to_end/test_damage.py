@@ -236,10 +236,14 @@ def test_other_folders_are_no_models(tmp_path: Path) -> None:
     with pytest.raises(Damaged) as caught:
         load_student(path)
     assert str(caught.value) == f"{path} is a checkpoint or something else, not a finished model"
-    for empty in (tmp_path, tmp_path / "nowhere", path / "manifest.json"):
+    nowhere = tmp_path / "nowhere"
+    for empty in (tmp_path, nowhere, path / "manifest.json"):
         with pytest.raises(Damaged) as caught:
             load_student(empty)
-        assert str(caught.value) == f"{empty} holds no finished model (no manifest.json in it)"
+        said = f"{empty} holds no finished model (no manifest.json in it)"
+        assert str(caught.value) == (
+            f"there is no file or folder {nowhere}" if empty == nowhere else said
+        )
 
 
 def test_few_step_students_are_stored_with_their_sampler(tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def test_a_snapshot_is_used_as_it_is(home: Path) -> None:
 def test_wrong_teachers(home: Path) -> None:
     cases = {
         "hostile.pkl": "hostile.pkl: the name 'os.system' is not allowed",
-        "none.pkl": "none.pkl holds no finished model (no manifest.json in it)",
+        "none.pkl": "there is no file or folder none.pkl",
         "net.pkl --model.classes 0": "the student has the teacher's network, but --model says "
         "otherwise: ",
     }

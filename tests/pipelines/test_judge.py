@@ -83,7 +83,7 @@ def test_a_picture_that_is_no_number_has_no_alignment(place: Path) -> None:
 
 def test_wrong_judges_are_refused_before_anything_is_loaded(place: Path) -> None:
     for more, words in {
-        "clip='pipe'": "pipe/config.json is missing",
+        "clip='pipe'": "pipe is no folder of a CLIP of transformers: no config.json in it",
         "clip='pipe/unet'": "pipe/unet/config.json does not describe a CLIP",
         "clip='clip', judged=0": "Prompts.judged must be at least 1, got 0",
         "clip='mine.py:Eyes'": "there is no file mine.py with Eyes in it",
@@ -95,4 +95,5 @@ def test_wrong_judges_are_refused_before_anything_is_loaded(place: Path) -> None
     flags = ("--best.metric", "quick.clip")
     done = fewstep(*RUN, *domain("judged=25"), *flags, "--out", "run")
     assert done.code == 2
+    assert fewstep(*RUN, *domain("clip='clip'"), *flags, "--out", "run").code == 0  # no step yet
     assert "Run.best.metric is 'quick.clip', but what this run looks at is diversity" in done.err

@@ -168,7 +168,7 @@ def test_wrong_input(finished: Path, folders: Folders, tmp_path: Path) -> None:
         ("plan", teacher, "--gpus", "1x8GB", "--recipe", "digits_teacher"): "trains a teacher",
         ("plan", teacher, "--gpus", "1x8GB", "--at-once", "0"): "are positive",
         ("plan", teacher, "--gpus", "1x8GB", "--metod", "SIM()"): "there is no flag --metod",
-        ("plan", str(tmp_path / "none"), "--gpus", "1x8GB"): "holds no finished model",
+        ("plan", str(tmp_path / "none"), "--gpus", "1x8GB"): "there is no file or folder",
     }
     for args, message in wrong.items():
         done = fewstep(*args)
