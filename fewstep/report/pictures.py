@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -29,8 +30,8 @@ from fewstep.student import load_student
 from fewstep.teachers.convert import open_model
 
 COLUMNS, ROWS, POINTS = 10, 10, 2000
-LOOK_COLUMNS, LOOK_ROWS = 10, 8
-"""How `fewstep.runner` lays out the pictures it takes while training."""
+LOOK_COLUMNS, LOOK_ROWS = 10, (2, 8)
+"""How `fewstep.watch` lays out the pictures it takes: 20 of models with prompts, 80 of others."""
 MOMENTS = 6
 PROMPTS, SEEDS = 4, 4
 """Rows and columns of the pictures of a model that takes prompts."""
@@ -233,9 +234,13 @@ def _strip(image: Image.Image) -> Image.Image:
     """The first two rows of a look side by side; another kind of picture as it is."""
     gap = 4
     wide, high = image.width - gap, image.height - gap
-    if wide % LOOK_COLUMNS or high % LOOK_ROWS:
+    if min(wide, high) < LOOK_COLUMNS or wide % LOOK_COLUMNS:
         return image
-    step = high // LOOK_ROWS
+    side = wide // LOOK_COLUMNS
+    rows = min(LOOK_ROWS, key=lambda rows: abs(math.log(high / rows / side)))  # nearest to squares
+    if high % rows:
+        return image
+    step = high // rows
     row: dict[str, Any] = {"mode": image.mode, "size": (2 * wide + gap, step + gap)}
     strip = Image.new(**row)
     strip.paste(image.crop((0, 0, wide, step + gap)), (0, 0))

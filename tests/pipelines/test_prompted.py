@@ -5,7 +5,9 @@ A tiny random CLIP stands for the real one; what it must say is what transformer
 
 from __future__ import annotations
 
+import base64
 import html
+import io
 import json
 import shutil
 from collections.abc import Sequence
@@ -193,6 +195,31 @@ def test_the_report_shows_prompts_and_not_the_null_prompt(place: Path) -> None:
     gone = sample(read(Path("run")))
     assert not gone.x
     assert "Pictures are not shown: there is no file prompts.txt." in gone.notes
+
+
+def test_the_report_shows_whole_pictures_over_time(place: Path) -> None:
+    """Both rows of a look, side by side: decoded pictures, of another side than the latents."""
+    from fewstep.report.findings import read
+    from fewstep.report.pictures import film
+
+    shape, side = load_student("run").shape, made(Path("run"), range(1)).shape[1]
+    assert side != shape[1]
+    tile = side * round(48 / side) + 4  # and its border
+    shown = film(read(Path("run")))
+    assert [p.title for p in shown] == ["step 0", "step 1"]
+    for p, name in zip(shown, ("step-00000000.png", "step-00000001.png"), strict=True):
+        look = np.asarray(Image.open(Path("run/grids") / name))
+        assert look.shape == (2 * tile + 4, 10 * tile + 4, 3)
+        uri = base64.b64decode(p.uri.removeprefix("data:image/png;base64,"))
+        strip = np.asarray(Image.open(io.BytesIO(uri)))
+        assert strip.shape == (tile + 4, 20 * tile + 4, 3)
+        for i in range(20):
+            row, column = divmod(i, 10)
+            there = look[
+                4 + row * tile : (row + 1) * tile, 4 + column * tile : (column + 1) * tile
+            ]
+            assert there.std() > 1  # a picture, no border
+            assert np.array_equal(strip[4:tile, 4 + i * tile : (i + 1) * tile], there)
 
 
 def test_the_teacher_is_measured_alike(ready: Path, place: Path) -> None:
