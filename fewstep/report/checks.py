@@ -8,11 +8,16 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import torch
+
+from fewstep.path import NoisePath
 from fewstep.report.findings import Findings, number
 from fewstep.report.words import count, short
+from fewstep.spec import decode
 
 RATIO = 1.25
 """Frechet distance of a student, in units of the teacher's."""
@@ -26,6 +31,10 @@ COPIES_REAL, COPIES_TEACHER, UNLIKE = 0.8, 0.9, 1.25
 DIVERSITY = 0.5
 FAKE_ERROR = 1.5
 RISING = 1.5
+LEARNING = 3.0
+"""(2 - p) / p at p = 1/2, see `informed`."""
+LOOKS = 3
+"""Looks that must count before the Fisher divergence is judged."""
 
 
 @dataclass(frozen=True)
@@ -185,15 +194,45 @@ def _fake_error(f: Findings) -> Check | None:
     )
 
 
-def rise(f: Findings) -> float:
-    """Median over levels of the last Fisher estimate over the lowest of the looks before.
+def informed(f: Findings) -> list[dict[str, Any]]:
+    """The looks at which the fake score has come at least half the way from teacher to student.
 
-    Looks at which the fake score is still the teacher (estimate 0) do not count.
+    Before, the Fisher estimate says how far the fake score has learnt, not how far the student is.
+    A fake score psi that has gone the share p of the way from its teacher phi to the best answer
+    on the student's samples, E[x | xt], has by Pythagoras
+
+        (E |phi - x|^2 - E |psi - x|^2) / E |phi - psi|^2 = (2 - p) / p,
+
+    which is 1 at p = 1 and `LEARNING` at p = 1/2. A look counts by the median of its levels;
+    none does where the noise path of the run is not known here.
     """
+    try:
+        path = decode(f.model.get("path"), NoisePath)
+    except ValueError:
+        return []
+    found = []
+    for look in f.gauges:
+        shares = []
+        for level in f.levels(look):
+            t, fisher = (
+                torch.tensor(number(level, "t"), dtype=torch.float64),
+                number(level, "fisher"),
+            )
+            gap = fisher * float(path.sigma(t) ** 4 / path.alpha(t) ** 2)
+            gain = number(level, "teacher_error") - number(level, "fake_error")
+            if gap > 0 and not math.isnan(gain):
+                shares.append(gain / gap)
+        if shares and statistics.median(shares) <= LEARNING:
+            found.append(look)
+    return found
+
+
+def rise(f: Findings, looks: Sequence[Mapping[str, Any]]) -> float:
+    """Median over levels of the last Fisher estimate over the lowest of the looks before."""
     ratios = []
-    looks = [f.levels(look) for look in f.gauges]
-    for place in range(len(looks[-1]) if looks else 0):
-        series = [number(look[place], "fisher") for look in looks if place < len(look)]
+    levels = [f.levels(look) for look in looks]
+    for place in range(len(levels[-1]) if levels else 0):
+        series = [number(level[place], "fisher") for level in levels if place < len(level)]
         series = [value for value in series if value > 0]
         if len(series) >= 2:
             ratios.append(series[-1] / min(series[:-1]))
@@ -201,16 +240,23 @@ def rise(f: Findings) -> float:
 
 
 def _fisher(f: Findings) -> Check | None:
-    ratio = rise(f)
-    if math.isnan(ratio):
+    if not any(number(level, "fisher") > 0 for level in f.levels(f.last)):
         return None
+    looks = informed(f)
+    ratio = rise(f, looks) if len(looks) >= LOOKS else math.nan
+    if math.isnan(ratio):
+        value = f"too few looks to say: {len(looks)} of {len(f.gauges)} count, {LOOKS} are needed"
+    else:
+        value = f"{short(ratio)} times its lowest before"
     return Check(
         "Fisher divergence falls",
-        f"{short(ratio)} times its lowest before",
+        value,
         f"at most {RISING} times",
         "The estimated divergence to the teacher, at the median noise level, at the last look "
-        f"against the best look before it. {RISING} is above the noise of the estimate.",
-        ratio <= RISING,
+        f"against the best look before it. {RISING} is above the noise of the estimate. Looks "
+        "count from where the fake score, which begins as the teacher, has come half the way to "
+        "the student.",
+        None if math.isnan(ratio) else ratio <= RISING,
         f"The Fisher divergence to the teacher has risen to {short(ratio)} times its lowest: "
         "the student moves away from its teacher, or does not follow while the fake score finds "
         "out how far away it is.",

@@ -55,6 +55,12 @@ class Findings:
         return run
 
     @property
+    def model(self) -> Mapping[str, Any]:
+        """The encoded `Model` of the run; empty where that is damaged."""
+        model = self.run.get("model")
+        return model if isinstance(model, Mapping) else {}
+
+    @property
     def method(self) -> str:
         """The name of the method."""
         method = self.run.get("method")

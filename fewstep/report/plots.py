@@ -139,7 +139,7 @@ def _fisher_fall(f: Findings, looks: list[dict[str, Any]]) -> Chart | None:
         Axis("relative to its first estimate", log=True),
         anchors=[Anchor(1.0, "", "muted", ":")],
         caption="One line a noise level, relative to the first look at which the fake score "
-        "differs from the teacher. All should fall.",
+        "differs from the teacher. They rise while it finds the student; then all should fall.",
     )
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from fewstep.report.checks import Check, checks
+from fewstep.report.checks import LEARNING, Check, checks, informed
 from fewstep.report.findings import read
 from fewstep.report.headline import headline
 from fewstep.report.plots import moments, smooth
@@ -37,6 +40,63 @@ def test_a_warning_fires_alone(run: Path, name: str) -> None:
     assert words in warning
     f = read(run)
     assert headline(f, asked(run)).mark == "mixed"
+
+
+def learnt(path: Path, shares: Sequence[float], fisher: Sequence[float]) -> None:
+    """Looks at which the fake score has gone those shares of its way to the student."""
+    lines = []
+    for i, (p, value) in enumerate(zip(shares, fisher, strict=True)):
+        levels = []
+        for t in (0.1, 1.0, 10.0):  # on the path of digits: alpha = 1, sigma = t
+            gap = value * t**4
+            gain = gap * (2 - p) / p if p else 0.0
+            entry = {"t": t, "fisher": value, "teacher_error": 1e6, "fake_error": 1e6 - gain}
+            levels.append(entry)
+        lines.append(json.dumps({"step": 5 * i, "images": 80 * i, "levels": levels}))
+    (path / "gauges.jsonl").write_text("\n".join(lines))
+
+
+@pytest.mark.parametrize(
+    ("shares", "fisher", "count", "ratio"),
+    [
+        ((0.0, 0.02, 0.05, 0.1, 0.2, 0.3), (0.0, 1e-3, 2e-3, 8e-3, 2e-2, 0.03), 0, None),
+        ((0.0, 0.1, 0.4, 0.52, 0.9), (0.0, 0.01, 0.2, 0.3, 0.8), 2, None),
+        ((0.0, 0.1, 0.4, 0.52, 0.9, 1.0), (0.0, 0.01, 0.2, 0.5, 0.4, 0.5), 3, 1.25),
+        ((0.0, 0.1, 0.9, 1.0, 1.0), (0.0, 0.01, 0.5, 0.4, 0.8), 3, 2.0),
+        ((0.9, 0.9, 1.0), (0.5, 0.4, 0.2), 3, 0.5),
+    ],
+)
+def test_the_fisher_check_waits_for_the_fake_score(
+    run: Path,
+    shares: Sequence[float],
+    fisher: Sequence[float],
+    count: int,
+    ratio: float | None,
+) -> None:
+    """An estimate that rises from nothing while the fake score learns is no lowest."""
+    learnt(run, shares, fisher)
+    assert len(informed(read(run))) == count
+    (check,) = (c for c in checks(read(run), {}) if c.name == "Fisher divergence falls")
+    if ratio is None:
+        assert check.passed is None
+        assert check.value.startswith(f"too few looks to say: {count} of {len(shares)} count")
+    else:
+        assert check.value == f"{short(ratio)} times its lowest before"
+        assert check.passed is (ratio <= 1.5)
+
+
+def test_half_the_way_in_closed_form() -> None:
+    """Gain over gap of a fake score between the teacher and the best answer, by sampling."""
+    rng = np.random.default_rng(0)
+    noisy = rng.normal(size=400_000)
+    x = 0.7 * noisy + 0.5 * rng.normal(size=noisy.size)  # E[x | xt] = 0.7 xt
+    teacher = 1.3 * noisy
+    for p in (0.2, 0.5, 0.8, 1.0):
+        fake = teacher + p * (0.7 * noisy - teacher)
+        gain = ((teacher - x) ** 2 - (fake - x) ** 2).mean()
+        gap = ((teacher - fake) ** 2).mean()
+        assert gain / gap == pytest.approx((2 - p) / p, abs=0.05)  # four standard errors
+    assert LEARNING == (2 - 0.5) / 0.5
 
 
 @pytest.mark.parametrize(
