@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.files import Damaged, digest, read_json
+from fewstep.pipelines.net import Diffusers
 from fewstep.run_folder import RunFolder
 from fewstep.spec import known
 
@@ -59,6 +60,12 @@ class Findings:
         """The encoded `Model` of the run; empty where that is damaged."""
         model = self.run.get("model")
         return model if isinstance(model, Mapping) else {}
+
+    @property
+    def prompted(self) -> bool:
+        """Whether what the run makes takes prompts and makes latents."""
+        net = self.model.get("net")
+        return isinstance(net, Mapping) and net.get("type") == Diffusers.__name__
 
     @property
     def method(self) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import shlex
+from collections.abc import Mapping, Sequence
 
 from fewstep.report.checks import RATIO, Check, Headline
 from fewstep.report.findings import Findings, number
@@ -26,7 +27,7 @@ def headline(f: Findings, checks: Sequence[Check], few: int = 0) -> Headline:
         if found := _protocol(f):
             return Headline("mixed" if warned else "measured", "Finished and measured.", found)
         title = "Finished, but not measured yet."
-        text = f"Measure it with: fewstep evaluate {f.path}. {_quick(f)}"
+        text = f"{_quick(f)} Measure it with: {measuring(f)}"
         return Headline("mixed" if warned else "open", title, text.strip())
     if f.role == "student" and not math.isnan(f.score("teacher", f.distance)):
         return _student(f, warned, few)
@@ -35,6 +36,20 @@ def headline(f: Findings, checks: Sequence[Check], few: int = 0) -> Headline:
     if warned:
         return Headline("mixed", f"The {f.role} is trained, with {_warnings(warned)}.", text)
     return Headline("good", f"The {f.role} is trained, and passes every check.", text)
+
+
+def measuring(f: Findings) -> str:
+    """The command that measures the run: on its own prompts, and by its CLIP, where it has them.
+
+    What run.json does not name is a word in capitals.
+    """
+    words = ["fewstep", "evaluate", str(f.path)]
+    if f.prompted:
+        domain = f.run.get("domain")
+        named = domain if isinstance(domain, Mapping) else {}
+        words += ["--prompts", str(named.get("file") or "FILE")]
+        words += ["--clip", str(named.get("clip") or "CLIP")]
+    return shlex.join(words)
 
 
 def _student(f: Findings, warned: int, few: int) -> Headline:

@@ -17,7 +17,7 @@ from fewstep.files import write
 from fewstep.report import charts, pictures, plots, tables
 from fewstep.report.checks import checks
 from fewstep.report.findings import Findings, read
-from fewstep.report.headline import headline
+from fewstep.report.headline import headline, measuring
 from fewstep.report.words import about, count, duration, short
 
 
@@ -61,6 +61,7 @@ def render(f: Findings) -> str:
         "metrics": tables.metrics(f),
         "roles": tables.roles(f),
         "protocol": _protocol(f, samples),
+        "measuring": measuring(f),
         "evaluations": tables.evaluations(f),
         "film": (film := pictures.film(f)),
         "strips": pictures.strips(film),
