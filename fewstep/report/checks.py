@@ -182,13 +182,15 @@ def _fake_error(f: Findings) -> Check | None:
     if not ratios:
         return None
     t, worst = max(ratios.items(), key=lambda pair: pair[1])
+    value = f"{short(worst)} times the teacher's error at worst (t = {short(t)})"
+    early = worst <= FAKE_ERROR and f.last not in informed(f)  # a copy of the teacher has 1
     return Check(
         "Fake score keeps up",
-        f"{short(worst)} times the teacher's error at worst (t = {short(t)})",
+        value + (": too early to say, it is still near the teacher" if early else ""),
         f"at most {FAKE_ERROR} times",
         "The fake score is trained on the student's own pictures, so there it should denoise at "
         f"least as well as the teacher does; {FAKE_ERROR} leaves room for a moving target.",
-        worst <= FAKE_ERROR,
+        None if early else worst <= FAKE_ERROR,
         f"At noise level t = {short(t)} the fake score's error is {short(worst)} times the "
         "teacher's: it does not follow the student, whose gradients are then wrong.",
     )

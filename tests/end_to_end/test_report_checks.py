@@ -76,7 +76,12 @@ def test_the_fisher_check_waits_for_the_fake_score(
     """An estimate that rises from nothing while the fake score learns is no lowest."""
     learnt(run, shares, fisher)
     assert len(informed(read(run))) == count
-    (check,) = (c for c in checks(read(run), {}) if c.name == "Fisher divergence falls")
+    check, keeps = (
+        next(c for c in checks(read(run), {}) if c.name == name)
+        for name in ("Fisher divergence falls", "Fake score keeps up")
+    )
+    assert keeps.passed is (True if shares[-1] >= 0.5 else None)
+    assert ("too early to say" in keeps.value) is (shares[-1] < 0.5)
     if ratio is None:
         assert check.passed is None
         assert check.value.startswith(f"too few looks to say: {count} of {len(shares)} count")
