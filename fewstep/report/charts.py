@@ -172,7 +172,7 @@ def _draw(axes: Any, line: Series) -> None:
 
 def _scale(axis: Any, limits: Any, scale: Any, what: Axis, values: Sequence[float]) -> None:
     """Linear or logarithmic, with readable ticks."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+    from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
     low, high = min(values), max(values)
     if what.cut and len(values) >= 100:
@@ -187,7 +187,8 @@ def _scale(axis: Any, limits: Any, scale: Any, what: Axis, values: Sequence[floa
         margin = 10 ** max(0.05 * decades, 0.03)
         limits(low / margin, high * margin)
     else:
-        axis.set_major_locator(MaxNLocator(6))
+        constant = low == high and not what.zero  # ticks beside it would round to the same words
+        axis.set_major_locator(FixedLocator([low]) if constant else MaxNLocator(6))
         margin = 0.06 * (high - low) or 0.05 * abs(high) or 0.5
         limits(0 if what.zero else low - margin, high + margin)
     axis.set_major_formatter(FuncFormatter(compact))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from fewstep.report.charts import Axis, Series, chart
 from fewstep.report.checks import LEARNING, Check, checks, informed
 from fewstep.report.findings import read
 from fewstep.report.headline import headline
@@ -138,6 +140,22 @@ def test_words() -> None:
         *("0", "0.01", "1500", "12.8k", "2M", "1e\N{MINUS SIGN}6"),
     ]
     assert [duration(s) for s in (34.4, 125, 12_000)] == ["34 s", "2 min 5 s", "3 h 20 min"]
+
+
+def test_a_constant_has_one_tick() -> None:
+    """Five ticks around 1e-6 would all be labelled 1e-6; what varies keeps its own."""
+
+    def ticks(values: Sequence[float]) -> list[str]:
+        drawn = chart("k", "Rates", [Series([10.0, 20.0], values)], Axis("step"), Axis("rate"))
+        assert drawn is not None
+        texts = re.findall(r"<text[^>]*>([^<]*)</text>", drawn.svg)
+        return texts[texts.index("step") + 1 : texts.index("rate")]
+
+    assert ticks([1e-6, 1e-6]) == ["1e\N{MINUS SIGN}6"]
+    assert ticks([0.0, 0.0]) == ["0"]
+    several = [float(text.replace("\N{MINUS SIGN}", "-")) for text in ticks([1.0, 2.0])]
+    assert len(several) > 3
+    assert several == sorted(set(several))
 
 
 def test_moments_and_medians() -> None:
