@@ -46,7 +46,7 @@ class Findings:
     """{"real": ..., "teacher": ..., "student": ...}, or empty."""
     protocol: dict[str, Any]
     evaluations: dict[str, dict[str, Any]]
-    """What `fewstep evaluate --protocol` stored, by the name of its file."""
+    """What `fewstep evaluate` stored with --protocol or --prompts, by the name of its file."""
     finished: bool
 
     @property
@@ -141,6 +141,11 @@ class Findings:
         return self.finished and evaluation.get("model") == digest(manifest)
 
 
+def on_prompts(file: str) -> bool:
+    """Whether the evaluation of that name is one of `fewstep evaluate --prompts`."""
+    return file.startswith("prompts-")
+
+
 def finite(lines: Iterable[Line], key: str) -> list[float]:
     """The finite numbers under `key`."""
     values = (number(line, key) for line in lines)
@@ -177,7 +182,7 @@ def _metrics(path: Path) -> tuple[Scores, dict[str, Any]]:
 
 
 def _evaluations(folder: Path) -> dict[str, dict[str, Any]]:
-    """The results of the 50k protocol and its like, by file."""
+    """The results of `fewstep evaluate --protocol` and `--prompts`, by file."""
     found = {}
     for path in sorted(folder.glob("*.json")):
         stored = read_json(path)

@@ -7,8 +7,10 @@ import shlex
 from collections.abc import Mapping, Sequence
 
 from fewstep.report.checks import RATIO, Check, Headline
-from fewstep.report.findings import Findings, number
+from fewstep.report.findings import Findings, number, on_prompts
 from fewstep.report.words import count, short
+from fewstep.rules import Best
+from fewstep.spec import decode
 
 FAR = 3.0
 """From this multiple of the teacher's distance on, a student has failed rather than lagged."""
@@ -52,6 +54,30 @@ def measuring(f: Findings) -> str:
     return shlex.join(words)
 
 
+def kept(f: Findings) -> str:
+    """Which look was the best by `Run.best`, where that model is, and whether it ended the run."""
+    try:
+        rule: Best = decode(f.run.get("best"), Best)
+        best: list[float] = []
+        for look in f.gauges if rule.metric else ():
+            best = rule.judged(look, best, int(number(look, "step")))
+    except ValueError:  # of another version, or a metric that is not there
+        return ""
+    if not best or not (f.path / "best" / "manifest.json").is_file():
+        return ""
+    value, step, since = best
+    text = f"By {rule.metric} the best look was {short(value)}, at step {step:,.0f}: "
+    text += f"that model is in {f.path / 'best'}."
+    if not f.finished:
+        return text
+    last = max(f.done, int(number(f.last, "step")))
+    which = "the same" if step == last else f"the last one, of step {last:,}"
+    text += f" {f.path / 'student'}, which this page shows, is {which}."
+    if last < f.steps and rule.over({"best": best}):
+        text += f" The run ended early, {count(since, 'look')} after its best (Run.best.patience)."
+    return text
+
+
 def _student(f: Findings, warned: int, few: int) -> Headline:
     ours, teacher = f.score("student", f.distance), f.score("teacher", f.distance)
     ratio = ours / teacher if teacher > 0 else math.inf
@@ -72,12 +98,20 @@ def _student(f: Findings, warned: int, few: int) -> Headline:
 
 
 def _protocol(f: Findings) -> str:
-    """The first score of each result of `fewstep evaluate --protocol`; "" without any."""
+    """The first score of each result in the folder evaluation; "" without any.
+
+    Published distances are the best of several runs; a CLIP score is the mean.
+    """
     texts = []
-    for stored in f.evaluations.values():
+    for file, stored in f.evaluations.items():
         lead, runs = next(iter(stored["best"]), ""), len(stored["runs"])
         best, mean = number(stored["best"], lead), number(stored["mean"], lead)
-        if f.still(stored) and not math.isnan(best):
+        if not f.still(stored) or math.isnan(best):
+            continue
+        if on_prompts(file):
+            among = f", the mean of {runs} runs" if runs > 1 else ""
+            texts.append(f"{lead} {short(mean)}{among}.")
+        else:
             among = f", the best of {runs} runs; {short(mean)} on average" if runs > 1 else ""
             texts.append(f"{lead} {short(best)}{among}.")
     return " ".join(texts)

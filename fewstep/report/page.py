@@ -17,7 +17,7 @@ from fewstep.files import write
 from fewstep.report import charts, pictures, plots, tables
 from fewstep.report.checks import checks
 from fewstep.report.findings import Findings, read
-from fewstep.report.headline import headline, measuring
+from fewstep.report.headline import headline, kept, measuring
 from fewstep.report.words import about, count, duration, short
 
 
@@ -50,6 +50,7 @@ def render(f: Findings) -> str:
         "name": str(f.facts.get("recipe", "run")),
         "f": f,
         "headline": headline(f, asked, held_out if few else 0),
+        "kept": kept(f),
         "warnings": [check.warning for check in asked if check.passed is False],
         "few": few,
         "checks": asked,

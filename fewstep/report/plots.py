@@ -161,7 +161,7 @@ def _fake_error(f: Findings, looks: list[dict[str, Any]]) -> Chart | None:
         T,
         Axis("fake score's error / teacher's error"),
         anchors=[Anchor(1.0, "", "muted", ":")],
-        caption="Denoising error on the student's pictures. The fake score knows them, so it "
+        caption="Denoising error on the student's samples. The fake score knows them, so it "
         "should be at or below 1; far above, it does not keep up. The legend counts images seen.",
     )
 
@@ -173,15 +173,20 @@ def _diversity(f: Findings, diversity: Mapping[str, float]) -> Chart | None:
         Anchor(diversity.get(role, math.nan), role, role, dash)
         for role, dash in (("teacher", "--"), ("real", ":"))
     ]
+    if f.prompted:
+        axis = Axis("difference of two samples", zero=True)
+        what = "two samples, of whichever prompts, in units of the latents"
+    else:
+        axis = Axis("difference within a label", zero=True)
+        what = "two pictures of the same label, in units of the pixels"
     return chart(
         "g3",
         "Diversity over time",
         [Series(images, values, f.role, marker="o")],
         Axis("training images seen"),
-        Axis("difference within a label", zero=True),
+        axis,
         anchors=lines,
-        caption="Mean difference between two pictures of the same label, in units of the pixels. "
-        "A collapsing student falls towards 0.",
+        caption=f"Mean difference between {what}. A collapsing student falls towards 0.",
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from fewstep.files import read_json
 from fewstep.recipes.find import every
-from fewstep.report.findings import Findings, number
+from fewstep.report.findings import Findings, number, on_prompts
 from fewstep.report.words import BETTER, NONE, explain, short
 from fewstep.spec import encode
 
@@ -40,7 +40,7 @@ class Metric:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One result of `fewstep evaluate --protocol`: a row a score, a column a run, and beside."""
+    """A result of `fewstep evaluate --protocol` or `--prompts`: a row a score, a column a run."""
 
     title: str
     columns: list[str]
@@ -121,7 +121,10 @@ def evaluations(f: Findings) -> list[Evaluation]:
         note += f"The best run is run {stored.get('best run')}."
         if not f.still(stored):
             note += " Measured on another model than the one that is in this folder now."
-        found.append(Evaluation(file, list(parts), rows, note))
+        title = f"As papers report it: {file}"
+        if on_prompts(file):
+            title = f"On prompts: {file.removeprefix('prompts-')}"
+        found.append(Evaluation(title, list(parts), rows, note))
     return found
 
 

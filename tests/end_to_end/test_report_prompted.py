@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from fewstep.files import digest, write_json
 from fewstep.model import Model
 from fewstep.pipelines.net import Diffusers
 from fewstep.recipes.captions import Captions
 from fewstep.recipes.t2i import Prompts
 from fewstep.report.findings import read
-from fewstep.report.headline import headline, measuring
+from fewstep.report.headline import headline, kept, measuring
+from fewstep.report.plots import gauges
+from fewstep.report.tables import evaluations
+from fewstep.rules import Best
 from fewstep.spec import encode
 from tests.end_to_end.report_folder import edit, invented
 
@@ -46,3 +52,87 @@ def test_the_command_that_measures_it(run: Path) -> None:
     assert measuring(read(run)) == f"fewstep evaluate {run} --prompts FILE --clip CLIP"
     invented(run.parent / "labels")
     assert measuring(read(run.parent / "labels")) == f"fewstep evaluate {run.parent / 'labels'}"
+
+
+def looks(path: Path, clips: Sequence[float]) -> None:
+    """A look every ten steps, judged by CLIP."""
+    levels = [{"t": 0.5, "fisher": 0.1, "fake_error": 0.2, "teacher_error": 0.2}]
+    lines = []
+    for i, clip in enumerate(clips):
+        line = {"step": 10 * i, "images": 160 * i, "diversity": 1.0, "levels": levels}
+        lines.append(json.dumps({**line, "quick": {"samples": 64, "clip": clip}}))
+    (path / "gauges.jsonl").write_text("\n".join(lines))
+
+
+def test_which_model_is_the_best(run: Path) -> None:
+    """Its step and folder, that the student is another, and why the run ended."""
+    assert kept(read(run)) == ""
+    looks(run, (0.28, 0.31, 0.30, 0.29))
+    change(run, steps=60, best=encode(Best("quick.clip", patience=2)))
+    assert kept(read(run)) == ""  # nothing is in best/
+    (run / "best").mkdir()
+    (run / "best" / "manifest.json").write_text("{}")
+    best = f"By quick.clip the best look was 0.310, at step 10: that model is in {run / 'best'}."
+    last = f" {run / 'student'}, which this page shows, is the last one, of step 30."
+    early = " The run ended early, 2 looks after its best (Run.best.patience)."
+    assert kept(read(run)) == best + last + early
+    change(run, best=encode(Best("quick.clip")))
+    assert kept(read(run)) == best + last  # it had no patience to end it
+    change(run, steps=30, best=encode(Best("quick.clip", patience=2)))
+    assert kept(read(run)) == best + last  # it came to its end
+    change(run, best=encode(Best("quick.clip", "min")))
+    assert "the best look was 0.280, at step 0:" in kept(read(run))
+    looks(run, (0.28, 0.30, 0.29, 0.31))
+    change(run, best=encode(Best("quick.clip")))
+    assert kept(read(run)).endswith("which this page shows, is the same.")
+    (run / "student" / "manifest.json").unlink()
+    assert kept(read(run)).endswith(f"that model is in {run / 'best'}.")
+    change(run, best=encode(Best("quick.fd_digits")))
+    assert kept(read(run)) == ""
+
+
+def store(path: Path, name: str, scores: Sequence[float]) -> None:
+    """An evaluation of the model that is there, of a run for each of the scores."""
+    runs = [{"seeds": [0, 23], "SCORE": score} for score in scores]
+    write_json(
+        path / "evaluation" / f"{name}.json",
+        {
+            "model": digest(path / "student" / "manifest.json"),
+            "labels": "prompts of my.txt",
+            "runs": runs,
+            "reference": {},
+            "best run": 1,
+            "best": {"SCORE": max(scores)},
+            "mean": {"SCORE": sum(scores) / len(scores)},
+            "std": {"SCORE": 0.0},
+        },
+    )
+
+
+def test_a_clip_score_is_a_mean(run: Path) -> None:
+    """Published distances are the best of their runs, under a heading of their own."""
+    (run / "evaluation").mkdir()
+    store(run, "prompts-clip-24", (0.25, 0.31))
+    f = read(run)
+    assert headline(f, []).text == "SCORE 0.280, the mean of 2 runs."
+    assert [e.title for e in evaluations(f)] == ["On prompts: clip-24"]
+    store(run, "prompts-clip-24", (0.31,))
+    assert headline(read(run), []).text == "SCORE 0.310."
+    (run / "evaluation" / "prompts-clip-24.json").unlink()
+    store(run, "inception-50000", (0.25, 0.31))
+    f = read(run)
+    assert headline(f, []).text == "SCORE 0.310, the best of 2 runs; 0.280 on average."
+    assert [e.title for e in evaluations(f)] == ["As papers report it: inception-50000"]
+
+
+def test_words_of_latents_and_prompts(run: Path) -> None:
+    looks(run, (0.28, 0.31))
+    (shown,) = (c for c in gauges(read(run), {}) if c.title == "Diversity over time")
+    assert "of whichever prompts, in units of the latents" in shown.caption
+    assert "a label" not in shown.svg
+    assert "difference of two samples" in shown.svg
+    labelled = run.parent / "labels"
+    invented(labelled)
+    (shown,) = (c for c in gauges(read(labelled), {}) if c.title == "Diversity over time")
+    assert "of the same label, in units of the pixels" in shown.caption
+    assert "difference within a label" in shown.svg

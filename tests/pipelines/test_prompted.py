@@ -30,6 +30,7 @@ from fewstep.eval.metrics import frechet
 from fewstep.eval.prompted import Joined, Resized, alignment, diversity, resized
 from fewstep.guidance import CFG
 from fewstep.pipelines.load import dressed, load
+from fewstep.report.words import short
 from fewstep.student import load_student
 from tests.end_to_end.command import fewstep, tree
 from tests.pipelines.tiny_text import save_clip
@@ -172,6 +173,12 @@ def test_evaluate_with_prompts(place: Path) -> None:
     page = html.unescape(Path("run/report.html").read_text(encoding="utf-8"))
     assert f"CLIP({clip.name}, 20)" in page
     assert "Labels: prompts of prompts.txt, SHA-256" in page
+    assert f"<h3>On prompts: {name.removeprefix('prompts-')}</h3>" in page
+    mean = short(stored["mean"][f"CLIP({clip.name}, 20)"])
+    assert f'<p class="lead">CLIP({clip.name}, 20) {mean}, the mean of 2 runs.</p>' in page
+    assert "a column is one noise and one prompt" in page
+    for word in ("same label", "a pixel", "of the pixels", "As papers report it"):
+        assert word not in page
     rows = "; ".join(f"“{text}”" for text in TEXTS[:4])
     assert f"The rows' prompts, from the top: {rows}." in page
     assert "16 pictures in 4 columns" in page
