@@ -29,8 +29,9 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from fewstep.export.card import card
-from fewstep.export.pipeline import against, scheduled
+from fewstep.export.pipeline import against, made_of, picture, scheduled
 from fewstep.export.place import fresh
+from fewstep.export.schedulers import call
 from fewstep.files import unpack, write
 from fewstep.generator import Generator
 from fewstep.lora import LoRA, pairs, recorded
@@ -226,19 +227,15 @@ def verified(found: Parts, file: Path) -> float:
 
 
 def use(found: Parts, name: str, scheduler: bool) -> str:
-    """Python that samples with the adapter, and with the scheduler where it lies beside it."""
-    kind, steps = found.scheduler[0], found.student.sampler.calls
-    here = (
-        f'pipe.scheduler = {kind}.from_pretrained("{name}", subfolder="scheduler")'
-        if scheduler
-        else f"# pipe.scheduler: a {kind} with the steps above, as --to lora writes it"
-    )
+    """Python that samples with the adapter; `scheduler`: whether the scheduler lies beside it."""
+    kind, config = found.scheduler
+    stored = f'{kind}.from_pretrained("{name}", subfolder="scheduler")'
+    made = stored if scheduler else call(kind, config)
     return f"""import torch
 from diffusers import DiffusionPipeline, {kind}
 
-pipe = DiffusionPipeline.from_pretrained("{found.folder.path.name}")
+{made_of(found.folder)}
 pipe.load_lora_weights("{name}")
-{here}
-torch.manual_seed(0)  # some pipelines pass no generator on to their scheduler
-picture = pipe("a prompt", num_inference_steps={steps}, guidance_scale=0).images[0]
+pipe.scheduler = {made}
+{picture(found.student, found.folder)}
 """

@@ -9,6 +9,7 @@ an export is called done it is loaded by diffusers alone and sampled beside the 
 
 from __future__ import annotations
 
+import inspect
 import json
 import shutil
 from pathlib import Path
@@ -27,6 +28,7 @@ from fewstep.pipelines.adapter import Adapter
 from fewstep.pipelines.folder import NEVER_LOADED, PipelineFolder
 from fewstep.pipelines.load import dressed, origin
 from fewstep.pipelines.net import Diffusers, library
+from fewstep.pipelines.stock import Stock
 from fewstep.sample import FewStep
 from fewstep.student import load_student
 
@@ -65,10 +67,12 @@ def to_safetensors(run: Path, out: Path) -> float:
     kind = folder.family.network_class
     with fresh(out, ".safetensors") as place:
         difference = network_file(student, folder, place)
+        config = json.dumps(str(folder.path / folder.family.network), ensure_ascii=False)
         use = f"""from diffusers import {kind}
 from safetensors.torch import load_file
 
-network = {kind}.from_config({kind}.load_config("{folder.path.name}/{folder.family.network}"))
+config = {config}  # in the teacher's folder
+network = {kind}.from_config({kind}.load_config(config))
 network.load_state_dict(load_file("{out.name}"))
 """
         write(place.with_name(f"{out.name}.md"), card(student, run, use, {}))
@@ -131,7 +135,7 @@ def _write(
     write_json(out / "model_index.json", index)
     facts = {"scheduler": f"{kind}, which has these steps already"}
     front = {"library_name": "diffusers", "pipeline_tag": "text-to-image"}
-    write(out / "README.md", card(student, run, _use(student, folder), facts, front))
+    write(out / "README.md", card(student, run, _use(student, folder, out.name), facts, front))
 
 
 def _parts(folder: PipelineFolder) -> dict[str, Any]:
@@ -192,13 +196,33 @@ def sampled(pipe: Any, prompt: str, z: Tensor, steps: int, net: Adapter) -> Tens
     return out
 
 
-def _use(student: Generator, folder: PipelineFolder) -> str:
-    """Python that samples the folder."""
-    call = ", ".join(f"{name}={value:g}" for name, value in student.denoiser.net.call.items())
+def made_of(folder: PipelineFolder) -> str:
+    """Python that loads the teacher's pipeline from where it was."""
+    more = f', variant="{folder.variant}"' if folder.variant else ""
+    where = json.dumps(str(folder.path), ensure_ascii=False)
+    return f"pipe = DiffusionPipeline.from_pretrained({where}{more})  # the teacher's folder"
+
+
+def picture(student: Generator, folder: PipelineFolder) -> str:
+    """Python that calls the pipeline `pipe`, as its family is called.
+
+    Those that move the size to the nearest of a list, which begins at 512, are told it.
+    """
+    net: Adapter = student.denoiser.net
+    told = {name: f"{value:g}" for name, value in net.call.items()}
+    if "use_resolution_binning" in inspect.signature(Stock(folder).kind.__call__).parameters:
+        told |= {"height": f"{net.pixels}", "width": f"{net.pixels}"}
+        told |= {"use_resolution_binning": "False"}
+    call = ", ".join(f"{name}={value}" for name, value in told.items())
+    return f"""torch.manual_seed(0)  # some pipelines pass no generator on to their scheduler
+picture = pipe("a prompt", num_inference_steps={student.sampler.calls}, {call}).images[0]"""
+
+
+def _use(student: Generator, folder: PipelineFolder, name: str) -> str:
+    """Python that samples the folder of this name."""
     return f"""import torch
 from diffusers import DiffusionPipeline
 
-pipe = DiffusionPipeline.from_pretrained("{folder.path.name}-fewstep")
-torch.manual_seed(0)  # some pipelines pass no generator on to their scheduler
-picture = pipe("a prompt", num_inference_steps={student.sampler.calls}, {call}).images[0]
+pipe = DiffusionPipeline.from_pretrained("{name}")
+{picture(student, folder)}
 """

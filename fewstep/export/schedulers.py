@@ -18,11 +18,13 @@ PixArt, whose pipeline asks its scheduler for something that Euler's does not re
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
 
 from fewstep.path import VP, Flow, NoisePath
+from fewstep.pipelines.net import library
 from fewstep.sample import FewStep
 
 Config = dict[str, Any]
@@ -84,3 +86,19 @@ def betas(path: VP) -> list[float]:
     abar = path.alpha(t) ** 2
     before = torch.cat([torch.ones(1, dtype=torch.float64), abar[:-1]])
     return [float(beta) for beta in 1 - abar / before]
+
+
+def call(kind: str, config: Config) -> str:
+    """Python that makes the scheduler for a pipeline `pipe` which still has its teacher's.
+
+    What the class has by default is left out. Betas are up to a thousand numbers, and the first
+    of those that `pipe` has; its last may be 1, of pure noise, where the path stays below.
+    """
+    takes = inspect.signature(getattr(library("diffusers"), kind).__init__).parameters
+    told = {key: repr(value) for key, value in config.items() if value != takes[key].default}
+    if "trained_betas" in told:
+        own, last = config["trained_betas"], config["trained_betas"][-1]
+        below = f".clamp(max={last!r})" if last > 0.5 else ""
+        told["trained_betas"] = f"pipe.scheduler.betas[:{len(own)}]{below}.tolist()"
+    lines = "".join(f"    {key}={value},\n" for key, value in told.items())
+    return f"{kind}(\n{lines})"

@@ -6,11 +6,14 @@ same folder, and other weights, are far off.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -24,11 +27,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from fewstep.export.graphs import to_pt2
-from fewstep.export.pipeline import compare, to_diffusers, to_safetensors
-from fewstep.export.schedulers import betas, stock_scheduler
+from fewstep.export.pipeline import against, compare, to_diffusers, to_safetensors
+from fewstep.export.schedulers import betas, call, stock_scheduler
 from fewstep.path import VE, VP, Flow
 from fewstep.pipelines.load import dressed, load
-from fewstep.pipelines.schedule import Timesteps
+from fewstep.pipelines.schedule import Timesteps, schedule
 from fewstep.sample import FewStep
 from fewstep.student import load_student, save_model
 from tests.end_to_end.command import fewstep
@@ -59,6 +62,14 @@ def student(folder: Path, home: Path, sampler: FewStep) -> Path:
     state = {k: v * 1.1 if k.endswith("weight") else v for k, v in old.items()}
     save_model(home, state, teacher.model, sampler, {"teacher": dict(teacher.card)})
     return home
+
+
+def ran(text: str, where: Path) -> dict[str, Any]:
+    """What the Python of a card leaves behind, run in the folder `where`."""
+    names: dict[str, Any] = {}
+    with contextlib.chdir(where):
+        exec(text.split("```python\n")[1].split("```")[0], names)
+    return names
 
 
 @pytest.mark.parametrize(("kind", "sampler"), CASES, ids=str)
@@ -130,8 +141,11 @@ def test_the_card_says_how(folders: Folders, tmp_path: Path) -> None:
     assert "| starts from | standard normal z of [4, 8, 8] |" in text
     assert "| scheduler | LCMScheduler, which has these steps already |" in text
     assert "num_inference_steps=4, guidance_scale=0" in text
-    names = {path.name for path in (tmp_path / "out").rglob("*") if path.is_file()}
-    assert not any(name.endswith((".bin", ".py", ".pt")) for name in names)
+    names = ran(text, tmp_path)
+    assert against(names["pipe"], load_student(made)) <= 1e-5
+    assert names["picture"].size == (16, 16)
+    files = {path.name for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert not any(name.endswith((".bin", ".py", ".pt")) for name in files)
 
 
 def test_the_network_alone(folders: Folders, tmp_path: Path) -> None:
@@ -147,17 +161,27 @@ def test_the_network_alone(folders: Folders, tmp_path: Path) -> None:
     sigma = Timesteps().sigma(torch.tensor(625.0, dtype=torch.float64))
     assert f"standard normal z of [4, 8, 8], which is multiplied by {sigma:.5g} |" in text
     assert "| licence | unknown: the teacher's, see there |" in text
+    network = ran(text, tmp_path)["network"]
+    assert torch.equal(network.conv_in.weight, found["conv_in.weight"])
     with pytest.raises(ValueError, match=r"should be a new file that ends in .safetensors"):
         to_safetensors(made, tmp_path / "net.safetensors")
 
 
-def test_the_card_of_flux_tells_its_scale_and_size(folders: Folders, tmp_path: Path) -> None:
-    """Neither stands in the configuration of its network."""
-    for kind, scale in (("flux", "0"), ("flux_guided", "3.5")):
+def test_cards_tell_the_scale_and_size_that_pipelines_do_not_know(
+    folders: Folders, tmp_path: Path
+) -> None:
+    """FLUX's network records no size; those of Sana and PixArt are moved to another."""
+    calls = {
+        "flux": "0, height=16, width=16",
+        "flux_guided": "3.5, height=16, width=16",
+        "sana": "0, height=32, width=32, use_resolution_binning=False",
+    }
+    for kind, words in calls.items():
         made = student(folders(kind), tmp_path / kind, FewStep(1.0))
         to_diffusers(made, tmp_path / f"{kind}-out")
         text = (tmp_path / f"{kind}-out" / "README.md").read_text()
-        assert f"num_inference_steps=1, guidance_scale={scale}, height=16, width=16)" in text
+        assert f"num_inference_steps=1, guidance_scale={words})" in text
+        assert f"width={ran(text, tmp_path)['picture'].size[0]}" in words
 
 
 REFUSED = {
@@ -185,6 +209,26 @@ def test_schedulers_count_as_the_student_does(t: int, steps: int) -> None:
     assert scheduler.timesteps.tolist() == sampler.ladder(Timesteps())
     abar = Timesteps().alpha(torch.tensor([float(t)], dtype=torch.float64)) ** 2
     assert abs(float(scheduler.alphas_cumprod[-1]) - float(abar)) < 1e-6
+
+
+@pytest.mark.parametrize("rescale", [False, True])
+@pytest.mark.parametrize("case", [(999, 4, "fresh"), (999, 2, "ddim"), (625, 1, "fresh")])
+def test_a_scheduler_as_python(case: tuple[int, int, str], rescale: bool) -> None:
+    """It counts as the configuration does, and takes its betas from the teacher's scheduler."""
+    t, steps, noise = case
+    betas_of = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    told = {**betas_of, "num_train_timesteps": 1000, "rescale_betas_zero_snr": rescale}
+    sampler = FewStep(float(t), steps, noise, unit=steps > 1)  # type: ignore[arg-type]
+    path = schedule(told, "DDIMScheduler").path
+    kind, config = stock_scheduler(sampler, path, "v", "StableDiffusionPipeline")
+    pipe = SimpleNamespace(scheduler=diffusers.DDIMScheduler(**told))
+    code = call(kind, config)
+    assert len(code) < 300
+    found = eval(code, {"pipe": pipe, kind: getattr(diffusers, kind)})
+    ours = getattr(diffusers, kind)(**config)
+    torch.testing.assert_close(found.alphas_cumprod, ours.alphas_cumprod, rtol=2e-5, atol=1e-7)
+    for key, value in config.items():
+        assert key == "trained_betas" or found.config[key] == value
 
 
 def test_flow_ladders() -> None:

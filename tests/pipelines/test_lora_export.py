@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,6 @@ from tests.pipelines.conftest import Folders
 pytest.importorskip("diffusers")
 pytest.importorskip("peft")
 
-import diffusers
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -30,6 +30,7 @@ from fewstep.sample import FewStep
 from fewstep.spec import encode
 from fewstep.student import load_student, save_model
 from tests.end_to_end.command import fewstep
+from tests.pipelines.test_export import ran
 
 SAMPLERS = {
     "sd": FewStep(625.0),
@@ -72,15 +73,13 @@ def whole(folder: Path, home: Path, kind: str, every: bool = False) -> Path:
     return home
 
 
-def stock(folder: Path, out: Path, kind: str) -> Any:
-    """What the written README.md says, of a folder or of a file."""
-    pipe = diffusers.DiffusionPipeline.from_pretrained(folder, local_files_only=True)
+def stock(out: Path, teacher: Path, moved: Path | None = None) -> Any:
+    """The pipeline that the written card's Python makes; moved: where the teacher is now."""
+    text = (out / "README.md" if out.is_dir() else Path(f"{out}.md")).read_text()
+    known = json.dumps(str(teacher.resolve()))
+    assert f"DiffusionPipeline.from_pretrained({known})" in text
+    pipe = ran(text.replace(known, json.dumps(str(moved or teacher))), out.parent)["pipe"]
     pipe.set_progress_bar_config(disable=True)
-    home, name = (out, FILE) if out.is_dir() else (out.parent, out.name)
-    pipe.load_lora_weights(home, weight_name=name)
-    scheduler = out if out.is_dir() else out.with_suffix("")
-    name = (scheduler / "README.md").read_text().split("DiffusionPipeline, ")[1].splitlines()[0]
-    pipe.scheduler = getattr(diffusers, name).from_pretrained(scheduler, subfolder="scheduler")
     return pipe
 
 
@@ -95,9 +94,11 @@ def test_stock_diffusers_samples_the_student(folders: Folders, tmp_path: Path, k
     if kind in ("sd", "sdxl"):
         assert to_kohya(made, tmp_path / "out.safetensors") < 1e-5
         found.append(tmp_path / "out.safetensors")
+    schedulers = []
     for out in found:
-        pipe = stock(folder, out, kind)
+        pipe = stock(out, folder)
         assert against(pipe, student) < 1e-5
+        schedulers.append(dict(pipe.scheduler.config))
         pipe.disable_lora()
         assert against(pipe, student) > 1e-3
         pipe.enable_lora()
@@ -107,6 +108,10 @@ def test_stock_diffusers_samples_the_student(folders: Folders, tmp_path: Path, k
         for name, t in network.state_dict().items():
             ours = student.denoiser.state_dict()[f"net.net.{name}"]
             torch.testing.assert_close(t, ours, rtol=1e-5, atol=1e-6)
+    betas = [torch.tensor(config.pop("trained_betas", None) or []) for config in schedulers]
+    torch.testing.assert_close(betas[0], betas[-1], rtol=1e-6, atol=0)
+    told = [{k: v for k, v in config.items() if k[0] != "_"} for config in schedulers]
+    assert told[0] == told[-1]
 
 
 def test_names_and_headers(folders: Folders, tmp_path: Path) -> None:
@@ -287,7 +292,7 @@ def test_from_prompts_to_an_adapter(
     done = fewstep("export", "run", "new", "--to", "lora")
     assert done.code == 2
     assert "pass the teacher that they were trained on" in done.err
-    pipe = stock(Path("before"), Path("lora"), "sd")
+    pipe = stock(Path("lora"), Path("pipe"), Path("before"))
     student = load_student("run")
     assert against(pipe, student) < 1e-5
     pipe.disable_lora()
