@@ -7,6 +7,7 @@ what was measured, and how it is used. What is not known is said to be unknown.
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,8 @@ import torch
 
 import fewstep
 from fewstep.core import Method
+from fewstep.data.prompts import read_prompts
+from fewstep.files import digest
 from fewstep.generator import Generator
 from fewstep.pipelines.load import root
 from fewstep.report.findings import Findings, number, read
@@ -48,7 +51,8 @@ def card(
     head |= {"tags": "[few-step, distillation]"}
     sampler = student.sampler
     many = f"{sampler.calls} step{'s' * (sampler.calls > 1)}"
-    rows = [*_facts(student), *_more(facts), ("licence", _licence(licence))]
+    found = read(run) if (run / "run.json").is_file() else None
+    rows = [*_facts(student, found), *_more(facts), ("licence", _licence(licence))]
     return "\n".join(
         [
             "---",
@@ -62,7 +66,7 @@ def card(
             "",
             f"```python\n{use.strip()}\n```",
             "",
-            *_measured(run),
+            *_measured(found),
             *_cited(student),
         ]
     )
@@ -117,8 +121,8 @@ def _licence(licence: Mapping[str, str]) -> str:
     return ", ".join(licence.values()) + " (the teacher's)" if licence else UNKNOWN
 
 
-def _facts(student: Generator) -> Iterator[tuple[str, str]]:
-    """How it is sampled and how it was made."""
+def _facts(student: Generator, found: Findings | None) -> Iterator[tuple[str, str]]:
+    """How it is sampled and how it was made, in the run `found`."""
     card, sampler = student.card, student.sampler
     path = student.denoiser.path
     if isinstance(sampler, FewStep):
@@ -136,10 +140,19 @@ def _facts(student: Generator) -> Iterator[tuple[str, str]]:
     if card.get("method"):
         yield "method", f"`{card['method']}`"
     if (method := _method(card)) is not None:
-        data = "real pictures" if method.needs_data else "none: noise and conditions alone"
-        yield "data", data
+        yield "data", "real pictures" if method.needs_data else f"none: noise and {_heard(found)}"
     if "images" in card:
         yield "training", f"{card['images']:,} samples in {card.get('steps', 0):,} steps"
+
+
+def _heard(found: Findings | None) -> str:
+    """The conditions of a run without data; prompts are counted where their file is as it was."""
+    domain = found.run.get("domain") if found else None
+    if not isinstance(domain, Mapping) or domain.get("type") != "Prompts":
+        return "conditions alone"
+    file = Path(str(domain.get("file")))
+    same = file.is_file() and digest(file) == domain.get("sha256")
+    return (f"{len(read_prompts(file))} " if same else "the ") + f"prompts of {file.name}"
 
 
 _NOISE = {
@@ -163,20 +176,34 @@ def _method(card: Mapping[str, Any]) -> type[Method] | None:
     return found if found is not None and issubclass(found, Method) else None
 
 
+_GUIDANCE = {
+    **dict.fromkeys(
+        ("LSG", "RandomLSG"),
+        "Long and short guidance (Zhou et al. 2024), https://arxiv.org/abs/2406.01561.",
+    ),
+    **dict.fromkeys(
+        ("ZeroCFG", "AntiCFG"),
+        "Zero-CFG and Anti-CFG (Zhou et al. 2025), https://arxiv.org/abs/2505.12674.",
+    ),
+}
+"""The papers of `fewstep.guidance`."""
+
+
 def _cited(student: Generator) -> list[str]:
-    """The paper of the method: the first line of its module."""
+    """The papers of the method, which is the first line of its module, and of its guidance."""
     method = _method(student.card)
     if method is None:
         return []
     first = (sys.modules[method.__module__].__doc__ or "").strip().partition("\n")[0]
-    return ["## Method", "", first, ""]
+    guided = re.search(r"\bguidance=(\w+)\(", str(student.card["method"]))
+    more = _GUIDANCE.get(guided[1], "") if guided else ""
+    return ["## Method", "", first, *([more] if more else []), ""]
 
 
-def _measured(run: Path) -> list[str]:
+def _measured(found: Findings | None) -> list[str]:
     """The figures of `fewstep evaluate` for the model as it is."""
-    if not (run / "run.json").is_file():
+    if found is None:
         return []
-    found = read(run)
     blocks = [
         _scores(found),
         *(_evaluation(e) for e in found.evaluations.values() if found.still(e)),
@@ -202,9 +229,12 @@ def _scores(found: Findings) -> list[str]:
 def _evaluation(stored: Mapping[str, Any]) -> list[str]:
     """One result of `fewstep evaluate --protocol`: the mean over its runs."""
     rows = [(name, short(number(stored["mean"], name))) for name in stored["mean"]]
-    reference = stored["reference"]
-    how = f"{stored.get('samples')} samples in {stored.get('features')}"
-    how += f", against {reference.get('file')}, mean of {len(stored['runs'])} runs"
+    heard = str(stored.get("labels", "")).partition(", SHA-256")[0]
+    what = heard if heard.startswith("prompts of ") else "samples"
+    how = f"{stored.get('samples')} {what} in {stored.get('features')}"
+    if "file" in stored["reference"]:
+        how += f", against {stored['reference']['file']}"
+    how += f", mean of {len(stored['runs'])} runs"
     return [*_table((how, ""), rows), ""]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,10 @@ import pytest
 from fewstep.export.card import card, licences, teacher_name
 from fewstep.files import digest
 from fewstep.generator import Generator
+from fewstep.guidance import LSG, AntiCFG, Guidance, Kappas, RandomLSG, Unguided, ZeroCFG
+from fewstep.methods.sid import SiD
 from fewstep.report.words import NONE
+from fewstep.sample import FewStep
 from fewstep.student import load_student
 
 
@@ -60,6 +64,58 @@ def test_what_was_measured(run: Path) -> None:
     assert "| 100 samples in digits, against real.npz, mean of 3 runs |" in text
     assert "| FD(digits, 100) | 0.500 |" in text
     assert "777" not in text
+
+
+def test_an_evaluation_of_prompts(run: Path) -> None:
+    """It has prompts, and no reference."""
+    scores = {"CLIP(clip-0a1b2c3d, 24)": 0.25}
+    evaluation = {
+        **{"features": "clip-0a1b2c3d", "samples": 24, "reference": {}},
+        "labels": "prompts of few.txt, SHA-256 243f57c57f2906b5",
+        "model": digest(run / "student" / "manifest.json"),
+        **{"runs": [scores] * 2, "best": scores, "mean": scores, "std": scores},
+    }
+    (run / "evaluation").mkdir()
+    (run / "evaluation" / "prompts.json").write_text(json.dumps(evaluation))
+    text = card(load_student(run), run, "", {})
+    assert "| 24 prompts of few.txt in clip-0a1b2c3d, mean of 2 runs |  |\n" in text
+
+
+def test_prompts_are_named_and_counted(run: Path, tmp_path: Path) -> None:
+    """A file that is another by now is not counted."""
+    file, path = tmp_path / "mine.txt", run / "run.json"
+    file.write_text("a cube\n\na ball\na dog\n")
+    facts = json.loads(path.read_text())
+    facts["run"]["domain"] = {"type": "Prompts", "file": str(file), "sha256": digest(file)}
+    path.write_text(json.dumps(facts))
+    student = load_student(run)
+    assert "| data | none: noise and 3 prompts of mine.txt |" in card(student, run, "", {})
+    file.write_text("a cat\n")
+    assert "| data | none: noise and the prompts of mine.txt |" in card(student, run, "", {})
+    file.unlink()
+    assert "| data | none: noise and the prompts of mine.txt |" in card(student, run, "", {})
+    alone = card(student, tmp_path / "elsewhere", "", {})
+    assert "| data | none: noise and conditions alone |" in alone
+
+
+GUIDED = {
+    LSG(4.5): "2406.01561",
+    RandomLSG(): "2406.01561",
+    ZeroCFG(): "2505.12674",
+    AntiCFG(-1.0): "2505.12674",
+    Kappas(real=2.0): "",
+    Unguided(): "",
+}
+
+
+@pytest.mark.parametrize("guidance", GUIDED, ids=repr)
+def test_the_paper_of_the_guidance(run: Path, guidance: Guidance) -> None:
+    method = repr(SiD(FewStep(2.5), guidance=guidance))
+    student = replace(load_student(run), card={"method": method})
+    cited = card(student, run, "", {}).split("## Method")[1]
+    assert "Score identity Distillation" in cited
+    papers = {part for part in ("2406.01561", "2505.12674") if part in cited}
+    assert papers == ({GUIDED[guidance]} - {""})
 
 
 def told(origin: dict[str, object]) -> Generator:
