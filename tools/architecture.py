@@ -24,7 +24,7 @@ LAYERS = (
             *("session", "preparation"),
         ),
     ),
-    ("storage", ("student", "checkpoint", "spec", "files")),
+    ("storage", ("student", "checkpoint", "spec", "files", "shell")),
     (
         "the loop",
         (

@@ -11,7 +11,6 @@ The networks before the teacher train for minutes, and start again if they are s
 
 from __future__ import annotations
 
-import shlex
 import sys
 from dataclasses import dataclass
 from functools import cached_property
@@ -31,6 +30,7 @@ from examples.emoji.sizes import Sizes
 from fewstep import cli
 from fewstep.cli.work import perform
 from fewstep.files import write
+from fewstep.shell import command_line
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ def distil(work: Work, name: str) -> None:
 
 def fewstep(*args: str) -> None:
     """A command of fewstep, shown and done; ends the program where it fails or is stopped."""
-    print(f"fewstep {shlex.join(args)}", flush=True)
+    print(f"fewstep {command_line(args)}", flush=True)
     try:
         cli.main(list(args))
     except SystemExit as end:

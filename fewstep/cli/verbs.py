@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import shlex
 from argparse import ArgumentParser
 from pathlib import Path
 
 from fewstep.cli.display import say
 from fewstep.cli.parser import GUIDANCE, VAE, fail, printable, verb_parser
 from fewstep.cli.work import demonstrate, like_teacher, perform
+from fewstep.shell import command_line
 
 
 def recipes(args: list[str]) -> int:
@@ -84,7 +84,7 @@ def _run(verb: str, args: list[str], default: str) -> int:
         does = "distils" if run.distils else "trains"
         fail(f"{name} {does} a teacher; the command is: fewstep {right} {name}")
     out = Path(own.out.replace("{recipe}", Path(name.partition(":")[0]).stem))
-    command = shlex.join(["fewstep", verb, *args])
+    command = command_line(["fewstep", verb, *args])
     machine = {"device": own.device, "timeout": own.timeout, "parts": own.shard}
     return perform(run, out, name, teacher, command, own.dry_run, init=init, **machine)
 
@@ -127,7 +127,7 @@ def demo(args: list[str]) -> int:
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="the run folder")
     parser.add_argument("--seed", type=int, default=0, help="seed of everything (default: 0)")
     own = parser.parse_args(args)
-    return demonstrate(own.out, own.seed, shlex.join(["fewstep", "demo", *args]))
+    return demonstrate(own.out, own.seed, command_line(["fewstep", "demo", *args]))
 
 
 def sample(args: list[str]) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -19,6 +18,7 @@ from fewstep.plan.rehearsal import Cost, rehearse
 from fewstep.precision import Held, Precision, products
 from fewstep.recipes.find import every
 from fewstep.recipes.run import Run
+from fewstep.shell import command_line
 
 GiB = 2**30
 RESERVE = GiB
@@ -177,7 +177,7 @@ def command(
         words += ["--optim.bits", "8"]
         fake = run.fake_optim and replace(run.fake_optim, bits=8)
         words += ["--fake-optim", repr(fake)] if fake else []
-    return shlex.join(words)
+    return command_line(words)
 
 
 def unplanned(flags: Sequence[str]) -> Iterator[str]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import shlex
 from collections.abc import Mapping, Sequence
 
 from fewstep.report.checks import RATIO, Check, Headline
 from fewstep.report.findings import Findings, number, on_prompts
 from fewstep.report.words import count, short
 from fewstep.rules import Best
+from fewstep.shell import command_line
 from fewstep.spec import decode
 
 FAR = 3.0
@@ -51,7 +51,7 @@ def measuring(f: Findings) -> str:
         named = domain if isinstance(domain, Mapping) else {}
         words += ["--prompts", str(named.get("file") or "FILE")]
         words += ["--clip", str(named.get("clip") or "CLIP")]
-    return shlex.join(words)
+    return command_line(words)
 
 
 def kept(f: Findings) -> str:

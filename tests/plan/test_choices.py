@@ -101,7 +101,7 @@ def test_the_command_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     run = replace(digits(), batch=512)
     one = command(rows()[3], run, "digits", "runs/teacher", GPUs(1, 1.0)).split(" --device cuda ")
     assert one[0] == "fewstep distill digits --teacher runs/teacher"
-    assert "--accumulate 128 --precision bf16 --no-recompute --lora 'LoRA(rank=64" in one[1]
+    assert '--accumulate 128 --precision bf16 --no-recompute --lora "LoRA(rank=64' in one[1]
     many = command(
         replace(rows()[2], choice=Choice(False, True, "bf16", 4, True)),
         run,
