@@ -21,11 +21,12 @@ import torch
 from torch import Tensor
 
 from fewstep.export.card import card
+from fewstep.export.pipeline import embedded
 from fewstep.export.place import fresh
 from fewstep.export.program import Inputs, batches, described, difference, examples, traced
 from fewstep.files import write
 from fewstep.generator import Generator
-from fewstep.pipelines.load import dressed
+from fewstep.pipelines.load import dressed, origin
 from fewstep.student import load_student
 
 FACTS = "fewstep.json"
@@ -48,7 +49,8 @@ def to_pt2(run: Path, out: Path, pictures: bool = False) -> float:
         torch.export.save(program, place, extra_files={FACTS: json.dumps(facts)})
         again: Any = torch.export.load(place).module()
         found = _near(difference(student, again), PT2_TOLERANCE)
-        write(place.with_name(f"{out.name}.md"), card(student, run, _pt2_use(out, facts), facts))
+        use = _pt2_use(student, out, facts)
+        write(place.with_name(f"{out.name}.md"), card(student, run, use, facts))
     return found
 
 
@@ -87,7 +89,8 @@ def to_onnx(run: Path, out: Path, pictures: bool = False) -> float:
             return torch.from_numpy(session.run(["x"], feed)[0])
 
         found = _near(difference(student, ran), ONNX_TOLERANCE)
-        write(place.with_name(f"{out.name}.md"), card(student, run, _onnx_use(out, facts), facts))
+        use = _onnx_use(student, out, facts)
+        write(place.with_name(f"{out.name}.md"), card(student, run, use, facts))
     return found
 
 
@@ -151,31 +154,51 @@ def quiet() -> Iterator[None]:
         log.setLevel(before)
 
 
-def _feed(facts: dict[str, Any], ending: str) -> str:
-    """The inputs of one picture as Python: {"z": torch.randn(1, 1, 8, 8), ...}."""
-    made = []
-    for name, told in facts["inputs"].items():
-        shape = ", ".join(map(str, [1, *told["shape"][1:]]))
-        if told["type"] == "int64":
+def _feed(facts: dict[str, Any], made: tuple[str, ...], ending: str) -> str:
+    """The inputs of one picture as Python: {"z": torch.randn(1, 1, 8, 8), ...}.
+
+    made: those that were made before, under their own names; others are examples.
+    """
+    told = []
+    for name, about in facts["inputs"].items():
+        shape = ", ".join(map(str, [1, *about["shape"][1:]]))
+        if name in made:
+            value = f"{name}.float()"
+        elif about["type"] == "int64":
             value = f"torch.zeros({shape}, dtype=torch.int64)"
         else:
             value = f"torch.{'randn' if name in ('z', 'noise') else 'zeros'}({shape})"
-        made.append(f'"{name}": {value}{ending}')
-    return "{" + ", ".join(made) + "}"
+        told.append(f'"{name}": {value}{ending}')
+    return "{" + ", ".join(told) + "}"
 
 
-def _pt2_use(out: Path, facts: dict[str, Any]) -> str:
+def _spoken(student: Generator) -> tuple[str, str, tuple[str, ...]]:
+    """(imports, Python, names) of the embeddings, by the teacher's pipeline where it is there."""
+    try:
+        folder = origin(student)
+    except ValueError:
+        return "", "", ()
+    made = embedded(folder)
+    imports = (
+        "import inspect\n" * ("inspect." in made) + "from diffusers import DiffusionPipeline\n"
+    )
+    return imports, made, folder.family.tensors
+
+
+def _pt2_use(student: Generator, out: Path, facts: dict[str, Any]) -> str:
+    imports, made, names = _spoken(student)
     return f"""import torch
-
-generator = torch.export.load("{out.name}").module()
-x = generator({_feed(facts, "")})
+{imports}
+{made}generator = torch.export.load("{out.name}").module()
+x = generator({_feed(facts, names, "")})
 """
 
 
-def _onnx_use(out: Path, facts: dict[str, Any]) -> str:
+def _onnx_use(student: Generator, out: Path, facts: dict[str, Any]) -> str:
+    imports, made, names = _spoken(student)
     return f"""import onnxruntime
 import torch
-
-generator = onnxruntime.InferenceSession("{out.name}")
-(x,) = generator.run(["x"], {_feed(facts, ".numpy()")})
+{imports}
+{made}generator = onnxruntime.InferenceSession("{out.name}")
+(x,) = generator.run(["x"], {_feed(facts, names, ".numpy()")})
 """

@@ -196,11 +196,34 @@ def sampled(pipe: Any, prompt: str, z: Tensor, steps: int, net: Adapter) -> Tens
     return out
 
 
-def made_of(folder: PipelineFolder) -> str:
-    """Python that loads the teacher's pipeline from where it was."""
-    more = f', variant="{folder.variant}"' if folder.variant else ""
-    where = json.dumps(str(folder.path), ensure_ascii=False)
-    return f"pipe = DiffusionPipeline.from_pretrained({where}{more})  # the teacher's folder"
+def made_of(folder: PipelineFolder, *without: str) -> str:
+    """Python that loads the teacher's pipeline from where it was, without some of its parts."""
+    told = [json.dumps(str(folder.path), ensure_ascii=False)]
+    if folder.variant:
+        told.append(f'variant="{folder.variant}"')
+    missing = [
+        part
+        for part, entry in _parts(folder).items()
+        if part in NEVER_LOADED and entry != [None, None] and not (folder.path / part).is_dir()
+    ]
+    told += [f"{part}=None" for part in (*without, *missing)]
+    return f"pipe = DiffusionPipeline.from_pretrained({', '.join(told)})  # the teacher's folder"
+
+
+def embedded(folder: PipelineFolder) -> str:
+    """Python that makes the tensors of a condition, by their names, of a prompt."""
+    stock = Stock(folder)
+    takes = inspect.signature(stock.kind.encode_prompt).parameters
+    told = ['"a prompt"']
+    for key, value in {"device": "cpu", "num_images_per_prompt": 1, **stock.settings}.items():
+        if value != takes[key].default:
+            call = f'inspect.signature(pipe.__call__).parameters["{key}"].default'
+            told.append(f"{key}={call if isinstance(value, list) else repr(value)}")
+    names = [name if name in folder.family.tensors else "_" for name in folder.family.encoded]
+    return f"""{made_of(folder, folder.family.network, "vae")}
+with torch.no_grad():
+    {", ".join(names)} = pipe.encode_prompt({", ".join(told)})
+"""
 
 
 def picture(student: Generator, folder: PipelineFolder) -> str:

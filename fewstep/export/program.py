@@ -122,7 +122,24 @@ def described(student: Generator, inputs: Inputs, most: int | None) -> dict[str,
             name: {"shape": ["B", *t.shape[1:]], "type": str(t.dtype).removeprefix("torch.")}
             for name, t in inputs.items()
         },
+        "output": _output(student),
         "largest B": most,
         "classes": student.classes,
         "card": dict(student.card),
     }
+
+
+def _output(student: Generator) -> str:
+    """What comes out, in words."""
+    net = getattr(student.denoiser, "net", None)
+    if not isinstance(net, Adapter):
+        return f"x_0 of shape {_of_batch(student.shape)}"
+    if student.text is None:
+        return f"x_0, scaled latents of shape {_of_batch(student.shape)}"
+    return (
+        f"pictures of shape {_of_batch((3, net.pixels, net.pixels))} in about [-1, 1]; clip them"
+    )
+
+
+def _of_batch(shape: tuple[int, ...]) -> str:
+    return f"[B, {', '.join(map(str, shape))}]"

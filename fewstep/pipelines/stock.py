@@ -75,17 +75,22 @@ class Stock:
         return self._encoded([""], "-")
 
     def _encoded(self, texts: list[str], sign: str) -> dict[str, Tensor]:
-        pipe = self._pipeline()
+        more = {"num_images_per_prompt": 1, **self.settings}
+        out = self._pipeline().encode_prompt(prompt=texts, device=self.device, **more)
+        named = dict(zip(self.folder.family.encoded, out, strict=True))
+        signed = {name: named.get(sign + name, named[name]) for name in self.folder.family.tensors}
+        return {name: tensor.float() for name, tensor in signed.items()}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What encode_prompt is told beside the prompts, as a plain call of the pipeline does."""
         call = inspect.signature(self.kind.__call__).parameters
         takes = inspect.signature(self.kind.encode_prompt).parameters
         more: dict[str, Any] = {key: call[key].default for key in _AS_CALLED if key in takes}
         more |= {key: None for key in ("prompt_2", "prompt_3") if key in takes}
         if "do_classifier_free_guidance" in takes:
             more["do_classifier_free_guidance"] = True
-        out = pipe.encode_prompt(prompt=texts, device=self.device, num_images_per_prompt=1, **more)
-        named = dict(zip(self.folder.family.encoded, out, strict=True))
-        signed = {name: named.get(sign + name, named[name]) for name in self.folder.family.tensors}
-        return {name: tensor.float() for name, tensor in signed.items()}
+        return more
 
     def _pipeline(self) -> Any:
         """The stock pipeline with its text encoders, and without network and VAE."""

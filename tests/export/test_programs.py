@@ -105,6 +105,7 @@ def test_digits_in_another_process(finished: Path, tmp_path: Path) -> None:
     text = (tmp_path / "sid.pt2.md").read_text()
     assert "| steps | 1, at t = 2.5 of VE |" in text
     assert "standard normal z of [1, 8, 8], which is multiplied by 2.5" in text
+    assert "| output | x_0 of shape [B, 1, 8, 8] |" in text
     names: dict[str, object] = {}
     code = text.split("```python\n")[1].split("```")[0].replace("sid.pt2", f"{tmp_path}/sid.pt2")
     exec(code, names)

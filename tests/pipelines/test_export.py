@@ -26,7 +26,6 @@ import diffusers
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from fewstep.export.graphs import to_pt2
 from fewstep.export.pipeline import against, compare, to_diffusers, to_safetensors
 from fewstep.export.schedulers import betas, call, stock_scheduler
 from fewstep.path import VE, VP, Flow
@@ -34,7 +33,6 @@ from fewstep.pipelines.load import dressed, load
 from fewstep.pipelines.schedule import Timesteps, schedule
 from fewstep.sample import FewStep
 from fewstep.student import load_student, save_model
-from tests.end_to_end.command import fewstep
 
 TRAJECTORIES = {
     "sd": (
@@ -64,9 +62,8 @@ def student(folder: Path, home: Path, sampler: FewStep) -> Path:
     return home
 
 
-def ran(text: str, where: Path) -> dict[str, Any]:
-    """What the Python of a card leaves behind, run in the folder `where`."""
-    names: dict[str, Any] = {}
+def ran(text: str, where: Path, **names: Any) -> dict[str, Any]:
+    """What the Python of a card leaves behind, run in the folder `where` with these names."""
     with contextlib.chdir(where):
         exec(text.split("```python\n")[1].split("```")[0], names)
     return names
@@ -243,30 +240,6 @@ def test_flow_ladders() -> None:
 def test_betas_are_given_back() -> None:
     path = VP(betas=(0.01, 0.05, 0.2, 0.5))
     assert betas(path) == pytest.approx(path.betas, abs=1e-12)
-
-
-def test_a_pipeline_as_a_program(folders: Folders, tmp_path: Path) -> None:
-    """Embeddings and noise in, latents out; the graph of a U-Net takes up to 63 at once."""
-    made = student(folders("sd_v"), tmp_path / "student", FewStep(625.0))
-    assert to_pt2(made, tmp_path / "net.pt2") <= 1e-5
-    extra = {"fewstep.json": ""}
-    generator = torch.export.load(tmp_path / "net.pt2", extra_files=extra).module()
-    assert json.loads(extra["fewstep.json"])["largest B"] == 63
-    ours = dressed(load_student(made))
-    cond, z = ours.text(["a red cube", "a blue ball", ""]), torch.randn(3, 4, 8, 8)
-    x = ours.sampler(ours.denoiser, z, cond)
-    assert (generator({"z": z, **cond}) - x).abs().max() <= 1e-5 * x.abs().max()
-    assert '"prompt": torch.zeros(1, 8, 16)' in (tmp_path / "net.pt2.md").read_text()
-
-    command = ("export", str(tmp_path / "student"), str(tmp_path / "whole.pt2"), "--to", "pt2")
-    done = fewstep(*command, "--pictures")
-    assert done.code == 0, done.err
-    whole = torch.export.load(tmp_path / "whole.pt2", extra_files=extra).module()
-    assert json.loads(extra["fewstep.json"])["what"].endswith("-> pictures in [-1, 1]")
-    picture = whole({"z": z, **cond})
-    assert picture.shape == (3, 3, 16, 16)
-    assert (picture - ours.decode(x)).abs().max() <= 1e-5 * picture.abs().max()
-    assert (picture[:1] - ours.decode(x[1:2])).abs().max() > 1e-2 * picture.abs().max()
 
 
 def test_refusals(folders: Folders, tmp_path: Path) -> None:
