@@ -189,7 +189,7 @@ def report(args: list[str]) -> int:
 
 def export(args: list[str]) -> int:
     """A student as files of other programs."""
-    from fewstep.export.formats import FORMATS
+    from fewstep.export.formats import FORMATS, notes
     from fewstep.export.formats import export as write
 
     formats = "; ".join(f"{name}: {form.what}" for name, form in FORMATS.items())
@@ -212,6 +212,8 @@ def export(args: list[str]) -> int:
     own = parser.parse_args(args)
     off = write(own.run, own.out, own.to, own.rank, own.pictures)
     say(f"differs from the student by {off:.1g} of its range")
+    for note in notes(own.run, own.to):
+        say(note)
     print(own.out)
     return 0
 

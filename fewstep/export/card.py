@@ -164,7 +164,16 @@ _NOISE = {
 
 def _more(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """What a file says of itself that the card does not say elsewhere."""
-    for key in ("scheduler", "rank", "sigmas", "inputs", "output", "largest B", "opset"):
+    for key in (
+        "scheduler",
+        "rank",
+        "sigmas",
+        "caution",
+        "inputs",
+        "output",
+        "largest B",
+        "opset",
+    ):
         if facts.get(key) is not None:
             value = facts[key]
             yield key, value if isinstance(value, str) else f"`{json.dumps(value)}`"

@@ -12,6 +12,7 @@ on betas is DDIM. There is no guidance: `BasicGuider` makes one call a step.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from itertools import pairwise
@@ -27,8 +28,10 @@ from fewstep.export.place import fresh
 from fewstep.export.program import Given, examples
 from fewstep.files import read_json, write, write_json
 from fewstep.generator import Generator
+from fewstep.model import Model
 from fewstep.path import Flow
 from fewstep.pipelines.load import origin
+from fewstep.pipelines.net import Diffusers
 from fewstep.pipelines.schedule import Timesteps
 from fewstep.sample import FewStep
 from fewstep.student import load_student
@@ -36,6 +39,18 @@ from fewstep.student import load_student
 Workflow = dict[str, dict[str, Any]]
 PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline", "StableDiffusion3Pipeline")
 """Of which ComfyUI reads the networks under diffusers' names."""
+PUBLISHED: Mapping[str, tuple[Mapping[str, Any], ...]] = {
+    "UNet2DConditionModel": (
+        {"block_out_channels": [320, 640, 1280, 1280], "cross_attention_dim": 768},
+        {"block_out_channels": [320, 640, 1280, 1280], "cross_attention_dim": 1024},
+        {"block_out_channels": [320, 640, 1280], "cross_attention_dim": 2048},
+    ),
+    "SD3Transformer2DModel": (
+        {"num_layers": 24, "num_attention_heads": 24},
+        {"num_layers": 38, "num_attention_heads": 38},
+    ),
+}
+"""The sizes of Stable Diffusion 1, 2 and XL, and of SD3 and SD3.5, medium and large."""
 NODES: Mapping[str, tuple[Mapping[str, str], tuple[str, ...]]] = {
     "UNETLoader": ({"unet_name": "", "weight_dtype": ""}, ("MODEL",)),
     "CheckpointLoaderSimple": ({"ckpt_name": ""}, ("MODEL", "CLIP", "VAE")),
@@ -85,10 +100,24 @@ def to_comfyui(run: Path, out: Path) -> float:
         found = difference(read_json(place / "workflow.json"), student)
         if not found <= TOLERANCE:
             raise ValueError(f"the workflow differs from the student by {found:.2g} of its range")
-        write(
-            place / "README.md", card(student, run, _use(name, base), {"sigmas": _sigmas(student)})
-        )
+        assert student.model is not None
+        facts = {"sigmas": _sigmas(student), "caution": caution(student.model) or None}
+        write(place / "README.md", card(student, run, _use(out.name, name, base), facts))
     return found
+
+
+def caution(model: Model) -> str:
+    """What a person should know of a network whose sizes are not the published ones, or ""."""
+    net = model.net
+    assert isinstance(net, Diffusers)
+    config, known = json.loads(net.config), PUBLISHED[net.class_name]
+    if any(all(config.get(key) == size for key, size in sizes.items()) for sizes in known):
+        return ""
+    ours = ", ".join(f"{key} {config.get(key)}" for key in known[0])
+    return (
+        "ComfyUI's UNETLoader tells a network by the published sizes of Stable Diffusion 1 and 2, "
+        f"SDXL and SD3, and this one has others ({ours}); it will likely not be loaded"
+    )
 
 
 def workflow(student: Generator, network: str, base: str) -> Workflow:
@@ -220,13 +249,15 @@ def _denoised(kind: str, net: Any, x: Tensor, sigma: float, cond: dict[str, Tens
     return x - sigma * out if kind == "eps" else x / size**2 - sigma / size * out
 
 
-def _use(network: str, base: str) -> str:
-    return f"""# {network} goes into ComfyUI's models/diffusion_models; text encoders and VAE
-# come from {base} in its models/checkpoints. Then drop workflow.json onto ComfyUI, or:
+def _use(folder: str, network: str, base: str) -> str:
+    return f"""# {network} goes into ComfyUI's models/diffusion_models. Text encoders and VAE
+# come from {base} in its models/checkpoints: the teacher as one file, which is not
+# written here and which you have to have; give CheckpointLoaderSimple the name of yours.
+# Then drop workflow.json onto ComfyUI, or:
 import json
 import urllib.request
 from pathlib import Path
 
-work = {{"prompt": json.loads(Path("workflow.json").read_text())}}
+work = {{"prompt": json.loads(Path("{folder}/workflow.json").read_text())}}
 urllib.request.urlopen("http://127.0.0.1:8188/prompt", json.dumps(work).encode())
 """

@@ -9,16 +9,17 @@ kept: the writer raises ValueError.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from fewstep.export.comfyui import to_comfyui
+from fewstep.export.comfyui import caution, to_comfyui
 from fewstep.export.graphs import to_onnx, to_pt2
 from fewstep.export.lora import to_kohya, to_lora
 from fewstep.export.pipeline import to_diffusers, to_safetensors
 from fewstep.run_folder import RunFolder
 from fewstep.spec import nearest
+from fewstep.student import stored_model
 
 Writer = Callable[..., float]
 
@@ -64,3 +65,9 @@ def export(
             fit = [other for other, form in FORMATS.items() if form.takes == key]
             raise ValueError(f"--{key} is for {' and '.join(fit)}, not for {name!r}; leave it out")
     return FORMATS[name].write(run, out, **told)
+
+
+def notes(run: Path, name: str) -> Iterator[str]:
+    """What a person should know of the export of `run` as `name`, in sentences."""
+    if name == "comfyui" and (said := caution(stored_model(run))):
+        yield said

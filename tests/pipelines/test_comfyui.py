@@ -8,6 +8,7 @@ ladder, a deterministic sampler in place of fresh noise, and unit noise where si
 from __future__ import annotations
 
 import json
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -19,13 +20,16 @@ pytest.importorskip("diffusers")
 
 from safetensors.torch import load_file
 
-from fewstep.export.comfyui import NUMBER, check, difference, table, to_comfyui, workflow
+from fewstep.export.comfyui import NUMBER, caution, check, difference, table, to_comfyui, workflow
+from fewstep.model import Model
 from fewstep.path import VP
 from fewstep.pipelines.load import load
+from fewstep.pipelines.net import Diffusers
 from fewstep.pipelines.schedule import Timesteps
 from fewstep.sample import FewStep
 from fewstep.student import load_student
-from tests.pipelines.test_export import student
+from tests.end_to_end.command import fewstep
+from tests.pipelines.test_export import ran, student
 
 CASES = {
     "sd": (FewStep(625.0), FewStep(999.0, unit=True), FewStep(625.0, 3)),
@@ -69,7 +73,7 @@ def test_the_table_is_the_path() -> None:
     assert abs(float(table()[0]) - 0.0291675) < 1e-6
 
 
-def test_the_folder(folders: Folders, tmp_path: Path) -> None:
+def test_the_folder(folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = student(folders("sd_v"), tmp_path / "student", FewStep(625.0))
     assert to_comfyui(made, tmp_path / "fast") <= 1e-5
     nodes = json.loads((tmp_path / "fast" / "workflow.json").read_text())
@@ -82,10 +86,47 @@ def test_the_folder(folders: Folders, tmp_path: Path) -> None:
     assert state.keys() == load(folders("sd_v")).denoiser.net.net.state_dict().keys()
     text = (tmp_path / "fast" / "README.md").read_text()
     assert f"| sigmas | {float(table()[625]):.9f}, 0.000000000 |" in text
+    assert "| caution | ComfyUI's UNETLoader tells a network by the published sizes" in text
+    asked: list[tuple[str, bytes]] = []
+    monkeypatch.setattr(urllib.request, "urlopen", lambda *told: asked.append(told))
+    ran(text, tmp_path)
+    assert json.loads(asked[0][1]) == {"prompt": nodes}
+    assert f"come from {given['CheckpointLoaderSimple']['ckpt_name']} in" in text
     wrong = json.loads(json.dumps(nodes))
     next(n for n in wrong.values() if n["class_type"] == "VAEDecode")["inputs"]["vae"][1] = 1
     with pytest.raises(ValueError, match="vae is not of type VAE"):
         check(wrong)
+
+
+SIZES: dict[str, tuple[dict[str, object], dict[str, object]]] = {
+    "UNet2DConditionModel": (
+        {"block_out_channels": [320, 640, 1280, 1280], "cross_attention_dim": 768},
+        {"block_out_channels": [320, 640, 1280, 1280], "cross_attention_dim": 2048},
+    ),
+    "SD3Transformer2DModel": (
+        {"num_layers": 38, "num_attention_heads": 38},
+        {"num_layers": 24, "num_attention_heads": 38},
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", SIZES)
+def test_sizes_that_are_not_published_are_told(kind: str) -> None:
+    """Sizes of two models together are those of none."""
+    said = [
+        caution(Model(Diffusers(kind, json.dumps({**sizes, "dropout": 0}), 77, 512), (4, 64, 64)))
+        for sizes in SIZES[kind]
+    ]
+    assert said[0] == ""
+    assert all(f"{key} {size}" in said[1] for key, size in SIZES[kind][1].items())
+
+
+def test_the_command_tells_them(folders: Folders, tmp_path: Path) -> None:
+    made = student(folders("sd"), tmp_path / "student", FewStep(625.0))
+    for to, told in (("comfyui", True), ("diffusers", False)):
+        done = fewstep("export", str(made), str(tmp_path / to), "--to", to)
+        assert done.code == 0, done.err
+        assert ("this one has others (block_out_channels [8, 16]" in done.err) == told
 
 
 def test_what_stock_nodes_cannot_do_is_refused(folders: Folders, tmp_path: Path) -> None:
