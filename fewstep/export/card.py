@@ -51,7 +51,8 @@ def card(
     head |= {"tags": "[few-step, distillation]"}
     sampler = student.sampler
     many = f"{sampler.calls} step{'s' * (sampler.calls > 1)}"
-    found = read(run) if (run / "run.json").is_file() else None
+    homes = [home for home in (run, run.parent) if (home / "run.json").is_file()]
+    found = read(homes[0]) if homes else None  # of another model in a run, such as best/, too
     rows = [*_facts(student, found), *_more(facts), ("licence", _licence(licence))]
     return "\n".join(
         [
@@ -66,7 +67,7 @@ def card(
             "",
             f"```python\n{use.strip()}\n```",
             "",
-            *_measured(found),
+            *_measured(found if homes[:1] == [run] else None),
             *_cited(student),
         ]
     )

@@ -77,6 +77,7 @@ def test_an_evaluation_of_prompts(run: Path) -> None:
     }
     (run / "evaluation").mkdir()
     (run / "evaluation" / "prompts.json").write_text(json.dumps(evaluation))
+    assert "## Measured" not in card(load_student(run), run / "best", "", {})
     text = card(load_student(run), run, "", {})
     assert "| 24 prompts of few.txt in clip-0a1b2c3d, mean of 2 runs |  |\n" in text
 
@@ -89,12 +90,13 @@ def test_prompts_are_named_and_counted(run: Path, tmp_path: Path) -> None:
     facts["run"]["domain"] = {"type": "Prompts", "file": str(file), "sha256": digest(file)}
     path.write_text(json.dumps(facts))
     student = load_student(run)
-    assert "| data | none: noise and 3 prompts of mine.txt |" in card(student, run, "", {})
+    for home in (run, run / "best"):
+        assert "| data | none: noise and 3 prompts of mine.txt |" in card(student, home, "", {})
     file.write_text("a cat\n")
     assert "| data | none: noise and the prompts of mine.txt |" in card(student, run, "", {})
     file.unlink()
     assert "| data | none: noise and the prompts of mine.txt |" in card(student, run, "", {})
-    alone = card(student, tmp_path / "elsewhere", "", {})
+    alone = card(student, tmp_path / "else" / "where", "", {})
     assert "| data | none: noise and conditions alone |" in alone
 
 
