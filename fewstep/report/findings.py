@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from fewstep.spec import known
 
 Line = Mapping[str, Any]
 Scores = dict[str, dict[str, float]]
+COMPARED = ("features", "labels", "samples")
+"""What two evaluations must share to stand side by side."""
 EVALUATION = ("best", "mean", "std", "reference")
 """What an evaluation holds beside its runs."""
 
@@ -135,6 +138,18 @@ class Findings:
         """One measured mean, or nan."""
         return number(self.metrics.get(role), name)
 
+    @property
+    def beside(self) -> dict[str, dict[str, Any]]:
+        """Evaluations of the teacher's pipeline that are comparable with the run's own.
+
+        Of the same prompts, as many, in the same features; guided or not.
+        """
+        alike = {tuple(map(e.get, COMPARED)) for e in self.evaluations.values()}
+        found: dict[str, dict[str, Any]] = {}
+        with suppress(ValueError, OSError):
+            found = _evaluations(Path(f"{self.facts.get('teacher')}.evaluation"))
+        return {file: e for file, e in found.items() if tuple(map(e.get, COMPARED)) in alike}
+
     def still(self, evaluation: Mapping[str, Any]) -> bool:
         """Whether an evaluation is one of the finished model as it is now."""
         manifest = self.path / "student" / "manifest.json"
@@ -184,7 +199,7 @@ def _metrics(path: Path) -> tuple[Scores, dict[str, Any]]:
 def _evaluations(folder: Path) -> dict[str, dict[str, Any]]:
     """The results of `fewstep evaluate --protocol` and `--prompts`, by file."""
     found = {}
-    for path in sorted(folder.glob("*.json")):
+    for path in sorted(folder.glob("*.json"), key=lambda path: path.stem):
         stored = read_json(path)
         parts = [stored.get(key) for key in EVALUATION] if isinstance(stored, dict) else [None]
         runs = stored.get("runs") if all(isinstance(part, dict) for part in parts) else None

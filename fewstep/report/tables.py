@@ -97,35 +97,44 @@ def evaluations(f: Findings) -> list[Evaluation]:
     """
     found = []
     for file, stored in f.evaluations.items():
-        runs, reference = stored["runs"], stored["reference"]
-        parts = {f"run {i}": run for i, run in enumerate(runs)}
-        parts |= {"best": stored["best"], "mean": stored["mean"]}
-        rows = []
-        for name in map(str, stored["best"]):
-            cells = [_cell(scores, "", name) for scores in parts.values()]
-            spread = number(stored["std"], name)
-            if spread > 0:
-                cells[-1] = replace(cells[-1], spread=f"± {short(spread, 2)}")
-            rows.append((name, cells))
-        note = f"Labels: {stored.get('labels')}. "
-        if (scale := number(stored, "guidance")) == scale and scale != 1:
-            note += f"Guided at scale {short(scale)}. "
-        if reference:
-            note += (
-                f"Reference: {reference.get('file')}, "
-                f"{reference.get('pictures') or 'an unknown number of'} pictures, SHA-256 "
-                f"{str(reference.get('sha256'))[:16]}. "
-            )
-        if (spread := number(stored, "diversity")) == spread:
-            note += f"Diversity of a prompt's pictures: {short(spread)}. "
-        note += f"The best run is run {stored.get('best run')}."
-        if not f.still(stored):
-            note += " Measured on another model than the one that is in this folder now."
         title = f"As papers report it: {file}"
         if on_prompts(file):
             title = f"On prompts: {file.removeprefix('prompts-')}"
-        found.append(Evaluation(title, list(parts), rows, note))
+        note = ""
+        if not f.still(stored):
+            note = " Measured on another model than the one that is in this folder now."
+        found.append(_evaluation(title, stored, note))
+    for file, stored in f.beside.items():
+        title = f"The teacher on the same prompts: {file.removeprefix('prompts-')}"
+        found.append(_evaluation(title, stored))
     return found
+
+
+def _evaluation(title: str, stored: Mapping[str, Any], more: str = "") -> Evaluation:
+    """A column a run, the best and the mean."""
+    runs, reference = stored["runs"], stored["reference"]
+    parts = {f"run {i}": run for i, run in enumerate(runs)}
+    parts |= {"best": stored["best"], "mean": stored["mean"]}
+    rows = []
+    for name in map(str, stored["best"]):
+        cells = [_cell(scores, "", name) for scores in parts.values()]
+        spread = number(stored["std"], name)
+        if spread > 0:
+            cells[-1] = replace(cells[-1], spread=f"± {short(spread, 2)}")
+        rows.append((name, cells))
+    note = f"Labels: {stored.get('labels')}. "
+    if (scale := number(stored, "guidance")) == scale and scale != 1:
+        note += f"Guided at scale {short(scale)}. "
+    if reference:
+        note += (
+            f"Reference: {reference.get('file')}, "
+            f"{reference.get('pictures') or 'an unknown number of'} pictures, SHA-256 "
+            f"{str(reference.get('sha256'))[:16]}. "
+        )
+    if (spread := number(stored, "diversity")) == spread:
+        note += f"Diversity of a prompt's pictures: {short(spread)}. "
+    note += f"The best run is run {stored.get('best run')}."
+    return Evaluation(title, list(parts), rows, note + more)
 
 
 def levels(f: Findings) -> list[list[str]]:

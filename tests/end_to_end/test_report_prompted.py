@@ -136,3 +136,32 @@ def test_words_of_latents_and_prompts(run: Path) -> None:
     (shown,) = (c for c in gauges(read(labelled), {}) if c.title == "Diversity over time")
     assert "of the same label, in units of the pixels" in shown.caption
     assert "difference within a label" in shown.svg
+
+
+def test_the_teacher_stands_beside(run: Path) -> None:
+    """Its scores on the same prompts, guided and not; neither on others nor with fewer."""
+    (run / "evaluation").mkdir()
+    store(run, "prompts-clip-24", (0.25, 0.31))
+    pipe = run.parent / "pipe"
+    edit(run / "run.json", lambda facts: facts.update(teacher=str(pipe)))
+    assert not read(run).beside
+    stored = json.loads((run / "evaluation" / "prompts-clip-24.json").read_text())
+    there = Path(f"{pipe}.evaluation")
+    there.mkdir()
+    for name, more in {
+        "prompts-clip-24": {"best": {"SCORE": 0.27}},
+        "prompts-clip-24-cfg7.5": {"guidance": 7.5},
+        "prompts-other": {"labels": "prompts of yours.txt"},
+        "prompts-clip-20": {"samples": 20},
+    }.items():
+        write_json(there / f"{name}.json", {**stored, "model": "teacher", **more})
+    ours, plain, guided = evaluations(read(run))
+    assert ours.title == "On prompts: clip-24"
+    assert plain.title == "The teacher on the same prompts: clip-24"
+    assert [cell.text for cell in plain.rows[0][1]] == ["0.250", "0.310", "0.270", "0.280"]
+    assert guided.title == "The teacher on the same prompts: clip-24-cfg7.5"
+    assert "Guided at scale 7.5" in guided.note
+    assert "another model" not in plain.note
+    assert headline(read(run), []).text == "SCORE 0.280, the mean of 2 runs."
+    (there / "prompts-other.json").write_text("{")
+    assert not read(run).beside
