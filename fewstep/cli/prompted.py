@@ -15,7 +15,7 @@ from fewstep.cli.protocol import about, at, make_parts
 from fewstep.cli.samples import at_scale
 from fewstep.core import Cond
 from fewstep.data.prompts import read_prompts
-from fewstep.eval.clip import Aligned
+from fewstep.eval.clip import Aligned, text_vectors
 from fewstep.eval.features import Features, titled
 from fewstep.eval.networks import load_aligned, load_features
 from fewstep.eval.prompted import Joined, Resized, diversity, scores
@@ -29,9 +29,6 @@ from fewstep.run_folder import RunFolder, locked
 from fewstep.runner import usable
 from fewstep.student import finished
 from fewstep.teaching import opened
-
-TEXTS = 256
-"""Prompts that CLIP hears at once."""
 
 
 @dataclass(frozen=True)
@@ -137,8 +134,7 @@ def _scored(
     real: Reference | None,
 ) -> dict[str, Any]:
     """Scores of all runs, the best by CLIP, mean, deviation, and the diversity of several."""
-    parts = [clip.text(prompts[i : i + TEXTS]).cpu() for i in range(0, len(prompts), TEXTS)]
-    texts, runs = torch.cat(parts), []
+    texts, runs = text_vectors(clip, prompts), []
     with Bar("scoring runs", protocol.runs) as bar:
         for run in range(protocol.runs):
             runs.append(scores(protocol, run, clip, texts, features, real))

@@ -23,11 +23,21 @@ DEVIATION = (0.26862954, 0.26130258, 0.27577711)
 """Of the pictures that CLIP was trained on; a folder's preprocessor_config.json may say others."""
 
 
+TEXTS = 256
+"""Texts that a network hears at once."""
+
+
 class Aligned(Features, Protocol):
     """Features of pictures beside those of texts: unit vectors whose cosine is their alignment."""
 
     def text(self, prompts: Sequence[str]) -> Tensor:
         """N texts -> unit vectors (N, dim)."""
+
+
+def text_vectors(aligned: Aligned, prompts: Sequence[str]) -> Tensor:
+    """Unit vectors (N, dim) of any number of texts, in main memory."""
+    parts = range(0, len(prompts), TEXTS)
+    return torch.cat([aligned.text(prompts[i : i + TEXTS]).cpu() for i in parts])
 
 
 def alignment(pictures: Tensor, texts: Tensor) -> float:

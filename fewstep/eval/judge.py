@@ -13,11 +13,11 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from fewstep.eval.clip import Aligned, alignment
+from fewstep.eval.clip import Aligned, alignment, text_vectors
 from fewstep.eval.features import to_uint8
 
 PART = 32
-"""Pictures, or texts, that the network sees at once."""
+"""Pictures that the network sees at once."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,8 +39,7 @@ class Judge:
     @cached_property
     def texts(self) -> Tensor:
         """Unit vectors (N, D) of the prompts."""
-        parts = range(0, len(self.prompts), PART)
-        return torch.cat([self.aligned.text(self.prompts[i : i + PART]) for i in parts])
+        return text_vectors(self.aligned, self.prompts)
 
     def __call__(self, pictures: Tensor) -> dict[str, float]:
         """Mean cosine of pictures (N, 1 or 3, H, W) in [-1, 1] and prompts; nan if one is so."""
