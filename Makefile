@@ -6,13 +6,16 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
 
-.PHONY: demo test lint mutants drill test-all claims emoji asset clean
+.PHONY: demo test test-slow lint mutants drill test-all claims emoji asset clean
 
 demo: $(STAMP)
 	$(BIN)/fewstep demo
 
 test: $(DEV) lint
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m "not slow"
+
+test-slow: $(DEV)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m slow
 
 lint: $(DEV)
 	$(BIN)/ruff check .
@@ -26,7 +29,7 @@ mutants: $(DEV)
 drill: $(DEV)
 	$(BIN)/python tools/drill.py --kills 200 --corruptions 1000 --out runs/drill
 
-test-all: test mutants drill
+test-all: test test-slow mutants drill
 
 # the published claims on digits, an hour and a half on one core; finished trials are kept
 claims: $(DEV)

@@ -22,7 +22,7 @@ CORE = (
     *("gauges", "teachers", "parallel", "precision", "sharding", "gradient", "offload", "lora"),
     "adam8",
 )
-MAX_LINES, MAX_FUNCTION = 300, 60
+MAX_FUNCTION = 60
 
 
 def module_name(path: Path) -> str:
@@ -140,14 +140,6 @@ def test_help_needs_no_torch_by_construction() -> None:
 
 
 IMPORTS = (ast.Import, ast.ImportFrom)
-
-
-def test_files_stay_short() -> None:
-    folders = ("fewstep", "tests", "examples", "tools")
-    paths = [path for folder in folders for path in (REPOSITORY / folder).rglob("*.py")]
-    lines = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in paths}
-    assert len(lines) > 60
-    assert {str(path): n for path, n in lines.items() if n > MAX_LINES} == {}
 
 
 def test_functions_stay_short() -> None:

@@ -29,6 +29,8 @@ from fewstep.watch import Watch
 from tests.distributed.processes import Ended, free_port, results, together
 from tests.end_to_end.command import Result, fewstep, tree
 
+pytestmark = pytest.mark.slow
+
 PRELOADED = (overrides, verbs)  # forked processes need not import them again
 SMOOTH = "Optim(lr=1e-2, betas=(0.9, 0.99), eps=1e-3)"
 SMALL = ("--model.net.width", "16", "--model.net.blocks", "1", "--batch", "16")

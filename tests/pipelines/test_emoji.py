@@ -23,6 +23,8 @@ from examples.emoji.teacher import Latents
 from fewstep.draws import Draws
 from fewstep.student import load_student
 
+pytestmark = pytest.mark.slow
+
 COLOURS = {"red": (220, 30, 30), "green": (20, 160, 40), "blue": (30, 60, 200)}
 SHAPES = ("disc", "ring", "bar", "frame")
 

@@ -49,6 +49,8 @@ from fewstep.times import LogitNormal, Uniform
 from fewstep.training import train
 from tests.pipelines.tiny import FLOWS
 
+pytestmark = pytest.mark.slow
+
 KINDS = ("sd", "sd_v", "sdxl", "sd3", "pixart", "pixart_sigma", "sana", "flux", "flux_guided")
 TEXTS = ["a red cube", "a blue ball", "the small ball"]
 REAL = Kappas(1.0, 1.0, 1.0, 8.0)
