@@ -1,8 +1,13 @@
-"""Recorded values of the official implementations: weights, inputs, outputs, gradients."""
+"""Recorded values of the official implementations: weights, inputs, outputs, gradients.
+
+Those in tests/golden are of networks small enough to be committed. Recordings of larger ones, with
+the same names and keys, are tried by setting FEWSTEP_GOLDEN to their folder.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +18,7 @@ from torch import Tensor
 from fewstep.nets.precond import Preconditioned
 from fewstep.teachers import edm, edm2
 
-GOLDEN = Path(__file__).parents[1] / "golden"
+GOLDEN = Path(os.environ.get("FEWSTEP_GOLDEN") or Path(__file__).parents[1] / "golden")
 NAMES = ("edm_ddpmpp", "edm_ncsnpp", "edm_adm", "edm2")
 
 

@@ -1,10 +1,8 @@
 """One whole iteration of official code, as recorded, and how far ours is from it.
 
 A recording holds the weights, every random number, the losses, the gradients and the weights
-afterwards. At six megabytes each they are not part of the repository: the tests read
-step_sid.safetensors, step_sida.safetensors and their _cond variants from the folder
-$FEWSTEP_GOLDEN, or else from ../shared/golden beside the repository, and are skipped where there
-is no such file.
+afterwards: step_sid.safetensors, step_sida.safetensors and their _cond variants, of a network of
+four channels on pictures of 8x8 (see `tests.parity.golden`).
 
 Reductions: the official loss is a sum over pixels, divided by the batch size, times a scale s (1
 for the fake score, 100 for the student); ours is a mean over pixels and batch. With n pixels a
@@ -19,7 +17,6 @@ Weights are compared where the recorded gradient exceeds 1e-5 of the largest of 
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -42,8 +39,8 @@ from fewstep.nets.precond import Preconditioned
 from fewstep.optim import Optim
 from fewstep.teachers import edm
 from fewstep.training import State, train
+from tests.parity.golden import GOLDEN
 
-FOLDER = Path(os.environ.get("FEWSTEP_GOLDEN") or Path(__file__).parents[3] / "shared/golden")
 Group = Mapping[str, Tensor]
 MARKS = {"x_g": 1e-5, "elem": 1e-5, "judged": 1e-5, "total": 1e-5}
 MARKS |= {"grads": 1e-4, "after": 1e-6, "ema": 1e-6, "ema move": 0.01}
@@ -65,11 +62,8 @@ class Recording:
 
     @classmethod
     def named(cls, name: str) -> Recording:
-        """The recording of that name; skips the test where there is none."""
-        path = FOLDER / f"{name}.safetensors"
-        if not path.is_file():
-            pytest.skip(f"no recorded iteration {path.name} in {FOLDER}; set FEWSTEP_GOLDEN")
-        return cls(path)
+        """The recording of that name."""
+        return cls(GOLDEN / f"{name}.safetensors")
 
     def __getitem__(self, group: str) -> dict[str, Tensor]:
         start = f"{group}/"

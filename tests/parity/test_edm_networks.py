@@ -92,7 +92,6 @@ def test_tap_is_the_last_encoder_block(gold):
         features = net.encode(*gold.inputs())
         out, again = net.forward_with_features(*gold.inputs())
         alone = net(*gold.inputs())
-    assert features.shape == (4, 32, 8, 8)
     assert torch.equal(features, seen[0])
     assert torch.equal(features, again)
     assert torch.equal(out, alone)
