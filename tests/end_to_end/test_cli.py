@@ -30,7 +30,10 @@ from fewstep.times import LogNormal
 from fewstep.watch import Watch
 from tests.end_to_end.command import DISTIL, SMALL, fewstep, tree
 
-NAMES = ("fd_digits", "precision", "recall", "accuracy", "swd", "nn", "calls", "ms_per_image")
+NAMES = (
+    *("fd_digits", "precision", "recall", "density", "coverage", "accuracy", "swd", "nn"),
+    *("calls", "ms_per_image"),
+)
 WEIGHTS = "student/model.safetensors"
 
 
