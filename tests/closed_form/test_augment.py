@@ -176,8 +176,12 @@ def test_a_turn_of_a_wide_picture_is_a_turn_of_its_pixels() -> None:
     assert (wide - expected)[:, :2, :2].abs().max() < 1e-5
     assert (wide - square)[:, :2, :2].abs().max() > 0.1
     assert torch.equal(Augment(1.0).moves(draws)[0].double(), square)
-    tall = Augment(1.0)(x.mT.float().expand(50, -1, -1, -1), draws)[0]
-    assert tall.shape == (50, 1, 24, 16)
+    blank = Augment(0.0)(x.expand(50, -1, -1, -1), draws)[0]  # flips in x are those of any p
+    flips = Augment(1.0).moves(draws)[1][:, 1] == 1
+    blank[flips] = blank[flips].flip(2)
+    found = Augment(1.0)(x.expand(50, -1, -1, -1), draws)[0]
+    assert (found - resample(blank, wide)).abs().max() < 1e-5
+    assert (found - resample(blank, square)).abs().max() > 0.1
 
 
 @pytest.mark.parametrize("pixels", [3, 12, 14, 15, 17, 25, 40])
