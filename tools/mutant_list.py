@@ -111,7 +111,7 @@ MUTANTS: tuple[Mutant, ...] = (
         SAMPLERS,
         ("(1 - k / self.steps)", "(1 - k / (self.steps + 1))"),
         ('f"eps{k}"', '"eps"'),
-        ("cond), s)) / 2", "cond), t)) / 2"),
+        ("denoiser(x, s, cond), t, s)", "denoiser(x, t, cond), t, s)"),
         ("return denoiser(x, grid[-1], cond)", "return x"),
         ("self.order * (self.steps - 1) + 1", "self.order * self.steps"),
         ("torch.linspace(1, 0,", "torch.linspace(1, 0.01,"),
