@@ -21,6 +21,8 @@ LEAST = 10_000
 """Real pictures in a reference that published distances are taken to, at least."""
 PUBLISHED = frozenset({"IS", "IS std", "IS of all", "KID"})
 """Scores beside the Frechet distance that are published in Inception's features."""
+ELSEWHERE = frozenset({"precision", "recall", "density", "coverage"})
+"""Scores that are published in features of other networks."""
 
 
 class Features(Protocol):
@@ -96,7 +98,8 @@ def retitled(name: str, features: str, samples: object) -> str:
     A bare published name that was not earned gets what it was measured in, and on how many.
     """
     known = {known.title for known in KNOWN.values()}
-    if "(" in name or (samples == SAMPLES and name in PUBLISHED | known):
+    names = PUBLISHED | known
+    if name not in names | ELSEWHERE or (samples == SAMPLES and name in names):
         return name
     return f"{'FD' if name in known else name}({features}, {samples})"
 
