@@ -8,8 +8,12 @@ a picture as it is (Karras et al. 2022, https://arxiv.org/abs/2206.00364, append
     scale           2^(0.2 n)                   rotate       by w, uniform on (-pi, pi)
     stretch         2^(0.2 n) along an axis r   translate    by (n, n') / 8 of the picture
 
-Each movement happens with the same probability p, but the flip in x, which is a coin's throw for
-every picture. The labels are [flip, flip, n, cos w - 1, sin w, n cos r, n sin r, n, n'].
+Each movement happens with the same probability p, independently, but the flip in x, which is a
+coin's throw for every picture. The flip in y that happens then is a coin's throw too, and the axis
+of the stretch is that of x half of the time, else any, r uniform on (-pi, pi). The labels are
+
+    [flip, flip, n, cos w - 1, sin w, n cos r, n sin r, n, n'].
+
 Pictures are resampled at twice their size, reached and left by the sym6 wavelet's low-pass filter,
 which is orthonormal: a picture that is not moved comes back as it was. Borders are mirrored.
 """
@@ -35,6 +39,11 @@ SYM6 = (
 SHIFT = sum(k * f for k, f in enumerate(SYM6)) / sum(SYM6) - (len(SYM6) - 1) / 2
 """How far it moves what passes it, in fine pixels: it is only nearly symmetric."""
 
+EDGE = 6
+"""Pixels beyond the border that the filter reaches."""
+AXIS = 0.5
+"""Probability that a stretch is along an axis of its own."""
+
 
 @dataclass(frozen=True)
 class Augment:
@@ -50,14 +59,18 @@ class Augment:
     def __call__(self, x: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
         if x.ndim != 4:
             raise ValueError(f"Augment moves pictures (B, C, H, W), got {tuple(x.shape)}")
-        moves, labels = self.moves(draws)
+        moves, labels = self.moves(draws, x.shape[3] / x.shape[2])
         flips = labels[:, :2].to(x)[:, :, None, None, None]
         x = torch.lerp(x, x.flip(3), flips[:, 0])
         x = torch.lerp(x, x.flip(2), flips[:, 1])
         return resample(x, moves.to(x)), labels.to(x)
 
-    def moves(self, draws: Draws) -> tuple[Tensor, Tensor]:
-        """Where each point comes from in the (flipped) picture, (B, 3, 3), and labels (B, 9)."""
+    def moves(self, draws: Draws, aspect: float = 1.0) -> tuple[Tensor, Tensor]:
+        """Where each point comes from in the (flipped) picture, (B, 3, 3), and labels (B, 9).
+
+        aspect: width of the picture by its height, whose sides are both 2 units long; turns and
+        stretches are those of its pixels.
+        """
 
         def some(name: str, value: Tensor) -> Tensor:
             """`value` for the pictures that are moved so, zero for the others."""
@@ -71,14 +84,17 @@ class Augment:
         scale = normal("scale")
         angle = some("rotate", (2 * draws.uniform("rotate") - 1) * math.pi)
         stretch, axis = normal("stretch"), (2 * draws.uniform("axis") - 1) * math.pi
+        axis = torch.where(draws.uniform("axis?") < AXIS, axis, 0.0)
         shift = torch.stack([some("shift", n) for n in draws.normal("shift", (2,)).T])
         one = torch.ones_like(scale)
         back = (
+            diagonal(one / aspect, one),
             diagonal(2 ** (-0.2 * scale), 2 ** (-0.2 * scale)),
             rotation(angle),
             rotation(-axis)
             @ diagonal(2 ** (-0.2 * stretch), 2 ** (0.2 * stretch))
             @ rotation(axis),
+            diagonal(one * aspect, one),
             translation(-shift / 4 * one),  # an eighth of the picture, which is 2 units wide
         )
         labels = [flip_x, flip_y, scale, angle.cos() - 1, angle.sin()]
@@ -89,20 +105,40 @@ class Augment:
 def resample(x: Tensor, moves: Tensor) -> Tensor:
     """The picture whose point p is x's at moves p; x: (B, C, H, W), moves: (B, 3, 3).
 
-    Coordinates run from -1 to 1 over the picture; beyond it there is its mirror image.
+    Coordinates run from -1 to 1 over the picture; beyond it there is its mirror image, as far as
+    one pixel less than its size, and zero beyond that.
     """
     height, width = x.shape[2:]
-    margin = min(12, height - 1, width - 1)
-    fine = _filter(F.pad(x, [margin] * 4, mode="reflect"), transposed=True)
-    picture, canvas = moves.new_tensor([width, height]), moves.new_tensor(fine.shape[:1:-1])
-    linear = moves[:, :2, :2] * (picture / canvas)[:, None] * canvas / picture
-    off = 2 * SHIFT / canvas
-    shift = moves[:, :2, 2] * 2 * picture / canvas + off - linear @ off
-    maps = torch.cat([linear, shift[:, :, None]], 2)
-    grid = F.affine_grid(maps, list(fine.shape), align_corners=False)
-    moved = F.grid_sample(fine, grid, padding_mode="reflection", align_corners=False)
+    left, right, top, bottom = _margins(moves, height, width)
+    fine = _filter(F.pad(x, [left, right, top, bottom], mode="reflect"), transposed=True)
+    picture = moves.new_tensor([width, height])
+    source, canvas = moves.new_tensor(fine.shape[:1:-1]) / 2, picture + 2 * EDGE
+    # From the middle of the canvas to that of the source, in pixels of the picture.
+    linear = moves[:, :2, :2] * (picture / 2)[:, None] / (picture / 2)
+    middle = moves.new_tensor([left - right, top - bottom]) / 2
+    off = moves.new_full((2,), SHIFT / 2)
+    shift = moves[:, :2, 2] * picture / 2 + middle + off - linear @ off
+    maps = torch.cat([linear / source[:, None] * canvas, (shift * 2 / source)[:, :, None]], 2)
+    size = [len(x), x.shape[1], 2 * (height + 2 * EDGE), 2 * (width + 2 * EDGE)]
+    grid = F.affine_grid(maps, size, align_corners=False)
+    moved = F.grid_sample(fine, grid, padding_mode="zeros", align_corners=False)
     back = _filter(moved, transposed=False)
-    return back[:, :, margin : margin + height, margin : margin + width]
+    return back[:, :, EDGE : EDGE + height, EDGE : EDGE + width]
+
+
+def _margins(moves: Tensor, height: int, width: int) -> tuple[int, int, int, int]:
+    """Pixels that moved pictures need beyond the left, right, top and bottom, where there are any.
+
+    Whole pictures of a batch share them; more than are needed change nothing.
+    """
+    corners = moves.new_tensor([[-1, 1, -1, 1], [-1, -1, 1, 1], [1, 1, 1, 1]])
+    reach = (moves @ corners)[:, :2].abs().amax(2)  # (B, 2), 1 at the border
+    size = moves.new_tensor([width, height])
+    need = ((reach - 1) * size / 2).amax(0).ceil() + 2 * EDGE
+    x, y = (
+        int(min(max(n, EDGE), s - 1)) for n, s in zip(need.tolist(), (width, height), strict=True)
+    )
+    return x, x, y, y
 
 
 def _filter(x: Tensor, transposed: bool) -> Tensor:

@@ -16,15 +16,22 @@ of stored ones whose profile is nearest to the wanted one, by least squares (app
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+Array = np.ndarray[Any, np.dtype[np.float64]]
+
 LIMIT = 12**-0.5
 """sigma_rel of a plain mean, gamma = 0; lengths below it are meant here."""
+ALIKE = 1e-12
+"""Profiles that are the same to this relative precision are not told apart: their coefficients
+would be large and opposite, and rounding of the weights would be seen in the result."""
 
 
 @dataclass(frozen=True)
@@ -66,15 +73,14 @@ def beta(gamma: float, t: float, step: float = 1.0) -> float:
     return float((1 - step / t) ** (gamma + 1))
 
 
-def overlap(gamma: Tensor, t: Tensor, other: Tensor, s: Tensor) -> Tensor:
+def overlap(gamma: Array, t: Array, other: Array, s: Array) -> Array:
     """The integral of p_(gamma, t) p_(other, s), elementwise and broadcast (appendix C).
 
     (gamma + 1) (other + 1) / (gamma + other + 1) (min / max)^(power of the later) / max
     """
-    later = torch.where(t < s, other, gamma)
-    ratio = torch.minimum(t, s) / torch.maximum(t, s)
-    scale = (gamma + 1) * (other + 1) / (gamma + other + 1)
-    return scale * ratio**later / torch.maximum(t, s)
+    later = np.where(t < s, other, gamma)
+    ratio, last = np.minimum(t, s) / np.maximum(t, s), np.maximum(t, s)
+    return (gamma + 1) * (other + 1) * ratio**later / ((gamma + other + 1) * last)
 
 
 def combination(
@@ -82,18 +88,26 @@ def combination(
 ) -> tuple[Tensor, float]:
     """The combination of stored profiles (gammas[i], times[i]) nearest to (gamma, time).
 
-    Returns its coefficients (N,) in float64, and the distance of the profiles relative to the
-    wanted one's norm: 0 where it is met, 1 where nothing of it is.
+    Algorithm 3: coefficients by least squares, divided by their sum, so that weights that never
+    changed come back as they were however few profiles there are. Returns them (N,) in float64,
+    and the distance of the profiles relative to the wanted one's norm: 0 where it is met, 1 where
+    as much is missing. ValueError where there is none, or one that ends after `time`.
     """
-    g, t = torch.tensor([[*gammas, gamma], [*times, time]], dtype=torch.float64)
-    gram = overlap(g[:, None], t[:, None], g[None], t[None])
+    g, t = np.array(gammas, dtype=float), np.array(times, dtype=float)
+    if not g.size or not (t.min() > 0 and t.max() <= time):
+        raise ValueError(f"profiles to combine end between 0 and {time:g}, got times {times}")
+    stored = overlap(g[:, None], t[:, None], g, t)
+    last = np.array([gamma]), np.array([time])
+    wanted, square = overlap(g, t, *last), float(overlap(*last, *last)[0])
     # Relative to the profiles' norms, which grow with gamma and shrink with t.
-    norm = gram.diagonal().sqrt()
-    gram = gram / (norm[:, None] * norm)
-    stored, wanted = gram[:-1, :-1], gram[:-1, -1]
-    x = torch.linalg.lstsq(stored, wanted[:, None], driver="gelsd").solution[:, 0]
-    square = 1 - 2 * (x @ wanted) + x @ stored @ x
-    return x * norm[-1] / norm[:-1], float(square.clamp(min=0).sqrt())
+    norm = np.sqrt(stored.diagonal())
+    if np.linalg.cond(stored / norm / norm[:, None]) < 1 / ALIKE:
+        x = np.linalg.solve(stored, wanted)
+    else:
+        x = np.linalg.lstsq(stored / norm / norm[:, None], wanted / norm, rcond=ALIKE)[0] / norm
+    x = x / math.fsum(x)
+    rest = 1 - (2 * (x @ wanted) - x @ stored @ x) / square
+    return torch.from_numpy(x), math.sqrt(max(float(rest), 0.0))
 
 
 @torch.no_grad()

@@ -23,9 +23,10 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Literal
+from functools import cached_property
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -48,6 +49,60 @@ class NoisePath(ABC):
         """What a network of this family is told of t; of order one, finite on [t_min, t_max]."""
         return t
 
+    def scale(self, t: Tensor) -> Tensor:
+        """What x_t is divided by where flows are integrated (`heun`); same shape as t.
+
+        Along x_t / (a alpha + b sigma), for fixed a and b, fixed x_0 and eps make a straight line.
+        Between data and noise alike it converges fastest, whatever the path.
+        """
+        return self.alpha(t) + self.sigma(t)
+
+    def ddim(self, xt: Tensor, x0: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        """The deterministic step from t to s: x_s = alpha_s x_0 + sigma_s eps.
+
+        x0: (B, *) is the prediction at xt: (B, *), and eps the noise that x_t holds then; t, s:
+        (B,) or (). DDIM, Song et al. 2020, https://arxiv.org/abs/2010.02502, equation 12 with
+        sigma = 0; exact where the prediction does not change between t and s. Finite at
+        alpha_t = 0; at sigma_t = 0, where x_t is alpha_t x_0, the noise in it is none.
+        """
+        same_shape(xt=xt, x0=x0)
+        alpha, sigma = coefficients(self, xt, t)
+        alpha_s, sigma_s = coefficients(self, xt, s)
+        ratio = torch.where(sigma > 0, sigma_s / torch.where(sigma > 0, sigma, 1), 1)
+        return ratio * xt + (alpha_s - ratio * alpha) * x0
+
+    def heun(self, xs: Tensor, x0: Tensor, next_x0: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        """The step from t to s to second order; xs: (B, *) is `ddim`'s, next_x0 predicted there.
+
+        Heun's method (the trapezoid rule) for x / scale in sigma / scale, written as what it adds:
+
+            scale_s / (2 scale_t) (alpha_s sigma_t / sigma_s - alpha_t) (next_x0 - x0)
+
+        With VE's scale, 1, it is Karras et al. 2022, algorithm 1. Needs sigma_s > 0.
+        """
+        same_shape(xs=xs, x0=x0, next_x0=next_x0)
+        alpha, sigma = coefficients(self, xs, t)
+        alpha_s, sigma_s = coefficients(self, xs, s)
+        half = self.scale(expand(s, xs)) / self.scale(expand(t, xs)) / 2
+        return xs + half * (alpha_s * sigma / sigma_s - alpha) * (next_x0 - x0)
+
+    def bridge(self, xs: Tensor, eps: Tensor, s: Tensor, t: Tensor) -> Tensor:
+        """Noising from s on to t >= s: x_t given x_s, for noise eps that is independent of it.
+
+        x_t = r x_s + (sigma_t^2 - r^2 sigma_s^2)^(1/2) eps with r = alpha_t / alpha_s, so that an
+        x_s of the path's law becomes an x_t of it; xs, eps: (B, *), s, t: (B,) or (). ValueError
+        where t < s: noise cannot be taken away so.
+        """
+        same_shape(xs=xs, eps=eps)
+        alpha, sigma = coefficients(self, xs, t)
+        alpha_s, sigma_s = coefficients(self, xs, s)
+        if bool((t < s).any()):
+            raise ValueError("noise is added from s to a later t, got t < s; `ddim` goes back")
+        # At alpha_s = 0 both are noise, and stay it.
+        ratio = torch.where(alpha_s > 0, alpha / torch.where(alpha_s > 0, alpha_s, 1), 1)
+        added = (sigma - ratio * sigma_s) * (sigma + ratio * sigma_s)
+        return ratio * xs + added.clamp(min=0).sqrt() * eps
+
 
 @dataclass(frozen=True)
 class VE(NoisePath):
@@ -65,6 +120,10 @@ class VE(NoisePath):
     def label(self, t: Tensor) -> Tensor:
         """c_noise = ln(sigma) / 4 (Karras et al. 2022, table 1)."""
         return t.log() / 4
+
+    def scale(self, t: Tensor) -> Tensor:
+        """1: flows are integrated in sigma, as EDM's are."""
+        return torch.ones_like(t)
 
 
 @dataclass(frozen=True)
@@ -117,6 +176,8 @@ class VP(NoisePath):
             raise ValueError(f"VP.schedule is 'linear' or 'scaled_linear', got {self.schedule!r}")
         if len(self.betas) == 1 or (not self.betas and self.steps < 2):
             raise ValueError("VP needs at least two timesteps")
+        if not np.isfinite(self._table).all():
+            raise ValueError(f"VP needs betas between 0 and 1, got {self}")
 
     @property
     def t_min(self) -> float:  # type: ignore[override]
@@ -137,23 +198,29 @@ class VP(NoisePath):
 
     def log_snr(self, t: Tensor) -> Tensor:
         """ln(alpha_t^2 / sigma_t^2), piecewise linear in t; same shape as t."""
-        table = _log_snr(self).to(device=t.device, dtype=t.dtype)
+        table = torch.from_numpy(self._table).to(device=t.device, dtype=t.dtype)
         low = t.detach().floor().long().clamp(0, len(table) - 2)
-        return torch.lerp(table[low], table[low + 1], t - low)
+        # Not table[low], which vmap refuses for single times.
+        left, right = (table.index_select(0, (low + i).flatten()).view_as(t) for i in (0, 1))
+        return torch.lerp(left, right, t - low)
 
+    @cached_property
+    def _table(self) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """The log-SNR at whole t.
 
-@lru_cache(maxsize=16)
-def _log_snr(path: VP) -> Tensor:
-    f64 = torch.float64
-    if path.betas:
-        beta = torch.tensor(path.betas, dtype=f64)
-    elif path.schedule == "linear":
-        beta = torch.linspace(path.beta_start, path.beta_end, path.steps, dtype=f64)
-    else:
-        ends = math.sqrt(path.beta_start), math.sqrt(path.beta_end)
-        beta = torch.linspace(*ends, path.steps, dtype=f64) ** 2
-    log_abar = (-beta).log1p().cumsum(0)
-    return log_abar - (-log_abar.expm1()).log()
+        Of numpy: tensors that are made within a transform of torch.func belong to it, and cannot
+        be kept. `__post_init__` looks at it, so that it is there from the start.
+        """
+        with np.errstate(invalid="ignore", divide="ignore"):
+            if self.betas:
+                beta = np.array(self.betas, dtype=np.float64)
+            elif self.schedule == "linear":
+                beta = np.linspace(self.beta_start, self.beta_end, self.steps)
+            else:
+                low, high = np.sqrt([self.beta_start, self.beta_end])
+                beta = np.linspace(low, high, self.steps) ** 2
+            log_abar = np.log1p(-beta).cumsum()
+            return np.asarray(log_abar - np.log(-np.expm1(log_abar)))
 
 
 def expand(t: Tensor, x: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ serves to continue and is not used for reconstruction, so that both give the sam
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,10 @@ from fewstep.teaching import base_weights
 from fewstep.training import State
 
 KIND = "fewstep averages"
+GOOD = 0.05
+"""The distance of profiles, relative to the wanted one, up to which nothing need be said."""
+MANY = 256
+"""Steps with averages beyond which no more are advised."""
 
 
 class Averages:
@@ -83,6 +88,13 @@ class Averages:
                 shutil.rmtree(path)
 
 
+def even(lengths: Sequence[float], steps: int, sigma_rel: float) -> float:
+    """The mismatch of `sigma_rel` from averages of `lengths` at so many even steps."""
+    gammas = [gamma_of(length) for length in lengths for _ in range(steps)]
+    times = [float(step + 1) for step in range(steps)] * len(lengths)
+    return combination(gammas, times, gamma_of(sigma_rel), float(steps))[1]
+
+
 def _file(sigma: float) -> str:
     return f"sigma-{sigma}.safetensors"
 
@@ -94,6 +106,29 @@ class Reconstruction:
     weights: dict[str, Tensor]
     facts: dict[str, Any]
     """sigma_rel, images, and `mismatch`, the distance of its profile from the wanted one."""
+    lengths: tuple[float, ...]
+    """sigma_rel of the averages that it was made of."""
+    steps: int
+    """How many steps there were averages of."""
+
+    @property
+    def sentence(self) -> str:
+        """How well the profile is met, and what to do where it is not met to `GOOD`."""
+        sigma, mismatch = float(self.facts["sigma_rel"]), float(self.facts["mismatch"])
+        said = f"the profile is met to {100 * mismatch:.2g} %"
+        if mismatch <= GOOD:
+            return said
+        kept = " ".join(f"{length:g}" for length in sorted({*self.lengths, sigma}))
+        more, found = self.steps, mismatch
+        while found > GOOD and more < MANY:
+            more *= 2
+            found = even(self.lengths, more, sigma)
+        return (
+            f"{said} only, from {self.steps} steps with averages of "
+            f"{', '.join(f'{length:g}' for length in self.lengths)}: train with a smaller "
+            f"--save-every ({more} steps meet it to {100 * found:.2g} %), or keep this length "
+            f"itself (--power.sigma-rel {kept})"
+        )
 
 
 def reconstruct(folder: Path, sigma_rel: float) -> Reconstruction:
@@ -102,35 +137,39 @@ def reconstruct(folder: Path, sigma_rel: float) -> Reconstruction:
     Raises ValueError where there are none, and `Damaged` where one is not sound.
     """
     gamma = gamma_of(sigma_rel)
-    paths, gammas, times = [], [], []
+    stored: dict[tuple[float, int], Path] = {}
     for path in sorted(folder.glob("step-*")):
         facts = read_folder(path)
         if facts.get("kind") != KIND:
             raise Damaged(f"{path} holds no averages")
         if facts["regular"] and facts["images"]:
-            for sigma in facts["sigma_rel"]:
-                paths.append(path / _file(sigma))
-                gammas.append(gamma_of(sigma))
-                times.append(facts["images"])
-    if not paths:
+            # Steps that took in no picture have the averages of the one before.
+            stored |= {(s, facts["images"]): path / _file(s) for s in facts["sigma_rel"]}
+    if not stored:
         raise ValueError(
             f"{folder.parent} has stored no averages; train with --power.sigma-rel 0.05 0.1"
         )
-    factors, mismatch = combination(gammas, times, gamma, times[-1])
+    images = [time for _, time in stored]
+    end = max(images)
+    factors, mismatch = combination([gamma_of(s) for s, _ in stored], images, gamma, end)
     total: dict[str, Tensor] = {}
     last: dict[str, Tensor] = {}
-    for path, factor in zip(paths, factors.tolist(), strict=True):
+    for path, factor in zip(stored.values(), factors.tolist(), strict=True):
         last = unpack(path)
         for name, tensor in last.items():
             if tensor.is_floating_point():
                 total[name] = total.get(name, 0) + factor * tensor.double()
     weights = {name: total[name].to(t.dtype) if name in total else t for name, t in last.items()}
-    found = {"sigma_rel": sigma_rel, "images": times[-1], "mismatch": mismatch}
-    return Reconstruction(weights, found)
+    found = {"sigma_rel": sigma_rel, "images": end, "mismatch": mismatch}
+    lengths = tuple(sorted({sigma for sigma, _ in stored}))
+    return Reconstruction(weights, found, lengths, len(set(images)))
 
 
-def write(run: Path, sigma_rel: float, out: Path) -> float:
-    """Write the model of a run with another average as the folder `out`; the mismatch."""
+def write(run: Path, sigma_rel: float, out: Path) -> str:
+    """Write the model of a run with another average as the folder `out`.
+
+    Returns a sentence that says how well its profile is met; see `Reconstruction`.
+    """
     vacant(out)
     folder = RunFolder(run)
     facts = folder.facts()
@@ -145,4 +184,4 @@ def write(run: Path, sigma_rel: float, out: Path) -> float:
         adapters, base = weights, base_weights(lora, facts["teacher"])
         weights, card = lora.merged(base, adapters), {**card, "lora": stored}
     save_model(out, weights, model, sampler, card, adapters)
-    return float(made.facts["mismatch"])
+    return made.sentence

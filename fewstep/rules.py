@@ -13,7 +13,7 @@ from statistics import median
 from typing import Any, Literal
 
 Memory = dict[str, list[float]]
-LARGE = frozenset({"accuracy", "clip", "diversity", "precision", "recall"})
+LARGE = frozenset({"accuracy", "clip", "coverage", "density", "diversity", "precision", "recall"})
 """The last words of metrics of which large numbers are good."""
 
 
@@ -24,8 +24,8 @@ class Best:
     metric: str = ""
     """A number of gauges.jsonl, such as diversity or quick.fd_digits; none: no best is kept."""
     mode: Literal["auto", "min", "max"] = "auto"
-    """Whether small or large numbers are good; auto: large ones of accuracy, clip, diversity,
-    precision and recall, else small ones."""
+    """Whether small or large numbers are good; auto: large ones of accuracy, clip, coverage,
+    density, diversity, precision and recall, else small ones."""
     patience: int = 0
     """Looks in a row, none of them better, after which the run ends; 0: it never does so."""
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fewstep.core import Cond, Denoiser, Sampler
 from fewstep.draws import Draws
-from fewstep.path import VP, NoisePath, expand, perturb, x0_to_eps, x0_to_velocity
+from fewstep.path import VP, NoisePath, perturb
 from fewstep.times import Karras, TimeLaw
 
 
@@ -70,7 +70,10 @@ class FewStep(Sampler):
     def __call__(
         self, denoiser: Denoiser, z: Tensor, cond: Cond = None, draws: Draws | None = None
     ) -> Tensor:
-        x, _ = self._run(self.steps, denoiser, z, cond, draws)
+        x, xt = torch.zeros_like(z), z
+        for k in range(self.steps):
+            xt, t = self._input(k, denoiser, z, x, xt, draws)
+            x = denoiser(xt, t, cond)
         return x
 
     def part(
@@ -78,37 +81,31 @@ class FewStep(Sampler):
     ) -> Tensor:
         if not 1 <= k <= self.steps:
             raise ValueError(f"{self} has steps 1 to {self.steps}, got {k}")
+        x, xt = torch.zeros_like(z), z
         with torch.no_grad():
-            x, eps = self._run(k - 1, denoiser, z, cond, draws)
-            xt, t = self._noised(k - 1, denoiser, x, eps, draws)
+            for call in range(k - 1):
+                xt, t = self._input(call, denoiser, z, x, xt, draws)
+                x = denoiser(xt, t, cond)
+            xt, t = self._input(k - 1, denoiser, z, x, xt, draws)
         return denoiser(xt, t, cond)
 
-    def _run(
-        self, steps: int, denoiser: Denoiser, z: Tensor, cond: Cond, draws: Draws | None
+    def _input(
+        self, k: int, denoiser: Denoiser, z: Tensor, x: Tensor, xt: Tensor, draws: Draws | None
     ) -> tuple[Tensor, Tensor]:
-        """x^(steps), and the noise to go on with where it is not drawn anew."""
-        x, eps = torch.zeros_like(z), z
-        for k in range(steps):
-            xt, t = self._noised(k, denoiser, x, eps, draws)
-            x = denoiser(xt, t, cond)
-            if self.noise == "ddim":
-                eps = x0_to_eps(denoiser.path, xt, x, t).detach()
-        return x, eps
-
-    def _noised(
-        self, k: int, denoiser: Denoiser, x: Tensor, eps: Tensor, draws: Draws | None
-    ) -> tuple[Tensor, Tensor]:
-        """The input of call k, from 0, and its time (B,)."""
-        if k and self.noise == "fresh":
+        """The input of call k, from 0, and its time (B,); xt and x: those of the call before."""
+        path, ladder = denoiser.path, self.ladder(denoiser.path)
+        t = x.new_full((len(x),), ladder[k])
+        if k == 0:
+            if self.unit and not isinstance(path, VP):
+                raise ValueError(f"{self}: unit noise is for timesteps, not for {path}")
+            return (z if self.unit else perturb(path, x, z, t)), t
+        if self.noise == "ddim":
+            return path.ddim(xt, x, torch.full_like(t, ladder[k - 1]), t), t
+        if self.noise == "fresh":
             if draws is None:
                 raise ValueError(f"{self} renoises with fresh noise: pass draws")
-            eps = draws.normal(f"eps{k}", x.shape[1:], x.dtype)
-        t = x.new_full((x.shape[0],), self.ladder(denoiser.path)[k])
-        if self.unit and not k:
-            if not isinstance(denoiser.path, VP):
-                raise ValueError(f"{self}: unit noise is for timesteps, not for {denoiser.path}")
-            return eps, t
-        return perturb(denoiser.path, x, eps, t), t
+            z = draws.normal(f"eps{k}", x.shape[1:], x.dtype)
+        return perturb(path, x, z, t), t
 
 
 @dataclass(frozen=True)
@@ -117,7 +114,8 @@ class Heun(Sampler):
 
     `times.quantile` of an even grid gives the ladder t_1 > ... > t_n; between rungs two calls,
     and one last call that denoises from t_n: 2 steps - 1 in all (18 steps, 35 calls).
-    `order=1` is Euler, which is DDIM: `steps` calls.
+    `order=1` is DDIM, `NoisePath.ddim` between rungs: `steps` calls. Flows are integrated in the
+    noise level (`NoisePath.scale`), never in t itself, so that timesteps are as good as sigma.
     """
 
     times: TimeLaw = Karras()
@@ -148,11 +146,8 @@ class Heun(Sampler):
             )
         x = perturb(path, torch.zeros_like(z), z, grid[0])
         for t, s in pairwise(grid):
-            step = expand(s - t, x)
-            v = x0_to_velocity(path, x, denoiser(x, t, cond), t)
-            proposal = x + step * v
+            x0 = denoiser(x, t, cond)
+            x = path.ddim(x, x0, t, s)
             if self.order == 2:
-                v = (v + x0_to_velocity(path, proposal, denoiser(proposal, s, cond), s)) / 2
-                proposal = x + step * v
-            x = proposal
+                x = path.heun(x, x0, denoiser(x, s, cond), t, s)
         return denoiser(x, grid[-1], cond)

@@ -161,7 +161,10 @@ def test_evaluation(here: Path, finished: Path) -> None:
     row = report["runs"][0]
     assert set(row) == {"seeds"} | {
         f"{score}(digits, 100)"
-        for score in ("FD", "IS", "IS std", "IS of all", "KID", "precision", "recall")
+        for score in (
+            *("FD", "IS", "IS std", "IS of all", "KID"),
+            *("precision", "recall", "density", "coverage"),
+        )
     }
     real = np.load("reference.npz")
     assert real["kept"].shape == (1433, 64)

@@ -276,8 +276,7 @@ def ema(args: list[str]) -> int:
     own = parser.parse_args(args)
     from fewstep.posthoc import write
 
-    mismatch = write(own.run, own.sigma_rel, own.out)
-    say(f"the profile is met to {100 * mismatch:.2g} %")
+    say(write(own.run, own.sigma_rel, own.out))
     print(own.out)
     return 0
 

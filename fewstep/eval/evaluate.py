@@ -15,7 +15,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fewstep.eval.metrics import frechet, nearest, precision_recall, sliced_wasserstein
+from fewstep.eval.metrics import (
+    density_coverage,
+    frechet,
+    nearest,
+    precision_recall,
+    sliced_wasserstein,
+)
 from fewstep.generator import Generator
 
 
@@ -50,11 +56,14 @@ def score(x: Tensor, labels: Tensor | None, yardstick: Yardstick) -> Scores:
     features, predicted = yardstick.measure(x)
     real, _ = yardstick.measure(yardstick.reference)
     precision, recall = precision_recall(real, features, yardstick.k)
+    density, coverage = density_coverage(real, features)
     flat, flat_real = x.flatten(1), yardstick.reference.flatten(1)
     scores = {
         yardstick.distance: frechet(features, real),
         "precision": precision,
         "recall": recall,
+        "density": density,
+        "coverage": coverage,
         "swd": sliced_wasserstein(flat, flat_real),
         "nn": float(nearest(flat, flat_real).mean()),
     }

@@ -17,6 +17,13 @@ from fewstep.eval import torchscript
 SAMPLES = 50_000
 """Generated pictures in a number that may be compared with published ones."""
 
+LEAST = 10_000
+"""Real pictures in a reference that published distances are taken to, at least."""
+PUBLISHED = frozenset({"IS", "IS std", "IS of all", "KID"})
+"""Scores beside the Frechet distance that are published in Inception's features."""
+ELSEWHERE = frozenset({"precision", "recall", "density", "coverage"})
+"""Scores that are published in features of other networks."""
+
 
 class Features(Protocol):
     """A feature network; anything with these three will do."""
@@ -67,19 +74,34 @@ class Published:
         return self.label if self.sha256 in KNOWN else f"{self.label}-{self.sha256[:8]}"
 
 
-def titled(score: str, features: Features, samples: int) -> str:
+def titled(score: str, features: Features, samples: int, real: int | None = None) -> str:
     """What a score ("FD", "IS", "KID", ...) on `samples` pictures is called.
 
-    Only 50,000 pictures in features of a known published file carry published names: "FID", "IS".
-    All else says what it is: "FD(inception, 5000)".
+    Only 50,000 pictures in features of a known published file carry published names: "FID", "IS",
+    "KID"; and of a reference of `real` pictures (None: unknown), only where it has `LEAST`. All
+    else says what it is: "FD(inception, 5000)". So do precision, recall, density and coverage
+    always: the published ones are in features of other networks.
     """
     known = KNOWN.get(features.sha256) if isinstance(features, Published) else None
-    if known is not None and samples == SAMPLES:
+    few = f" against {real}" if known is not None and real is not None and real < LEAST else ""
+    if known is not None and samples == SAMPLES and not few:
         if score == "FD":
             return known.title
-        if known.title == "FID":
+        if known.title == "FID" and score in PUBLISHED:
             return score
-    return f"{score}({features.name}, {samples})"
+    return f"{score}({features.name}, {samples}{few})"
+
+
+def retitled(name: str, features: str, samples: object) -> str:
+    """A stored score's name, as `titled` would give it today.
+
+    A bare published name that was not earned gets what it was measured in, and on how many.
+    """
+    known = {known.title for known in KNOWN.values()}
+    names = PUBLISHED | known
+    if name not in names | ELSEWHERE or (samples == SAMPLES and name in names):
+        return name
+    return f"{'FD' if name in known else name}({features}, {samples})"
 
 
 def family(features: Features) -> str:

@@ -1,8 +1,8 @@
 """Distances between two sets, as pure functions of features or pixels.
 
 None of them alone tells a good generator: the Frechet distance cannot see beyond second moments,
-precision misses lost modes, recall misses bad pictures, and a copy of the training set wins them
-all. Report them together, beside real held-out data and the teacher.
+precision and density miss lost modes, recall and coverage miss bad pictures, and a copy of the
+training set wins them all. Report them together, beside real held-out data and the teacher.
 """
 
 from __future__ import annotations
@@ -16,9 +16,12 @@ import torch
 from torch import Tensor
 
 from fewstep.eval.fid import distance, exact, moments
+from fewstep.eval.neighbours import radii, scaled, within
 
 CHUNK = 4096
 """Points whose distances to all others are held in memory at once."""
+BLOCK = 32
+"""Directions whose projections are."""
 
 
 def frechet(a: Tensor, b: Tensor) -> float:
@@ -100,50 +103,72 @@ def inception_score(parts: Sequence[Predictions]) -> tuple[float, float]:
     return statistics.fmean(scores), statistics.pstdev(scores)
 
 
-def _radii(x: Tensor, k: int) -> Tensor:
-    """Distance of each point of x: (N, D) to its k-th nearest other point: (N,)."""
-    nearest = (torch.cdist(p, x).topk(k + 1, dim=1, largest=False) for p in x.split(CHUNK))
-    return torch.cat([found.values[:, -1] for found in nearest])
-
-
-def _inside(x: Tensor, centres: Tensor, radii: Tensor) -> float:
-    """The share of x: (N, D) within any of the balls around centres: (M, D)."""
-    inside = [(torch.cdist(part, centres) <= radii).any(1) for part in x.split(CHUNK)]
-    return float(torch.cat(inside).double().mean())
-
-
 def precision_recall(real: Tensor, fake: Tensor, k: int = 3) -> tuple[float, float]:
     """Improved precision and recall, Kynkaanniemi et al. 2019, https://arxiv.org/abs/1904.06991.
 
     Precision: the share of `fake` inside the union of balls around real points that reach to
     their k-th neighbour; recall: the same with the roles exchanged. real, fake: (N, D), (M, D).
+    Published values are in features of VGG-16.
     """
     if min(len(real), len(fake)) <= k:
         raise ValueError(f"precision and recall need more than k = {k} points in each set")
-    return _inside(fake, real, _radii(real, k)), _inside(real, fake, _radii(fake, k))
+    real, fake = scaled(real, fake)
+    return _inside(fake, real, k), _inside(real, fake, k)
+
+
+def _inside(x: Tensor, centres: Tensor, k: int) -> float:
+    """The share of x: (N, D) within any of the balls around centres: (M, D)."""
+    inside = [part.any(1) for part in within(x, centres, radii(centres, k))]
+    return float(torch.cat(inside).double().mean())
+
+
+def density_coverage(real: Tensor, fake: Tensor, k: int = 5) -> tuple[float, float]:
+    """Density and coverage, Naeem et al. 2020, https://arxiv.org/abs/2002.09797, equation 3.
+
+    With balls around the real points alone, which reach to their k-th neighbour: density is the
+    mean number of balls that a point of `fake` is in, divided by k, and may be above 1; coverage
+    the share of the balls that hold one. Unlike precision and recall, one outlier among the
+    points changes little. real, fake: (N, D), (M, D); k = 5 is published.
+    """
+    if len(real) <= k or not len(fake):
+        raise ValueError(f"density and coverage need more than k = {k} real points, and others")
+    real, fake = scaled(real, fake)
+    count, covered = 0, torch.zeros(len(real), dtype=torch.bool, device=real.device)
+    for inside in within(fake, real, radii(real, k)):
+        count += int(inside.sum())
+        covered |= inside.any(0)
+    return count / (k * len(fake)), float(covered.double().mean())
 
 
 def sliced_wasserstein(a: Tensor, b: Tensor, directions: int = 256, seed: int = 0) -> float:
-    """The mean 2-Wasserstein distance of projections of a: (N, D), b: (M, D).
+    """The mean 2-Wasserstein distance of projections of a: (N, D), b: (M, D), in float64.
 
     Root of the mean over `directions` random unit vectors of the squared one-dimensional
-    distance, computed on 512 common quantiles (Rabin et al. 2012; directions fixed by `seed`).
+    distance, which couples equal quantiles of the sorted projections, exactly (Rabin et al. 2012;
+    directions fixed by `seed`).
     """
     generator = torch.Generator().manual_seed(seed)
-    unit = torch.randn(a.shape[1], directions, generator=generator).to(a)
-    unit = unit / unit.norm(dim=0)
-    levels = ((torch.arange(512) + 0.5) / 512).to(a)
-    gap = _quantiles(a @ unit, levels) - _quantiles(b @ unit, levels)
-    return float((gap**2).mean().sqrt())
+    unit = torch.randn(a.shape[1], directions, generator=generator, dtype=torch.float64)
+    a, b = exact(a), exact(b)
+    unit = (unit / unit.norm(dim=0)).to(a.device)
+    i, j, share = _coupling(len(a), len(b))
+    i, j, share = i.to(a.device), j.to(a.device), share.to(a.device)
+    total = 0.0
+    for part in unit.split(BLOCK, dim=1):
+        gap = (a @ part).sort(dim=0).values[i] - (b @ part).sort(dim=0).values[j]
+        total += float((share @ gap.square()).sum())
+    return math.sqrt(total / directions)
 
 
-def _quantiles(x: Tensor, levels: Tensor) -> Tensor:
-    """torch.quantile over the rows of x: (N, D) -> (levels, D), without its limit on the size."""
-    place = levels * (len(x) - 1)
-    low = place.floor()
-    ordered, index = x.sort(dim=0).values, low.long()
-    above = ordered[(index + 1).clamp_max(len(x) - 1)]
-    return ordered[index].lerp(above, (place - low)[:, None])
+def _coupling(n: int, m: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Which of n and of m sorted points are coupled, and what share of the mass: three (K,).
+
+    Between two levels of {1/n, ..., n/n, 1/m, ..., m/m} both quantile functions are constant; in
+    whole numbers, so that equal levels are equal.
+    """
+    levels = torch.cat([torch.arange(n + 1) * m, torch.arange(1, m) * n]).unique()
+    low, share = levels[:-1], levels.diff().double() / (n * m)
+    return low // m, low // n, share
 
 
 def nearest(x: Tensor, reference: Tensor) -> Tensor:

@@ -4,8 +4,9 @@ Picture i of a run is made for prompt i, one a prompt; run r takes the noise of 
 several runs are several pictures of each prompt, and tell how much they vary:
 
     CLIP         mean cosine of picture and prompt, higher is better
-    FD, KID, precision, recall   of the pictures, cut to their middle square, brought to 256x256 by
-                 Lanczos' filter, against real pictures treated alike ('fewstep data pack')
+    FD, KID, precision, recall, density, coverage   of the pictures, cut to their middle square,
+                 brought to 256x256 by Lanczos' filter, against real pictures treated alike
+                 ('fewstep data pack')
     diversity    mean distance of two pictures of a prompt, between CLIP's unit vectors
 """
 
@@ -25,8 +26,8 @@ from fewstep.data.images import fit
 from fewstep.eval.clip import Aligned, alignment
 from fewstep.eval.features import Features, titled
 from fewstep.eval.fid import distance, moments
-from fewstep.eval.metrics import kid, precision_recall
-from fewstep.eval.protocol import Protocol
+from fewstep.eval.metrics import kid
+from fewstep.eval.protocol import Protocol, neighbourhoods
 from fewstep.eval.reference import Reference
 
 
@@ -111,10 +112,11 @@ def scores(
     out[titled("CLIP", clip, n)] = alignment(found[0], texts)
     if features is None or reference is None:
         return out
-    out[titled("FD", features, n)] = distance(moments(found[1]), reference.moments)
+    count = reference.count
+    out[titled("FD", features, n, count)] = distance(moments(found[1]), reference.moments)
     if reference.kept is not None:
-        out[titled("KID", features, n)] = kid(reference.kept, found[1])
-        precision, recall = precision_recall(reference.kept, found[1])
-        out[titled("precision", features, n)] = precision
-        out[titled("recall", features, n)] = recall
+        kept = len(reference.kept)
+        out[titled("KID", features, n, kept)] = kid(reference.kept, found[1])
+        for name, value in neighbourhoods(reference.kept, found[1]).items():
+            out[titled(name, features, n)] = value
     return out

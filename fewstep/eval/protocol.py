@@ -19,7 +19,13 @@ from torch import Tensor
 
 from fewstep.eval.features import SAMPLES, Features, titled, to_uint8
 from fewstep.eval.fid import Gather, distance
-from fewstep.eval.metrics import Predictions, inception_score, kid, precision_recall
+from fewstep.eval.metrics import (
+    Predictions,
+    density_coverage,
+    inception_score,
+    kid,
+    precision_recall,
+)
 from fewstep.eval.reference import Reference
 from fewstep.files import Damaged, pack, read_folder, unpack, write_folder
 from fewstep.generator import Generator
@@ -115,10 +121,10 @@ class Protocol:
                 predictions.append(Predictions(part.size, certainty, stored["total"]))
         out: dict[str, Any] = {"seeds": [run * self.samples, (run + 1) * self.samples - 1]}
 
-        def add(score: str, value: float) -> None:
-            out[titled(score, self.features, self.samples)] = value
+        def add(score: str, value: float, count: int | None = None) -> None:
+            out[titled(score, self.features, self.samples, count)] = value
 
-        add("FD", distance(gather.moments(), reference.moments))
+        add("FD", distance(gather.moments(), reference.moments), reference.count)
         if predictions:
             mean, spread = inception_score(predictions)
             add("IS", mean)
@@ -126,10 +132,9 @@ class Protocol:
             add("IS of all", inception_score([sum(predictions[1:], predictions[0])])[0])
         if reference.kept is not None:
             real, fake = reference.kept.to(device), torch.cat(features).to(device)
-            add("KID", kid(real, fake))
-            precision, recall = precision_recall(real, fake)
-            add("precision", precision)
-            add("recall", recall)
+            add("KID", kid(real, fake), len(real))
+            for name, value in neighbourhoods(real, fake).items():
+                add(name, value)
         return out
 
     def _place(self, part: Part) -> Path:
@@ -150,6 +155,13 @@ class Protocol:
         except (Damaged, ValueError):
             return False
         return all(facts.get(key) == value for key, value in self._facts(part).items())
+
+
+def neighbourhoods(real: Tensor, fake: Tensor) -> dict[str, float]:
+    """The scores of neighbours by name; real: (N, D), fake: (M, D)."""
+    precision, recall = precision_recall(real, fake)
+    density, coverage = density_coverage(real, fake)
+    return {"precision": precision, "recall": recall, "density": density, "coverage": coverage}
 
 
 def summary(runs: Sequence[Mapping[str, Any]], lead: str, highest: bool = False) -> dict[str, Any]:

@@ -52,7 +52,7 @@ class Schedule:
     shift: float = 1.0
 
     def sampler(self) -> Sampler:
-        """How the teacher is sampled by default: 28 Euler steps of a flow, or 50 of DDIM."""
+        """How the teacher is sampled by default: by DDIM, 28 steps of a flow, or 50 on betas."""
         if isinstance(self.path, Flow):
             return Heun(Shifted(self.shift, self.path.t_min), steps=28, order=1)
         top = self.path.t_max

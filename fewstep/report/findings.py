@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fewstep.eval.features import retitled
 from fewstep.files import Damaged, digest, read_json
 from fewstep.pipelines.net import Diffusers
 from fewstep.run_folder import RunFolder
@@ -205,5 +206,19 @@ def _evaluations(folder: Path) -> dict[str, dict[str, Any]]:
         runs = stored.get("runs") if all(isinstance(part, dict) for part in parts) else None
         if not (isinstance(runs, list) and runs and all(isinstance(run, dict) for run in runs)):
             raise Damaged(f"{path} does not hold an evaluation")
-        found[path.stem] = stored
+        found[path.stem] = _named(stored)
     return found
+
+
+def _named(stored: dict[str, Any]) -> dict[str, Any]:
+    """An evaluation whose scores have the names that they have earned, whoever wrote it."""
+
+    def named(scores: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            name if name == "seeds" else retitled(name, features, samples): value
+            for name, value in scores.items()
+        }
+
+    features, samples = str(stored.get("features")), stored.get("samples")
+    runs = {"runs": [named(run) for run in stored["runs"]]}
+    return {**stored, **runs, **{key: named(stored[key]) for key in ("best", "mean", "std")}}

@@ -16,7 +16,10 @@ from fewstep.report.words import BETTER, NONE, explain, short
 from fewstep.spec import encode
 
 ROLES = ("real", "teacher", "student")
-ORDER = ("precision", "recall", "accuracy", "swd", "nn", "calls", "ms_per_image")
+ORDER = (
+    *("precision", "recall", "density", "coverage", "accuracy", "swd", "nn"),
+    *("calls", "ms_per_image"),
+)
 
 
 @dataclass(frozen=True)
@@ -91,10 +94,7 @@ def _cell(scores: Mapping[str, float], role: str, name: str) -> Cell:
 
 
 def evaluations(f: Findings) -> list[Evaluation]:
-    """Every result that is stored, under the names that its scores have there.
-
-    Which number may be called an FID was decided when it was measured (`fewstep.eval.features`).
-    """
+    """Every result that is stored; what may be called an FID, `fewstep.eval.features` says."""
     found = []
     for file, stored in f.evaluations.items():
         title = f"As papers report it: {file}"

@@ -20,6 +20,17 @@ METRICS: dict[str, tuple[str, str]] = {
         "generated sample. A model that leaves out part of the data loses it here.",
         "higher",
     ),
+    "density": (
+        "How many circles around training samples, that reach to the fifth-nearest neighbour, a "
+        "sample lies in, of the five that a real one would: above 1 where samples crowd where "
+        "the data are dense.",
+        "higher",
+    ),
+    "coverage": (
+        "Share of those circles that hold a generated sample: like recall, but outliers among the "
+        "samples do not raise it.",
+        "higher",
+    ),
     "accuracy": (
         "Share of the samples that a classifier reads as the label they were asked for.",
         "higher",

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fewstep.core import Nets
 from fewstep.ema_power import PowerEMA, beta, combination, gamma_of, overlap, sigma_rel_of, update
 from fewstep.files import Damaged
-from fewstep.posthoc import Averages, reconstruct
+from fewstep.posthoc import Averages, even, reconstruct
 from fewstep.training import State
 
 LENGTHS = (0.01, 0.05, 0.1, 0.13, 0.2, 0.28)
@@ -63,8 +63,7 @@ def test_overlaps_by_quadrature(t: float, s: float) -> None:
     for a in (0.2, 2.0, 6.94, 16.97):
         for b in (0.5, 6.94, 30.0):
             wanted = integral(profile(a, t, grid) * profile(b, s, grid), grid)
-            values = (torch.tensor(x, dtype=torch.float64) for x in (a, t, b, s))
-            assert float(overlap(*values)) == pytest.approx(wanted, rel=2e-5)
+            assert float(overlap(*np.array([a, t, b, s]))) == pytest.approx(wanted, rel=2e-5)
 
 
 def path(steps: int, size: int = 5) -> Tensor:
@@ -108,6 +107,7 @@ def test_combinations_are_those_of_ema_pytorch(sigma: float) -> None:
     x, mismatch = combination(gammas, times, gamma_of(sigma), 1600.0)
     arrays = (torch.tensor(v).double() for v in (times, gammas, [1600.0], [gamma_of(sigma)]))
     other = solve_weights(*arrays)[:, 0]
+    other = other / other.sum()  # which it leaves to its caller, who does not
     assert float((x - other).abs().max() / other.abs().max()) < 1e-6
     assert gamma_of(sigma) == pytest.approx(sigma_rel_to_gamma(sigma), rel=1e-12)
     grid = np.linspace(0, 1600, 64_001)  # every snapshot on the grid
@@ -115,6 +115,88 @@ def test_combinations_are_those_of_ema_pytorch(sigma: float) -> None:
     wanted = profile(gamma_of(sigma), 1600, grid)
     off = integral((fit - wanted) ** 2, grid) / integral(wanted**2, grid)
     assert mismatch == pytest.approx(math.sqrt(off), rel=0.02)
+
+
+def published(gammas: list[float], times: list[float], gamma: float, end: float) -> np.ndarray:
+    """Algorithm 3 in long form: one integral at a time, Gauss's elimination, the sum."""
+
+    def inner(a: float, t: float, b: float, s: float) -> float:
+        size = (t / s) ** b if t < s else (t / s) ** -a
+        return (a + 1) * (b + 1) * size / ((a + b + 1) * max(t, s))
+
+    pairs = list(zip(gammas, times, strict=True))
+    stored = np.array([[inner(*p, *q) for q in pairs] for p in pairs])
+    x = np.linalg.solve(stored, np.array([inner(*p, gamma, end) for p in pairs]))
+    return np.asarray(x / x.sum())
+
+
+@pytest.mark.parametrize("lengths", [(0.05, 0.1), (0.05,), (0.03, 0.2)], ids=str)
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 17, 50])
+@pytest.mark.parametrize("uneven", [False, True])
+def test_few_or_many_snapshots_give_the_published_solution(
+    lengths: tuple[float, ...], count: int, uneven: bool
+) -> None:
+    """To 1e-9 of the largest; what never changed comes back to 1e-12, at every length."""
+    times = [1600.0 * ((i + 1) / count) ** (1.5 if uneven else 1) for i in range(count)]
+    gammas = [gamma_of(s) for s in lengths for _ in times]
+    for sigma in (0.005, 0.03, 0.1, 0.13, 0.25, 0.288):
+        x, mismatch = combination(gammas, times * len(lengths), gamma_of(sigma), 1600.0)
+        wanted = published(gammas, times * len(lengths), gamma_of(sigma), 1600.0)
+        assert np.abs(x.numpy() - wanted).max() < 1e-9 * max(1, np.abs(wanted).max())
+        assert abs(float(x.sum()) - 1) < 1e-12
+        assert abs(sum(x.tolist()) - 1) < 1e-12
+        assert mismatch > 1e-3 or sigma in lengths or count > 5
+
+
+def test_profiles_that_are_alike_or_the_same_are_one() -> None:
+    """The system has no one solution then; coefficients stay moderate, the profile is the same."""
+    gammas, times = stored(4, 100.0)
+    x, mismatch = combination(gammas, times, gamma_of(0.13), 100.0)
+    close = [g * (1 + 1e-9) for g in gammas]
+    for more in (gammas, close):
+        y, other = combination([*gammas, *more], times * 2, gamma_of(0.13), 100.0)
+        assert float(y.abs().max()) < 2 * float(x.abs().max())
+        assert other == pytest.approx(mismatch, rel=1e-5)
+        assert abs(float(y.sum()) - 1) < 1e-12
+        torch.testing.assert_close(y[:8] + y[8:], x, rtol=1e-5, atol=1e-7)
+    for args in (([], [], 3.0, 1.0), ([3.0], [2.0], 3.0, 1.0), ([3.0], [0.0], 3.0, 1.0)):
+        with pytest.raises(ValueError, match="profiles to combine end between 0 and 1, got times"):
+            combination(*args)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 7])
+def test_weights_that_never_changed_come_back(tmp_path: Path, steps: int) -> None:
+    """Parameters and buffers, from few snapshots, at each length; and the sentence about it."""
+    net = nn.BatchNorm1d(3).double()
+    for number, tensor in enumerate(net.state_dict().values()):
+        tensor.fill_(1 + number)
+    state = State(Nets({"student": net}), deepcopy(net))
+    kept = Averages(PowerEMA((0.05, 0.1)), tmp_path, state, "student")
+    for step in range(1, steps + 1):
+        state.step, state.images = step, step * 64
+        kept.update(state)
+        kept.save(state, regular=True)
+    for sigma in (0.01, 0.05, 0.13, 0.25):
+        made = reconstruct(tmp_path, sigma)
+        for name, tensor in net.state_dict().items():
+            assert float((made.weights[name] - tensor).abs().max()) < 1e-12, name
+        assert made.lengths == (0.05, 0.1)
+        assert made.steps == steps
+        mismatch = even((0.05, 0.1), steps, sigma)
+        assert made.facts["mismatch"] == pytest.approx(mismatch, rel=1e-9)
+        said = f"the profile is met to {100 * mismatch:.2g} %"
+        if mismatch > 0.05:
+            many = int(made.sentence.partition(" steps meet")[0].rpartition("(")[2])
+            reached = even((0.05, 0.1), many, sigma)
+            assert many == 256 or even((0.05, 0.1), many // 2, sigma) > 0.05 >= reached
+            both = " ".join(map(str, sorted({0.05, 0.1, sigma})))
+            said += (
+                f" only, from {steps} steps with averages of 0.05, 0.1: train with a smaller "
+                f"--save-every ({many} steps meet it to {100 * reached:.2g} %), or keep this "
+                f"length itself (--power.sigma-rel {both})"
+            )
+        assert made.sentence == said
+    assert "only" in reconstruct(tmp_path, 0.25).sentence or steps > 14
 
 
 def test_averages_are_those_of_ema_pytorch() -> None:

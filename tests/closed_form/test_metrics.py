@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,9 +12,16 @@ import torch
 from torch import Tensor
 
 from fewstep.data import digits
+from fewstep.eval import metrics, neighbours
 from fewstep.eval.classifier import features_and_labels
 from fewstep.eval.evaluate import Yardstick, evaluate, real_scores, score, summarise
-from fewstep.eval.metrics import frechet, nearest, precision_recall, sliced_wasserstein
+from fewstep.eval.metrics import (
+    density_coverage,
+    frechet,
+    nearest,
+    precision_recall,
+    sliced_wasserstein,
+)
 from fewstep.recipes.digits import Digits
 
 F64 = torch.float64
@@ -149,14 +157,146 @@ def test_sliced_wasserstein_of_a_stretch() -> None:
     assert sliced_wasserstein(a, a[torch.arange(2000).flip(0)]) == 0.0
 
 
-def test_sliced_wasserstein_on_a_line_is_that_of_quantiles() -> None:
-    """Sets of different sizes, against torch.quantile; the sign of the direction cancels."""
-    a, b = normal(37, 1), 2 * normal(1000, 1, seed=1) + 1
-    levels = (torch.arange(512, dtype=F64) + 0.5) / 512
-    gap = torch.quantile(a, levels, dim=0) - torch.quantile(b, levels, dim=0)
-    exact = float((gap**2).mean().sqrt())
-    assert sliced_wasserstein(a, b) == pytest.approx(exact, rel=1e-9)
+def quantile_distance(a: list[float], b: list[float]) -> float:
+    """The integral of (Q_a(u) - Q_b(u))^2 over u, by the point of every 1/(n m): no merging."""
+    a, b = sorted(a), sorted(b)
+    count = len(a) * len(b)
+    pairs = ((a[k // len(b)], b[k // len(a)]) for k in range(count))
+    return math.sqrt(math.fsum((x - y) ** 2 for x, y in pairs) / count)
+
+
+def heavy(count: int, seed: int) -> Tensor:
+    """Cauchy."""
+    return normal(count, 1, seed=seed) / normal(count, 1, seed=seed + 50)
+
+
+@pytest.mark.parametrize(("n", "m"), [(1, 1), (1, 5), (30, 30), (37, 20), (24, 36), (101, 7)])
+def test_sliced_wasserstein_on_a_line_couples_quantiles_exactly(n: int, m: int) -> None:
+    """Equal and unequal counts, heavy tails, duplicates, a large mean; the sign cancels."""
+    for make in (lambda c, s: normal(c, 1, seed=s), heavy, lambda c, s: heavy(c, s).round()):
+        for shift in (0.0, 1e4):
+            a, b = make(n, 1) + shift, 2 * make(m, 2) + shift
+            exact = quantile_distance(a[:, 0].tolist(), b[:, 0].tolist())
+            assert sliced_wasserstein(a, b) == pytest.approx(exact, rel=1e-9)
+            assert sliced_wasserstein(b, a) == pytest.approx(exact, rel=1e-9)
+            both = torch.cat([a, a])  # each point twice is the same distribution
+            assert sliced_wasserstein(both, b) == pytest.approx(exact, rel=1e-9)
     assert sliced_wasserstein(column(0.0), column(7.0)) == pytest.approx(7.0, rel=1e-12)
+
+
+def test_sliced_wasserstein_in_the_plane_is_the_mean_of_its_lines(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In one block of directions or several."""
+    a, b = torch.cat([heavy(40, 1), heavy(40, 3)], 1), normal(25, 2, seed=5)
+    unit = torch.randn(2, 9, generator=torch.Generator().manual_seed(3), dtype=F64)
+    unit = unit / unit.norm(dim=0)
+    squares = [quantile_distance((a @ u).tolist(), (b @ u).tolist()) ** 2 for u in unit.T]
+    for block in (2, 32):
+        monkeypatch.setattr(metrics, "BLOCK", block)
+        found = sliced_wasserstein(a, b, 9, seed=3)
+        assert found == pytest.approx(math.sqrt(sum(squares) / 9), rel=1e-9)
+
+
+def all_pairs(real: Tensor, fake: Tensor, k: int) -> tuple[float, float, float, float]:
+    """Precision, recall, density and coverage pair by pair, in fractions: nothing is rounded."""
+    r, f = ([[Fraction(v) for v in row] for row in x.double().tolist()] for x in (real, fake))
+
+    def gap(a: list[Fraction], b: list[Fraction]) -> Fraction:
+        return sum(((x - y) ** 2 for x, y in zip(a, b, strict=True)), Fraction())
+
+    def reach(x: list[list[Fraction]]) -> list[Fraction]:
+        return [
+            sorted(gap(a, b) for j, b in enumerate(x) if j != i)[k - 1] for i, a in enumerate(x)
+        ]
+
+    def hits(x: list[list[Fraction]], centres: list[list[Fraction]]) -> list[list[bool]]:
+        radii = reach(centres)
+        return [[gap(a, c) <= d for c, d in zip(centres, radii, strict=True)] for a in x]
+
+    inside, back = hits(f, r), hits(r, f)
+    return (
+        sum(map(any, inside)) / len(f),
+        sum(map(any, back)) / len(r),
+        sum(map(sum, inside)) / (k * len(f)),
+        sum(map(any, zip(*inside, strict=True))) / len(r),
+    )
+
+
+def whole(*shape: int, seed: int) -> Tensor:
+    """Whole numbers of a small range: ties and copies everywhere."""
+    return (2 * normal(*shape, seed=seed)).round()
+
+
+HOSTILE: dict[str, Any] = {
+    "plain": lambda s: normal(23, 4, seed=s),
+    "float32": lambda s: normal(23, 4, seed=s).float(),
+    "large mean": lambda s: (normal(23, 4, seed=s) + 1e4).float(),
+    "larger mean, small scale": lambda s: normal(23, 4, seed=s) * 1e-3 + 1e9,
+    "tiny": lambda s: normal(23, 4, seed=s) * 1e-180,
+    "huge": lambda s: normal(23, 4, seed=s) * 1e180,
+    "ties": lambda s: whole(23, 2, seed=s),
+    "ties far away": lambda s: whole(23, 2, seed=s) + 2.0**40,
+    "all one": lambda s: torch.full((23, 3), 1e4 + 1 / 3),
+    "duplicates": lambda s: normal(6, 3, seed=s)[torch.arange(23) % 6] + 1e4,
+    "copies": lambda s: torch.cat([normal(12, 3) + 1e4, normal(11, 3, seed=s) + 1e4]),
+    "heavy tails": lambda s: torch.cat([heavy(23, s), heavy(23, s + 1) ** 3], 1),
+    "two far outliers": lambda s: torch.cat(
+        [normal(20, 2, seed=s), 1e9 + normal(3, 2, seed=s) * 1e-3]
+    ),
+    "one axis dominates": lambda s: normal(23, 2, seed=s) * torch.tensor([1e8, 1e-8]),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("chunk", [5, 1024])
+def test_neighbourhood_scores_are_those_of_all_pairs(
+    name: str, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the mean, the scale and the ties; sets of different sizes."""
+    monkeypatch.setattr(neighbours, "CHUNK", chunk)
+    real, fake = HOSTILE[name](1), HOSTILE[name](2)[:17]
+    for k in (1, 3, 5):
+        found = (*precision_recall(real, fake, k), *density_coverage(real, fake, k))
+        assert found == pytest.approx(all_pairs(real, fake, k), abs=1e-12), k
+    assert (*precision_recall(real, real), density_coverage(real, real)[1]) == (1.0, 1.0, 1.0)
+
+
+def test_a_large_mean_changes_nothing() -> None:
+    """In float32, 300 and 200 points of 64 features around 10,000, with differences by hand."""
+    a, b = normal(300, 64, seed=1).float() + 1e4, (1.02 * normal(200, 64, seed=2)).float() + 1e4
+    real, fake = a.double(), b.double()
+    to_real, own = ((x[:, None] - real).norm(dim=2) for x in (fake, real))
+    reach = own.kthvalue(4, dim=1).values
+    expected = float((to_real <= reach).any(1).double().mean())
+    assert 0.05 < expected < 0.95
+    assert precision_recall(a, b)[0] == pytest.approx(expected, abs=1e-12)
+    assert precision_recall(a, b) == precision_recall(real - 1e4, fake - 1e4)
+    assert density_coverage(a, b) == density_coverage(real - 1e4, fake - 1e4)
+    inside = torch.cdist(b, a) <= torch.cdist(a, a).kthvalue(4, dim=1).values
+    assert abs(float(inside.any(1).double().mean()) - expected) > 0.05  # the quick formula
+
+
+def test_density_and_coverage_on_a_line() -> None:
+    """By hand, k = 3: each point reaches 2, the ends 3; and what they are for."""
+    fake = column(4.5, 4.5, 20.0)  # within the balls of 3, 4, 5, 6
+    assert density_coverage(LINE, fake, 3) == (8 / 9, 4 / 10)
+    assert density_coverage(LINE, LINE + 100) == (0.0, 0.0)
+    real, generated = normal(400, 2), normal(300, 2, seed=1)
+    outlier = torch.tensor([[30.0, 30.0]], dtype=F64)
+    density, coverage = density_coverage(real, generated)
+    assert density == pytest.approx(1.0, abs=0.15)  # its mean for equal distributions
+    assert coverage == pytest.approx(0.93, abs=0.06)
+    with_one = torch.cat([generated, outlier])
+    assert density_coverage(real, with_one)[1] == coverage
+    assert density_coverage(torch.cat([real, outlier]), generated)[0] < 1.05 * density
+    for few in (real[:5], generated[:0]):
+        with pytest.raises(ValueError, match="density and coverage need more than k = 5 real"):
+            density_coverage(few, few)
+    with pytest.raises(ValueError, match="a feature vector is not finite"):
+        density_coverage(real, real / 0)
+    with pytest.raises(ValueError, match=r"of one D, got \[\(400, 2\), \(300, 1\)\]"):
+        precision_recall(real, generated[:, :1])
 
 
 def test_nearest() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from copy import deepcopy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -85,6 +87,104 @@ def test_velocity_is_the_time_derivative(path: NoisePath) -> None:
     difference = (ahead - behind) / (2 * h)[:, None]
     velocity = x0_to_velocity(path, xt, x0, t)
     torch.testing.assert_close(velocity, difference, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("path", PATHS, ids=repr)
+def test_the_deterministic_step(path: NoisePath) -> None:
+    """With the true x_0, x_s holds the noise of x_t; back again is x_t; s = t moves nothing."""
+    t = inner_times(path)
+    s = t.flip(0) / 2
+    x0, eps, other = (normal(len(t), 3, seed=i) for i in range(3))
+    xt, xs = perturb(path, x0, eps, t), perturb(path, x0, eps, s)
+    close = {"rtol": 1e-7, "atol": 1e-7}
+    torch.testing.assert_close(path.ddim(xt, x0, t, s), xs, **close)
+    torch.testing.assert_close(path.ddim(path.ddim(xt, other, t, s), other, s, t), xt, **close)
+    assert torch.equal(path.ddim(xt, other, t, t), xt)
+    assert (path.ddim(xt, other, t, s) - xs).abs().max() > 1e-2
+    torch.testing.assert_close(path.heun(xs, x0, x0, t, s), xs, rtol=0, atol=0)
+    single = path.ddim(xt, x0, t[3], s[3])  # times () are the same as (B,) filled with them
+    full = torch.ones_like(t)
+    torch.testing.assert_close(single, path.ddim(xt, x0, t[3] * full, s[3] * full))
+
+
+@pytest.mark.parametrize("path", PATHS, ids=repr)
+def test_the_second_order_step_is_the_trapezoid_rule(path: NoisePath) -> None:
+    """In y = x / c and tau = sigma / c, c = alpha + b sigma: dy/dtau = eps - b x_0."""
+    b = 0 if isinstance(path, VE) else 1
+    t = inner_times(path)
+    s = t * 0.6
+    (alpha, sigma), (alpha_s, sigma_s) = (
+        (path.alpha(u)[:, None], path.sigma(u)[:, None]) for u in (t, s)
+    )
+    c, c_s = alpha + b * sigma, alpha_s + b * sigma_s
+    xt, x0, later = (normal(len(t), 2, seed=i) for i in range(3))
+    eps = (xt - alpha * x0) / sigma
+    euler = c_s * (xt / c + (sigma_s / c_s - sigma / c) * (eps - b * x0))
+    xs = path.ddim(xt, x0, t, s)
+    torch.testing.assert_close(xs, euler, rtol=1e-8, atol=1e-8)
+    mean = (eps - b * x0 + (xs - alpha_s * later) / sigma_s - b * later) / 2
+    expected = c_s * (xt / c + (sigma_s / c_s - sigma / c) * mean)
+    found = path.heun(xs, x0, later, t, s)
+    torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-8)
+    assert (found - xs).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("path", PATHS, ids=repr)
+def test_noising_on_keeps_the_law(path: NoisePath) -> None:
+    """Mean and variance of x_t given x_0, as if noised at once; two bridges are one."""
+    t = inner_times(path)
+    s, u = t * 0.3, t * 0.7
+    x0, one, two = (normal(len(t), 3, seed=i) for i in range(3))
+    zero = torch.zeros_like(x0)
+    alpha, sigma = path.alpha(t)[:, None], path.sigma(t)[:, None]
+    mean = path.bridge(perturb(path, x0, zero, s), zero, s, t)
+    torch.testing.assert_close(mean, alpha * x0, rtol=1e-9, atol=1e-9)
+    old = path.bridge(perturb(path, zero, one, s), zero, s, t) / one
+    new = path.bridge(zero, two, s, t) / two
+    torch.testing.assert_close(old**2 + new**2, sigma.expand_as(old) ** 2, rtol=1e-9, atol=1e-12)
+    assert (new > 0).all()
+    twice = [path.bridge(path.bridge(zero, two, s, u), zero, u, t) / two]
+    twice += [path.bridge(zero, two, u, t) / two]
+    torch.testing.assert_close(twice[0] ** 2 + twice[1] ** 2, new**2, rtol=1e-9, atol=1e-12)
+    assert torch.equal(path.bridge(x0, two, t, t), x0)
+    with pytest.raises(ValueError, match="noise is added from s to a later t, got t < s"):
+        path.bridge(x0, one, t, s)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+@pytest.mark.parametrize("path", PATHS, ids=repr)
+def test_steps_are_finite_at_both_ends(path: NoisePath, dtype: torch.dtype) -> None:
+    """From pure noise, and to clean data, where alpha or sigma is zero; and their gradients."""
+    top, bottom = (torch.full((2,), v, dtype=dtype) for v in (path.t_max, 0.0))
+    middle, x, x0 = bottom.lerp(top, 0.4), normal(2, 3).to(dtype), normal(2, 3, seed=1).to(dtype)
+    for t, s in ((top, middle), (middle, bottom), (top, bottom), (bottom, bottom), (top, top)):
+        leaf = x0.clone().requires_grad_()
+        found = path.ddim(x, leaf, t, s)
+        (gradient,) = torch.autograd.grad(found.sum(), leaf)
+        assert found.isfinite().all()
+        assert gradient.isfinite().all()
+        assert path.bridge(x, x0, s, t).isfinite().all()
+    if not isinstance(path, VP):
+        torch.testing.assert_close(path.ddim(x, x0, middle, bottom), x0)
+    torch.testing.assert_close(path.bridge(x, x0, top, top), x)
+
+
+@pytest.mark.parametrize("path", PATHS, ids=repr)
+def test_the_first_call_may_be_within_a_transform(path: NoisePath) -> None:
+    """jvp, vmap and grad of a path that was made just now, outside and inside; then once more."""
+    t = inner_times(path)
+    one = torch.ones_like(t)
+    for _ in range(2):
+        new = replace(path)  # type: ignore[type-var]
+        for _ in range(2):
+            first = torch.func.jvp(new.sigma, (t,), (one,))[1]
+            inside = torch.func.jvp(lambda t: replace(path).sigma(t), (t,), (one,))[1]  # type: ignore[type-var]
+            mapped = torch.func.vmap(torch.func.grad(new.sigma))(t)
+            torch.testing.assert_close(first, inside, rtol=0, atol=0)
+            torch.testing.assert_close(first, mapped)
+            torch.testing.assert_close(first, rates(new, t)[3], rtol=0, atol=0)
+    assert torch.equal(deepcopy(new).alpha(t), path.alpha(t))
+    assert (new, hash(new), repr(new)) == (path, hash(path), repr(path))
 
 
 def test_rates_by_hand() -> None:
@@ -201,3 +301,8 @@ def test_impossible_schedules_are_refused() -> None:
         VP(betas=(0.1,))
     with pytest.raises(ValueError, match="at least two timesteps"):
         VP(steps=1)
+    for betas in ((0.1, 1.0), (0.0, 0.0), (0.1, 1.5), (0.1, math.nan)):
+        with pytest.raises(ValueError, match="VP needs betas between 0 and 1, got VP"):
+            VP(betas=betas)
+    with pytest.raises(ValueError, match="VP needs betas between 0 and 1"):
+        VP(-0.1, 0.1)

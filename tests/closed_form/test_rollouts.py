@@ -124,7 +124,8 @@ def by_hand(sampler: FewStep, k: int, net: Any, whole: bool = False) -> Tensor:
         xt = alpha * (x if whole else x.detach()) + sigma * eps
         x = net(xt, t.expand(len(Z)))
         if sampler.noise == "ddim":
-            eps = ((xt - alpha * x) / sigma).detach()
+            eps = (xt - alpha * x) / sigma
+            eps = eps if whole else eps.detach()
     return x
 
 
@@ -165,14 +166,21 @@ def test_gradients_flow_through_the_last_call_alone(noise: Any, k: int) -> None:
     assert z.grad is None
 
 
-@pytest.mark.parametrize("path", [VE(), Flow()], ids=repr)
+@pytest.mark.parametrize("path", [VE(), Flow(), TrigFlow(), VP()], ids=repr)
 @pytest.mark.parametrize("rho", [1.0, 2.0])
 @pytest.mark.parametrize("steps", [2, 5])
-def test_ddim_is_eulers_method(path: NoisePath, rho: float, steps: int) -> None:
-    """On the same ladder, where x_t is linear in t between two rungs: to 1e-12."""
+def test_ddim_is_heun_of_order_one(path: NoisePath, rho: float, steps: int) -> None:
+    """On the same ladder, to 1e-12."""
+    if isinstance(path, VP):
+        rho, top = 1.0, 999.0
+        times: TimeLaw = Uniform(1000 / steps - 1, top)
+        found = FewStep(top, steps, "ddim")(Gaussian(MU, COV, path), Z)
+        euler = Heun(times, steps, order=1)(Gaussian(MU, COV, path), Z)
+        torch.testing.assert_close(found, euler, rtol=1e-12, atol=1e-12)
+        return
     top = 2.5 if path == VE() else 0.95
     low = top / steps**rho
-    times: TimeLaw = Uniform(low, top) if rho == 1 else Karras(low, top, rho)
+    times = Uniform(low, top) if rho == 1 else Karras(low, top, rho)
     teacher = Gaussian(MU, COV, path)
     found = FewStep(top, steps, "ddim", rho)(teacher, Z)
     euler = Heun(times, steps, order=1)(teacher, Z)

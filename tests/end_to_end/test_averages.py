@@ -89,6 +89,8 @@ def test_the_command_makes_a_model() -> None:
     gammas = [gamma_of(0.05)] * 6 + [gamma_of(0.1)] * 6
     _, mismatch = combination(gammas, times * 2, gamma_of(0.13), 240.0)
     assert done.err == f"the profile is met to {100 * mismatch:.2g} %\n"
+    far = fewstep("ema", "run", "--sigma-rel", "0.28", "--out", "far")
+    assert "only, from 6 steps with averages of 0.05, 0.1: train with a smaller" in far.err
     made, run = load_student("longer"), load_student("run")
     assert (made.model, made.sampler) == (run.model, run.sampler)
     assert made.card["average"]["images"] == 240
@@ -133,10 +135,10 @@ def test_the_page_about_averages() -> None:
     follow(page)
     assert Path("longer.png").is_file()
     rows = re.findall(r"^\| (\d+) \|(.*)\|$", page.read_text(encoding="utf-8"), re.M)
-    assert len(rows) == 4
+    assert len(rows) == 5
     for count, cells in rows:
         times = [(i + 1) / int(count) for i in range(int(count))] * 2
         gammas = [gamma_of(s) for s in (0.05, 0.1) for _ in range(int(count))]
-        for sigma, cell in zip((0.03, 0.07, 0.13, 0.2), cells.split("|"), strict=True):
+        for sigma, cell in zip((0.03, 0.07, 0.13, 0.2, 0.25), cells.split("|"), strict=True):
             _, mismatch = combination(gammas, times, gamma_of(sigma), 1.0)
             assert abs(100 * mismatch / float(cell.strip(" %")) - 1) < 0.05

@@ -16,7 +16,14 @@ import torch
 from PIL import Image
 
 from fewstep.eval.features import to_uint8
-from fewstep.eval.metrics import Predictions, frechet, inception_score, kid, precision_recall
+from fewstep.eval.metrics import (
+    Predictions,
+    density_coverage,
+    frechet,
+    inception_score,
+    kid,
+    precision_recall,
+)
 from fewstep.report.words import short
 from fewstep.student import load_student
 from tests.end_to_end.command import fewstep, tree
@@ -79,6 +86,7 @@ def test_the_numbers_are_those_of_the_pictures(place: Path) -> None:
         x = features(to_uint8(generator.sample(seeds)).numpy())
         mean, spread = inception_score([Predictions.of(5 * part) for part in x.split(12)])
         precision, recall = precision_recall(real, x)
+        density, coverage = density_coverage(real, x)
         expected = {
             "FD(small, 120)": frechet(x, real),
             "IS(small, 120)": mean,
@@ -87,6 +95,8 @@ def test_the_numbers_are_those_of_the_pictures(place: Path) -> None:
             "KID(small, 120)": kid(real, x),
             "precision(small, 120)": precision,
             "recall(small, 120)": recall,
+            "density(small, 120)": density,
+            "coverage(small, 120)": coverage,
         }
         found = report["runs"][run]
         assert found.pop("seeds") == [run * 120, run * 120 + 119]
@@ -104,13 +114,16 @@ def test_the_numbers_are_those_of_the_pictures(place: Path) -> None:
 def test_the_report_shows_what_was_measured(place: Path) -> None:
     """Every number of every run under its own name, in the page of a run without other measures.
 
-    A file that has earned the name FID keeps it; one of another model is told apart.
+    A file that has earned the name FID keeps it, one of 120 pictures does not, whatever it says;
+    one of another model is told apart.
     """
     assert fewstep(*SHORT).code == 0
     folder = Path("runs/sid/evaluation")
     stored = json.loads((folder / "small-120.json").read_text())
     Path("runs/sid/metrics.json").unlink(missing_ok=True)
     text = (folder / "small-120.json").read_text().replace("FD(small, 120)", "FID")
+    (folder / "few.json").write_text(text.replace("recall(small, 120)", "recall"))
+    text = text.replace('"samples": 120', '"samples": 50000')
     (folder / "inception-50000.json").write_text(text.replace(stored["model"], "0" * 64))
     assert fewstep("report", "runs/sid").code == 0
     page = html.unescape(Path("runs/sid/report.html").read_text(encoding="utf-8"))
@@ -119,18 +132,18 @@ def test_the_report_shows_what_was_measured(place: Path) -> None:
         titles.append(part.partition("</h3>")[0])
         rows = re.findall(r'<tr><th scope="row">(.*?)</th>(.*?)</tr>', part, re.DOTALL)
         value = r'<data value="([^"]+)">'
-        tables.append({name: [float(x) for x in re.findall(value, r)] for name, r in rows[:7]})
+        tables.append({name: [float(x) for x in re.findall(value, r)] for name, r in rows[:9]})
         assert "The best run is run" in part
         assert ("another model" in part) == (titles[-1] == "inception-50000")
-    assert titles == ["inception-50000", "small-120"]
+    assert titles == ["few", "inception-50000", "small-120"]
     columns = [*stored["runs"], stored["best"], stored["mean"]]
     expected = {name: [column[name] for column in columns] for name in stored["best"]}
-    assert tables[1] == expected
-    assert list(tables[0].values()) == list(expected.values())
-    assert list(tables[0]) == ["FID", *list(expected)[1:]]
+    assert tables[2] == tables[0] == expected
+    assert list(tables[1].values()) == list(expected.values())
+    assert list(tables[1]) == ["FID", *list(expected)[1:]]
     best, mean = (stored[key]["FD(small, 120)"] for key in ("best", "mean"))
     title = f"FD(small, 120) {short(best)}, the best of 2 runs; {short(mean)} on average."
-    assert f'<p class="lead">{title}</p>' in page
+    assert f'<p class="lead">{title} {title}</p>' in page
     (folder / "small-120.json").write_text('{"runs": []}')
     done = fewstep("report", "runs/sid")
     words = "fewstep: runs/sid/evaluation/small-120.json does not hold an evaluation\n"

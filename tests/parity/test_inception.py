@@ -239,5 +239,11 @@ def test_weights_load_from_each_kind_of_file(
     assert titled("IS", found, 50_000) == "IS"
     assert titled("FD", found, 5000) == "FD(inception, 5000)"
     assert titled("FD", found, 50_001) == "FD(inception, 50001)"
+    assert titled("FD", found, 50_000, 15_803) == titled("FD", found, 50_000, 10_000) == "FID"
+    assert titled("FD", found, 50_000, 9_999) == "FD(inception, 50000 against 9999)"
+    assert titled("KID", found, 50_000, 50_000) == titled("KID", found, 50_000) == "KID"
+    assert titled("KID", found, 50_000, 20) == "KID(inception, 50000 against 20)"
+    for score in ("precision", "recall", "density", "coverage"):  # published in VGG-16's
+        assert titled(score, found, 50_000) == f"{score}(inception, 50000)"
     monkeypatch.setenv("FEWSTEP_INCEPTION", str(other))
     assert load_features().name == "inception"

@@ -11,11 +11,13 @@ pytest.importorskip("diffusers")
 
 import diffusers
 
-from fewstep.path import Flow, perturb
+from fewstep.path import Flow, perturb, x0_to_eps, x0_to_v
 from fewstep.pipelines.folder import open_folder
 from fewstep.pipelines.load import timing
 from fewstep.pipelines.schedule import Timesteps, schedule
-from fewstep.times import Shifted
+from fewstep.sample import Heun
+from fewstep.teachers.gaussian import Gaussian
+from fewstep.times import Shifted, Uniform
 
 SCHEDULES = {
     "SD": {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"},
@@ -47,6 +49,34 @@ def test_the_path_is_the_schedulers(name: str) -> None:
     other = {**s.config, "trained_betas": None, "beta_schedule": "linear", "beta_end": 0.03}
     wrong = schedule(other, "DDIMScheduler").path.alpha(t)
     assert (wrong[: len(t)] ** 2 - s.alphas_cumprod.double()).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("steps", [4, 50])
+@pytest.mark.parametrize(
+    ("name", "spacing"),
+    [
+        *((name, "leading") for name in ("SD", "DDPM, PixArt", "cosine", "zero SNR")),
+        *((name, "trailing") for name in ("SD", "DDPM, PixArt")),
+    ],
+)
+def test_heun_of_order_one_is_stock_ddim(name: str, steps: int, spacing: str) -> None:
+    """From the same start to the same end, to 1e-5, where float32 tells alpha from zero."""
+    more = {"timestep_spacing": spacing, "clip_sample": False, "set_alpha_to_one": True}
+    s = diffusers.DDIMScheduler(**SCHEDULES[name], **more)
+    found = schedule(dict(s.config), "DDIMScheduler")
+    s.set_timesteps(steps)
+    first, last = float(s.timesteps[0]), float(s.timesteps[-1])
+    mean, spread = torch.tensor([0.4, -0.7]), torch.tensor([0.5, 0.2])
+    teacher = Gaussian(mean, spread, found.path)
+    z = torch.randn(8, 2, generator=torch.Generator().manual_seed(0))
+    x = z * found.path.sigma(torch.tensor(first))
+    told = {"eps": x0_to_eps, "v": x0_to_v}[found.predicts]
+    for t in s.timesteps:
+        at = t.float()
+        x = s.step(told(found.path, x, teacher(x, at), at), t, x).prev_sample
+    ours = Heun(Uniform(last, first), steps, order=1)(teacher, z)
+    assert (ours - x).abs().max() < 1e-5
+    assert (Heun(Uniform(last, first), steps)(teacher, z) - x).abs().max() > 1e-4
 
 
 def test_a_flow_and_its_shift() -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fewstep.eval import features as module
 from fewstep.eval import torchscript
-from fewstep.eval.features import Known, Published, titled, to_uint8
+from fewstep.eval.features import Known, Published, retitled, titled, to_uint8
 from fewstep.eval.networks import Inception, load_features
 
 OWN = '''
@@ -66,6 +66,16 @@ def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     torch.jit.script(Scripted()).save(str(path))
     return path
+
+
+def test_stored_names_are_those_of_today() -> None:
+    """Bare ones of published features and counts alone."""
+    for count in (20, 49_999, 50_001, None, "50000"):
+        assert retitled("FID", "inception", count) == f"FD(inception, {count})"
+        assert retitled("IS", "inception", count) == f"IS(inception, {count})"
+    for name in ("FID", "IS", "KID", "FD(mine, 7)", "recall(mine, 50000)"):
+        assert retitled(name, "inception", 50_000) == name
+    assert retitled("precision", "inception", 50_000) == "precision(inception, 50000)"
 
 
 def test_a_program_is_run_only_if_it_is_the_known_one(
