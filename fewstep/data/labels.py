@@ -37,14 +37,8 @@ SPARE_BYTES, SPARE_VALUES = 1 << 20, 200_000
 def parse(data: bytes, origin: object, count: int) -> tuple[list[Any] | None, list[str]]:
     """A dataset.json's pairs of name and label, None if it has no labels; names of classes.
 
-    `count` is the number of pictures: a file that is far too large for them is not parsed.
+    `count` is the number of pictures: a file of far too many values for them is not parsed.
     """
-    limit = SPARE_BYTES + BYTES * count
-    if len(data) > limit:
-        raise ValueError(
-            f"{origin}: {FILE} is larger than {bounded.in_words(limit)}, too much for the labels "
-            f"of {count:,} pictures"
-        )
     try:
         told = bounded.json_value(data, SPARE_VALUES + VALUES * count)
     except ValueError as error:
@@ -123,13 +117,24 @@ def place(found: Iterable[str], names: Sequence[str]) -> str | None:
     return next((home + FILE for home in homes if home + FILE in there), None)
 
 
-def content(path: Path) -> bytes:
-    """What is in a file of the form of dataset.json, at most `LIMIT` bytes."""
+def content(path: Path, count: int) -> bytes:
+    """What is in a file of the form of dataset.json for `count` pictures."""
+    _fitting(bounded.size_of(path), count, path)
     return bounded.content(path, LIMIT)
 
 
-def member(archive: Archive, name: str = FILE) -> bytes:
-    """What is in the dataset.json of a zip file that has one."""
+def _fitting(size: int, count: int, origin: object) -> None:
+    """A ValueError where so many bytes cannot be labels of so few pictures."""
+    if size > (limit := min(LIMIT, SPARE_BYTES + BYTES * count)):
+        raise ValueError(
+            f"{origin} is larger than {bounded.in_words(limit)}, too large for the labels of "
+            f"{count:,} pictures"
+        )
+
+
+def member(archive: Archive, name: str, count: int) -> bytes:
+    """What is in the dataset.json `name` of a zip file with `count` pictures."""
+    _fitting(archive.members[name].file_size, count, f"{archive.path}: {name}")
     try:
         return archive.read(name)
     except Unfit as error:
@@ -138,5 +143,5 @@ def member(archive: Archive, name: str = FILE) -> bytes:
 
 def from_file(path: Path, names: Sequence[str]) -> Tensor | None:
     """The labels that a file of the form of dataset.json gives the pictures `names`."""
-    pairs, _ = parse(content(path), path, len(names))
+    pairs, _ = parse(content(path, len(names)), path, len(names))
     return None if pairs is None else assign(pairs, names, path)

@@ -74,11 +74,14 @@ def _folder(path: Path) -> Reader:
             notes.add("passed over, no regular files", name)
     names = _pictures(found, path, notes)
     place = _table(found, names, notes)
-    given = labels.content(path / place) if place is not None else None
+    given = labels.content(path / place, len(names)) if place is not None else None
 
     def data(row: int) -> bytes:
         with regular(path / names[row]) as file:
-            content = file.read(MEMBER + 1)
+            try:
+                content = file.read(MEMBER + 1)
+            except OSError as error:  # which does not say of what
+                raise OSError(error.errno, error.strerror, str(path / names[row])) from None
         if len(content) > MEMBER:
             raise Unfit(f"larger than {MEMBER >> 20} MiB")
         return content
@@ -100,7 +103,7 @@ def _zip(path: Path) -> Reader:
         raise ValueError(f"{path} holds arrays, not pictures; LatentMoments reads latents")
     names = _pictures(files, path, notes)
     place = _table(files, names, notes)
-    given = labels.member(archive, place) if place is not None else None
+    given = labels.member(archive, place, len(names)) if place is not None else None
 
     def data(row: int) -> bytes:
         return archive.read(names[row])
