@@ -54,12 +54,18 @@ class Alone(Exception):
 
 @contextmanager
 def among_others() -> Iterator[None]:
-    """Within the block `decode` raises `Alone` rather than to unpack a thin picture."""
+    """Within the block thin pictures and members are not unpacked; `Alone` is raised instead."""
     _among.others = True
     try:
         yield
     finally:
         _among.others = False
+
+
+def alone(unpacked: int, packed: int) -> None:
+    """`Alone` where so many pixels, or bytes, come of so few bytes `among_others`."""
+    if unpacked > max(SMALL, THIN * packed) and getattr(_among, "others", False):
+        raise Alone
 
 
 class Head(NamedTuple):
@@ -119,9 +125,7 @@ def decode(data: bytes, note: Note = lambda what: None) -> Image.Image:
     Of several frames the first is taken. `note` hears of that, and of a turn.
     """
     image = peek(data)
-    thin = image.width * image.height > max(SMALL, THIN * len(data))
-    if thin and getattr(_among, "others", False):
-        raise Alone
+    alone(image.width * image.height, len(data))
     try:
         if image.format == "PNG":
             image.verify()  # after which it must be opened anew

@@ -22,7 +22,7 @@ from torch import Tensor
 from fewstep.bounded import regular
 from fewstep.data import arrays, labels
 from fewstep.data.archive import MEMBER, Archive
-from fewstep.data.images import SUFFIXES, Head, decode, head
+from fewstep.data.images import SUFFIXES, Head, alone, decode, head
 from fewstep.data.notes import Notes
 from fewstep.data.problems import Unfit
 
@@ -106,6 +106,8 @@ def _zip(path: Path) -> Reader:
     given = labels.member(archive, place, len(names)) if place is not None else None
 
     def data(row: int) -> bytes:
+        info = archive.members[names[row]]
+        alone(info.file_size, info.compress_size)
         return archive.read(names[row])
 
     return _files(path, names, data, archive.fingerprint, (place, given), notes)
