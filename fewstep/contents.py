@@ -15,6 +15,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from fewstep.bounded import tensors_header
 from fewstep.checkpoint import COUNTERS, find
 from fewstep.files import Damaged, digest, read_folder, read_json
 from fewstep.run_folder import RunFolder
@@ -72,12 +73,13 @@ def weights(path: Path) -> Facts:
     """What the header of a safetensors file says."""
     pairs: list[tuple[str, list[int]]] = []
     try:
+        tensors_header(path)
         with safe_open(path, "numpy") as file:
             for name in file.keys():  # noqa: SIM118
                 part = file.get_slice(name)
                 pairs.append((_type(part.get_dtype()), part.get_shape()))
             metadata = file.metadata() or {}
-    except SafetensorError as error:
+    except (SafetensorError, ValueError) as error:
         raise Damaged(f"{path} is not a safetensors file ({error})") from None
     return {**_count(pairs), **({"metadata": metadata} if metadata else {})}
 

@@ -17,6 +17,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from fewstep.bounded import tensors_header
+
 
 class Damaged(ValueError):
     """A stored file is missing, cut short or altered."""
@@ -160,10 +162,11 @@ def pack(tensors: Mapping[str, Tensor]) -> bytes:
 def unpack(path: Path) -> dict[str, Tensor]:
     """Tensors of a safetensors file; `Damaged` where it cannot be read."""
     try:
+        tensors_header(path)
         return load(path.read_bytes())
     except FileNotFoundError:
         raise Damaged(f"{path} is missing") from None
-    except SafetensorError as error:
+    except (SafetensorError, ValueError) as error:
         raise Damaged(f"{path} is not a safetensors file ({error})") from None
 
 

@@ -6,6 +6,7 @@ run folders and finished students record.
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,9 +14,21 @@ from typing import Literal
 
 import torch
 from torch import nn
+from torch.nn.modules.module import (
+    register_module_buffer_registration_hook,
+    register_module_parameter_registration_hook,
+)
 
 from fewstep.denoisers import EDM, Eps, V, Velocity
 from fewstep.path import VE, NoisePath
+
+TENSORS = 20_000
+"""Parameters and buffers of a network; the largest published ones have some thousands."""
+
+
+def memory() -> int:
+    """Bytes of main memory of this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 class Net(ABC):
@@ -54,6 +67,7 @@ class Model:
     def build(self, seed: int = 0) -> nn.Module:
         """The denoiser with weights initialised from `seed`; global random state untouched."""
         with torch.random.fork_rng(devices=[]):
+            self._refuse_too_large()
             torch.manual_seed(seed)
             net = self.net.build(self.shape, self.classes)
         own = getattr(net, "path", None)
@@ -67,6 +81,40 @@ class Model:
             names = ", ".join(["edm", *wrappers, "denoiser"])
             raise ValueError(f"Model.predicts is one of {names}, got {self.predicts!r}")
         return wrappers[self.predicts](net, self.path)
+
+    def _refuse_too_large(self) -> None:
+        """A ValueError for a network that this machine cannot hold, found without memory for it.
+
+        It is built of tensors without values, and no further than to the first too many.
+        """
+        if torch.get_default_device().type == "meta":
+            return
+        most, count, size = memory(), 0, 0
+
+        def meet(module: nn.Module, name: str, tensor: torch.Tensor | None) -> None:
+            nonlocal count, size
+            count, size = count + 1, size + (0 if tensor is None else tensor.nbytes)
+            if count > TENSORS or size > most:
+                has = f"{TENSORS:,} tensors" if count > TENSORS else f"{most >> 30:,} GiB"
+                raise ValueError(
+                    f"the network has more than {has}, more than "
+                    f"{'any' if count > TENSORS else 'this machine can hold'}; make it smaller: "
+                    f"{str(self)[:200]}"
+                )
+
+        hooks = (
+            register_module_parameter_registration_hook(meet),
+            register_module_buffer_registration_hook(meet),
+        )
+        try:
+            with torch.device("meta"):
+                self.net.build(self.shape, self.classes)
+        except (AttributeError, NotImplementedError, RuntimeError, TypeError) as error:
+            if "verflow" in str(error):
+                raise ValueError(f"no tensor has as many numbers: {str(self)[:200]}") from None
+        finally:  # whatever else cannot be done without values is done, or told, with them
+            for hook in hooks:
+                hook.remove()
 
     def _whole(self, net: nn.Module, own: object) -> nn.Module:
         """A network that is a denoiser already, on the path that this description says."""

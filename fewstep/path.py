@@ -30,6 +30,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+TIMESTEPS = 100_000
+"""Of a path of discrete betas, whose table is held; published ones have a thousand."""
+
 
 class NoisePath(ABC):
     """t -> (alpha_t, sigma_t), both elementwise, differentiable in t."""
@@ -172,6 +175,8 @@ class VP(NoisePath):
     betas: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.steps > TIMESTEPS or len(self.betas) > TIMESTEPS:
+            raise ValueError(f"VP has at most {TIMESTEPS:,} timesteps, got {str(self)[:80]}")
         if self.schedule not in ("linear", "scaled_linear"):
             raise ValueError(f"VP.schedule is 'linear' or 'scaled_linear', got {self.schedule!r}")
         if len(self.betas) == 1 or (not self.betas and self.steps < 2):

@@ -57,6 +57,15 @@ def as_folder(path: Path, content: Mapping[str, bytes]) -> Path:
     return path
 
 
+def as_bytes(content: Mapping[str, bytes]) -> bytes:
+    """The bytes of a zip file."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as file:
+        for name, data in content.items():
+            file.writestr(name, data)
+    return out.getvalue()
+
+
 def as_zip(path: Path, content: Mapping[str, bytes], method: int = zipfile.ZIP_STORED) -> Path:
     with zipfile.ZipFile(path, "w", method) as file:
         for name, data in content.items():

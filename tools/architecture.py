@@ -24,7 +24,7 @@ LAYERS = (
             *("session", "preparation"),
         ),
     ),
-    ("storage", ("student", "checkpoint", "spec", "files", "shell")),
+    ("storage", ("student", "checkpoint", "spec", "files", "bounded", "shell")),
     (
         "the loop",
         (

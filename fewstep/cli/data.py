@@ -78,6 +78,8 @@ def pack(own: Namespace) -> int:
                     return stop.code(stop.signal)
     if packer.enlarged:
         say(f"{packer.enlarged:,} of {len(reader):,} pictures were smaller and were enlarged")
+    for line in reader.notes.lines():
+        say(printable(line))
     print(own.out)
     return 0
 
@@ -114,6 +116,8 @@ def check(own: Namespace) -> int:
         counts = torch.bincount(reader.labels).tolist()
         facts |= {"classes": len(counts), "names": reader.classes, "counts": counts}
     facts["sheet"] = str(own.sheet)
+    if notes := reader.notes.lines():
+        facts["notes"] = notes
     print(json.dumps(facts, indent=2) if own.json else printable_facts(facts))
     return 0
 
@@ -133,4 +137,5 @@ def printable_facts(facts: dict[str, Any]) -> str:
         for label, count in enumerate(counts if len(counts) <= FEW else []):
             name = facts["names"][label] if label < len(facts["names"]) else ""
             lines.append(f"{label:>6} {count:>10,}  {name}".rstrip())
-    return "\n".join(map(printable, [*lines, f"some of them: {facts['sheet']}"]))
+    lines += [*facts.get("notes", []), f"some of them: {facts['sheet']}"]
+    return "\n".join(map(printable, lines))

@@ -101,7 +101,7 @@ def _failure(error: Exception) -> str:
 
 def _follow(work: Steps[Progress, None, None], stop: Stop, bar: Bar, where: str) -> int:
     """Show `work` until it ends, or is stopped and saved: then the number of the signal."""
-    with closing(work), bar, told(partial(_preparing, stop, bar)):
+    with closing(work), bar, told(partial(_preparing, stop, bar), bar.say):
         for progress in work:
             if isinstance(progress, Note):
                 bar.say(progress.text)

@@ -2,12 +2,14 @@
 
 Names that would lead elsewhere, names that occur twice (two readers would see two sets), encrypted
 members and links are refused, and so is more than a set of pictures can be: memory and time are
-bounded by what the index declares, and no member is read beyond its declared size.
+bounded by what the index declares, no member is read beyond its declared size, and no byte of the
+file belongs to two members.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import stat
 import struct
@@ -16,11 +18,17 @@ import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
+from fewstep.bounded import overlapping, regular
 from fewstep.data.problems import Problems, Unfit
 
 MEMBERS = 5_000_000
 DIRECTORY = 256 << 20
 """Bytes of index, about three million pictures: the index is read whole."""
+ENTRY, SPARE = 15, 128 << 20
+"""Bytes of memory to a byte of index, and how many may be taken whatever the size of the file: a
+file of members without content would fill the memory with their names."""
+LOCAL = 30
+"""Bytes before the name of a member."""
 MEMBER = 64 << 20
 """Bytes of one picture file."""
 TOTAL = 2 << 40
@@ -38,15 +46,21 @@ class Archive:
     """A zip file of which every member has been found fit to be read.
 
     Raises ValueError where the file is no zip, or names its unfit members. `limit` bounds the
-    size of a member, `limits` those of single ones by name.
+    size of a member, `limits` those of single ones by their name without folders.
     """
 
     def __init__(
         self, path: Path, limit: int = MEMBER, limits: Mapping[str, int] | None = None
     ) -> None:
         self.path = path
-        if _directory(path) > DIRECTORY:
+        index, size = _directory(path)
+        if index > DIRECTORY:
             raise ValueError(f"{path} has an index of more than {DIRECTORY >> 20} MiB")
+        if ENTRY * index > 4 * size + SPARE:
+            raise ValueError(
+                f"{path} is mostly index: its {size >> 20:,} MiB cannot hold the members of "
+                f"{index >> 20:,} MiB of it"
+            )
         try:
             self.file = zipfile.ZipFile(path)
         except BROKEN as error:
@@ -55,12 +69,15 @@ class Archive:
         problems, total = Problems(path), 0
         for info in self.file.infolist():
             name = info.orig_filename
-            if reason := _unfit(info, (limits or {}).get(name, limit)):
+            if reason := _unfit(info, (limits or {}).get(name.rpartition("/")[2], limit)):
                 problems.add(reason, name)
             elif name in self.members:
                 problems.add("there twice", name)
             self.members[name] = info
             total += info.file_size
+        problems.refuse()
+        if twice := _shared(self.file.infolist(), size):
+            problems.add("over bytes of another", twice)
         problems.refuse()
         if len(self.members) > MEMBERS or total > TOTAL:
             raise ValueError(
@@ -92,10 +109,18 @@ class Archive:
             raise Unfit("damaged") from None
 
 
-def _directory(path: Path) -> int:
-    """Bytes of index that the end of a zip file declares: the most that any reading of it says."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
+def _shared(infos: list[zipfile.ZipInfo], size: int) -> str:
+    """The name of a member that shares bytes of the file, of `size` bytes, with another; or ""."""
+    spans = ((info.header_offset, LOCAL + info.compress_size) for info in infos)
+    index = overlapping(spans, size)
+    return "" if index is None else infos[index].orig_filename
+
+
+def _directory(path: Path) -> tuple[int, int]:
+    """Bytes of index that the end of a zip file declares, the most that any reading of it says;
+    and of the file."""
+    with regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
         file.seek(max(0, size - 65_557 - 76))  # a comment of 2^16 - 1, and the zip64 records
         tail = file.read()
     found = [0]
@@ -107,7 +132,7 @@ def _directory(path: Path) -> int:
             found.append(narrow)
         if wide[:4] == b"PK\x06\x06":
             found.append(struct.unpack_from("<Q", wide, 40)[0])
-    return max(found)
+    return max(found), size
 
 
 def _unfit(info: zipfile.ZipInfo, limit: int) -> str:

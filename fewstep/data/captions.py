@@ -46,9 +46,12 @@ class CaptionedFolder:
 
     @property
     def keys(self) -> list[str]:
-        """What each picture's latent is found by: its name and size, as in the fingerprint."""
+        """What each picture's latent is found by: its name and size, as in the fingerprint.
+
+        "upright": latents of earlier versions are of pictures as they lay in their files.
+        """
         home = self.reader.path
-        return [f"{name} {(home / name).stat().st_size}" for name in self.reader.names]
+        return [f"{name} {(home / name).stat().st_size} upright" for name in self.reader.names]
 
 
 def open_captions(path: Path | str) -> CaptionedFolder:
@@ -58,9 +61,10 @@ def open_captions(path: Path | str) -> CaptionedFolder:
         raise ValueError(
             f"there is no folder {path} of pictures; name one with --domain \"Captions('FOLDER')\""
         )
-    if not (path / FILE).is_file():
+    if not (path / FILE).exists():
         raise ValueError(f"{path} holds no {FILE}, with a line for each picture")
     reader, captions = reader_of(path), dict[str, str]()
+    reader.notes.forget(FILE)
     names, problems = set(reader.names), Problems(path / FILE)
     for line, row in json_lines(path / FILE):
         text = cleaned(text_of(row, path / FILE, line), path / FILE, line)

@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from fewstep.bounded import json_value, tensors_header
 from fewstep.core import Batch
 from fewstep.data.source import epoch_order
 from fewstep.draws import Draws
@@ -51,9 +52,13 @@ class Embeddings:
     def _add(self, path: Path) -> None:
         """Take up a shard; one that is cut short is set aside, to be encoded again."""
         try:
+            tensors_header(path)
             file = safe_open(path, "pt")
-            keys = json.loads((file.metadata() or {}).get("prompts", "[]"))
-        except (SafetensorError, ValueError):
+            keys = json_value((file.metadata() or {}).get("prompts", "[]"), 2 * SHARD)
+            rows = {file.get_slice(part).get_shape()[0] for part in file.keys()}  # noqa: SIM118
+            if not isinstance(keys, list) or rows != {len(keys)} or {*map(type, keys)} != {str}:
+                raise ValueError("not a row for each prompt")
+        except (SafetensorError, ValueError, IndexError):
             path.rename(path.with_suffix(".damaged"))
             return
         self._open[path] = file

@@ -3,34 +3,45 @@
     {"labels": [["00000/img00000000.png", 6], ["00000/img00000001.png", 9], ...]}
 
 A list without entries, null, or no list at all means no labels; "classes", a list of names, may
-stand beside it. Vectors in place of numbers are
-refused: no network here takes them.
+stand beside it. Vectors in place of numbers are refused: no network here takes them.
+
+The file lies beside the pictures, or in the folder that holds all of them, as where a folder was
+zipped with its name; names in it are relative to its own place.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fewstep import bounded
 from fewstep.data.archive import Archive
 from fewstep.data.problems import Problems, Unfit
 
 FILE = "dataset.json"
 LIMIT = 256 << 20
 """Bytes of dataset.json, about seven million labels."""
-CLASSES = 2**31
+CLASSES = 1_000_000
+"""Labels are smaller: as many classes as a network here can have, and as can be counted."""
+BYTES, VALUES = 4096, 8
+"""Of dataset.json for each picture, far more than its name and label take."""
+SPARE_BYTES, SPARE_VALUES = 1 << 20, 200_000
+"""The same for what else stands there, such as names of classes."""
 
 
-def parse(data: bytes, origin: object) -> tuple[list[Any] | None, list[str]]:
-    """A dataset.json's pairs of name and label, None if it has no labels; names of classes."""
+def parse(data: bytes, origin: object, count: int) -> tuple[list[Any] | None, list[str]]:
+    """A dataset.json's pairs of name and label, None if it has no labels; names of classes.
+
+    `count` is the number of pictures: a file of far too many values for them is not parsed.
+    """
     try:
-        told = json.loads(data.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
+        told = bounded.json_value(data, SPARE_VALUES + VALUES * count)
+    except ValueError as error:
         raise ValueError(f"{origin}: {FILE} is not readable JSON ({error})") from None
     pairs = told.get("labels") if isinstance(told, dict) else told
     if not isinstance(told, dict) or not (pairs is None or isinstance(pairs, list)):
@@ -67,36 +78,70 @@ def assign(pairs: Sequence[Any], names: Sequence[str], origin: object) -> Tensor
 
 
 def folders(names: Sequence[str]) -> tuple[Tensor, list[str]] | None:
-    """Labels by first folder, in the order of their names, and those names.
+    """Labels by first folder, and the folders' names in their order.
 
-    None where pictures lie beside the folders, or all in one.
+    Names that are whole numbers come first, by their value ("2" before "10"), then words. A folder
+    that holds all the others is passed over. None where pictures lie beside the folders, or all
+    in one.
     """
+    names = [name.removeprefix(shared(names)) for name in names]
     if not all("/" in name for name in names):
         return None
     firsts = [name.partition("/")[0] for name in names]
-    classes = sorted(set(firsts))
+    classes = sorted(set(firsts), key=_rank)
     if len(classes) < 2:
         return None
     number = {name: i for i, name in enumerate(classes)}
     return torch.tensor([number[name] for name in firsts], dtype=torch.int64), classes
 
 
-def content(path: Path) -> bytes:
-    """What is in a file of the form of dataset.json, at most `LIMIT` bytes."""
-    if path.stat().st_size > LIMIT:
-        raise ValueError(f"{path} is larger than {LIMIT >> 20} MiB")
-    return path.read_bytes()
+def _rank(name: str) -> tuple[bool, int, str, str]:
+    """Where a folder's name comes among others; of any length, as numbers in names may be."""
+    number = name.isascii() and name.isdigit()
+    digits = name.lstrip("0") if number else ""
+    return not number, len(digits), digits, name
 
 
-def member(archive: Archive) -> bytes:
-    """What is in the dataset.json of a zip file that has one."""
+def shared(names: Sequence[str]) -> str:
+    """The folder that all pictures lie in, "" or with its slash: "set/" or "set/train/"."""
+    # what the first and the last in order share, all between them do
+    ends = (name.split("/")[:-1] for name in (min(names), max(names)))
+    same = takewhile(lambda pair: pair[0] == pair[1], zip(*ends, strict=False))
+    return "".join(f"{folder}/" for folder, _ in same)
+
+
+def place(found: Iterable[str], names: Sequence[str]) -> str | None:
+    """Which of the dataset.json files `found` is that of the pictures; None if none is."""
+    top, there = shared(names), set(found)
+    homes = ["", *(top[: i + 1] for i, letter in enumerate(top) if letter == "/")]
+    return next((home + FILE for home in homes if home + FILE in there), None)
+
+
+def content(path: Path, count: int) -> bytes:
+    """What is in a file of the form of dataset.json for `count` pictures."""
+    _fitting(bounded.size_of(path), count, path)
+    return bounded.content(path, LIMIT)
+
+
+def _fitting(size: int, count: int, origin: object) -> None:
+    """A ValueError where so many bytes cannot be labels of so few pictures."""
+    if size > (limit := min(LIMIT, SPARE_BYTES + BYTES * count)):
+        raise ValueError(
+            f"{origin} is larger than {bounded.in_words(limit)}, too large for the labels of "
+            f"{count:,} pictures"
+        )
+
+
+def member(archive: Archive, name: str, count: int) -> bytes:
+    """What is in the dataset.json `name` of a zip file with `count` pictures."""
+    _fitting(archive.members[name].file_size, count, f"{archive.path}: {name}")
     try:
-        return archive.read(FILE)
+        return archive.read(name)
     except Unfit as error:
-        raise ValueError(f"{archive.path}: {FILE} is {error}") from None
+        raise ValueError(f"{archive.path}: {name} is {error}") from None
 
 
 def from_file(path: Path, names: Sequence[str]) -> Tensor | None:
     """The labels that a file of the form of dataset.json gives the pictures `names`."""
-    pairs, _ = parse(content(path), path)
+    pairs, _ = parse(content(path, len(names)), path, len(names))
     return None if pairs is None else assign(pairs, names, path)

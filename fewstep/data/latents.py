@@ -117,7 +117,7 @@ def latents_of(path: str | Path) -> LatentSet:
     problems.refuse()
     found = None
     if labels.FILE in archive.members:
-        pairs, _ = labels.parse(labels.member(archive), path)
+        pairs, _ = labels.parse(labels.member(archive, labels.FILE, len(names)), path, len(names))
         found = None if pairs is None else labels.assign(pairs, names, path)
     return LatentSet(archive, names, (len(MEAN), *shape[1:]), found)
 

@@ -12,7 +12,6 @@ makes pictures of 32x32, whose 2x2 blocks are averaged.
 from __future__ import annotations
 
 import zipfile
-import zlib
 from functools import lru_cache
 from pathlib import Path
 
@@ -21,6 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fewstep.data import arrays
+from fewstep.data.archive import Archive
 from fewstep.data.digits import Labelled
 
 SHAPE = (1, 16, 16)
@@ -28,6 +29,8 @@ CLASSES = 10
 SIGMA_DATA = 0.5
 """Standard deviation of the pixels, in [-1, 1]; 0.5025 in the training set."""
 TRAIN, TEST = 60_000, 10_000
+LIMIT = 1 << 30
+"""Bytes of an array in the file."""
 
 
 @lru_cache(maxsize=1)
@@ -66,12 +69,14 @@ def _read(path: Path) -> tuple[np.ndarray, np.ndarray]:
     if not zipfile.is_zipfile(path):
         raise ValueError(f"{path} is no .npz file")
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if not {"images", "labels"} <= set(file):
-                raise ValueError(f"the file holds {', '.join(file) or 'nothing'}")
-            images, labels = file["images"], file["labels"]
-    except (ValueError, EOFError, zlib.error, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path}: images and labels cannot be read: {error}") from None
+        archive = Archive(path, limit=LIMIT)
+        if not {"images.npy", "labels.npy"} <= set(archive.members):
+            names = ", ".join(name.removesuffix(".npy") for name in archive.members)
+            raise ValueError(f"the file holds {names or 'nothing'}")
+        images, labels = (arrays.array(archive, name).copy() for name in ("images", "labels"))
+    except ValueError as error:
+        why = str(error).removeprefix(f"{path}: ")
+        raise ValueError(f"{path}: images and labels cannot be read: {why}") from None
     count = TRAIN + TEST
     if images.shape != (count, 28, 28, 1) or images.dtype != np.uint8:
         raise ValueError(

@@ -68,7 +68,7 @@ class Packer:
             image = self.reader.header(row)
             if image.width != image.height and not self.resolution:
                 raise Unfit("not square; --resolution cuts them", f"{image.width}x{image.height}")
-            found[place] = image.mode in ("L", "1"), min(image.size)
+            found[place] = image.mode in ("L", "1"), min(image.width, image.height)
 
         yield from every(self.reader, torch.arange(len(found)), job, problems)
         problems.refuse()
@@ -94,7 +94,9 @@ class Packer:
         ready: dict[int, bytes] = {}
 
         def job(place: int, row: int) -> None:
-            image = standard(self.reader.image(row)).convert("L" if self.grey else "RGB")
+            image = standard(self.reader.image(row))
+            image = image.convert("L") if self.grey and image.mode != "L" else image
+            image = image.convert("RGB") if not self.grey and image.mode != "RGB" else image
             ready[place] = png(fit(image, self.size, self.crop))
 
         with replacing(self.out) as file:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from fewstep.core import Batch
-from fewstep.data.images import fit, pixels, standard
+from fewstep.data.images import Alone, among_others, fit, pixels, standard
 from fewstep.data.problems import Problems, Unfit
 from fewstep.data.readers import Reader
 from fewstep.data.source import epoch_order
@@ -63,7 +63,7 @@ def first_shape(reader: Reader) -> Shape:
         first = reader.header(0)
     except Unfit as error:
         raise ValueError(f"{reader.path}: the first, {reader.names[0]}, is {error}") from None
-    return len(first.getbands()), first.height, first.width
+    return first.channels, first.height, first.width
 
 
 def _text(shape: Shape) -> str:
@@ -80,22 +80,29 @@ class Named(Protocol):
 def every(
     reader: Named, rows: Tensor, job: Callable[[int, int], None], problems: Problems
 ) -> Iterator[int]:
-    """job(place, row) for all rows, in threads; yields how many are done, collects the unfit."""
+    """job(place, row) for all rows, in threads; yields how many are done, collects the unfit.
 
-    def attempt(place: int) -> tuple[int, Unfit] | None:
+    Pictures that unpack to much more than their size wait, and are decoded one at a time.
+    """
+
+    def attempt(place: int) -> Exception | None:
         try:
             job(place, int(rows[place]))
-        except Unfit as error:
-            return place, error
+        except (Alone, Unfit) as error:
+            return error
         return None
 
+    def beside(place: int) -> Exception | None:
+        with among_others():
+            return attempt(place)
+
     for start in range(0, len(rows), PART):
-        stop = min(start + PART, len(rows))
-        for bad in pool().map(attempt, range(start, stop)):
-            if bad is not None:
-                place, error = bad
+        places = range(start, min(start + PART, len(rows)))
+        for place, error in zip(places, pool().map(beside, places), strict=True):
+            error = attempt(place) if isinstance(error, Alone) else error
+            if isinstance(error, Unfit):
                 problems.add(str(error), reader.names[int(rows[place])], error.detail)
-        yield stop
+        yield places.stop
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,7 +180,7 @@ class Marker:
         path = reader.path.resolve()
         names = reader.names if path.is_dir() else [""]
         changed = hash(tuple((path / name).stat().st_mtime_ns for name in names))
-        what = f"{path} {reader.fingerprint()} {changed} {shape} {resolution}"
+        what = f"{path} {reader.fingerprint()} {changed} {shape} {resolution} upright"
         home = os.environ.get("XDG_CACHE_HOME") or f"{os.environ.get('HOME', '/tmp')}/.cache"
         name = hashlib.sha256(what.encode()).hexdigest()[:32]
         return cls(Path(home) / "fewstep" / "sound" / name)

@@ -5,19 +5,22 @@
     prompts.csv       a header with one of these columns
     prompts.parquet   likewise; needs pyarrow
 
-Empty ones are left out, control characters removed; what is not UTF-8, or too large to be a
-prompt, is refused with its line.
+Lines end with LF, CR LF or CR. Empty ones are left out, control characters removed; what is not
+UTF-8, or too large to be a prompt, is refused with its line, and so is what would lose a part of
+a prompt: a key or a column that is there twice, a row of more fields than the header.
 """
 
 from __future__ import annotations
 
 import csv
-import io
-import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from json import JSONDecodeError
 from pathlib import Path
 from typing import Any
+
+from fewstep.bounded import in_words, json_value, regular, size_of
 
 COLUMNS = ("prompt", "caption", "text")
 """Where a prompt is looked for, in this order."""
@@ -26,10 +29,16 @@ MAX_BYTES = 2 << 30
 MAX_LENGTH = 10_000
 """Characters of a prompt; encoders hear a few hundred words of it at most."""
 MAX_PROMPTS = 20_000_000
+MAX_LINE = 16 << 20
+"""Bytes of a line, which may hold more than a prompt."""
+VALUES = 100_000
+"""Values in a line of JSON."""
+CHUNK = 1 << 20
 
 Numbered = Iterator[tuple[int, str]]
 _SPACE = re.compile(r"[\t\n\v\f\r]+")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_BREAK = re.compile(rb"\r\n|\n|\r")
 
 
 def read_prompts(path: Path | str) -> list[str]:
@@ -37,9 +46,9 @@ def read_prompts(path: Path | str) -> list[str]:
     path = Path(path)
     if path.suffix not in _READERS:
         raise ValueError(f"{path}: prompts are read from {', '.join(_READERS)} files")
-    if not path.is_file():
+    if not path.exists():
         raise ValueError(f"there is no file {path}")
-    if path.stat().st_size > MAX_BYTES:
+    if size_of(path) > MAX_BYTES:
         raise ValueError(f"{path} has more than {MAX_BYTES >> 30} GiB; split it")
     prompts: list[str] = []
     for line, text in _READERS[path.suffix](path):
@@ -66,16 +75,30 @@ def cleaned(text: str, path: Path, line: int) -> str:
 
 
 def _lines(path: Path) -> Numbered:
-    """The lines of a UTF-8 file, from 1; a byte order mark is passed over."""
-    with path.open("rb") as file:
-        for number, raw in enumerate(file, 1):
-            try:
-                text = raw.decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise ValueError(
-                    f"{path}, line {number} is not UTF-8 (byte {error.start + 1}); convert it"
-                ) from None
-            yield number, text.removeprefix("\ufeff") if number == 1 else text
+    """The lines of a UTF-8 file, from 1, without their ends or a byte order mark."""
+    for number, raw in enumerate(_split(path), 1):
+        try:
+            text = raw.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"{path}, line {number} is not UTF-8 (byte {error.start + 1}); convert it"
+            ) from None
+        yield number, text.removeprefix("\ufeff") if number == 1 else text
+
+
+def _split(path: Path) -> Iterator[bytes]:
+    """The lines of a file, read in parts: a line is at most `MAX_LINE` long."""
+    rest, cut = b"", False
+    with regular(path) as file:
+        while part := file.read(CHUNK):
+            # CR LF may lie across two parts
+            part, cut = part[1:] if cut and part[:1] == b"\n" else part, part.endswith(b"\r")
+            *lines, rest = _BREAK.split(rest + part)
+            yield from lines
+            if len(rest) > MAX_LINE:
+                raise ValueError(f"{path} has a line of more than {in_words(MAX_LINE)}")
+    if rest:
+        yield rest
 
 
 def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
@@ -84,9 +107,11 @@ def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
         if not line.strip():
             continue
         try:
-            yield number, json.loads(line)
-        except (ValueError, RecursionError):
+            yield number, json_value(line, VALUES)
+        except JSONDecodeError:
             raise ValueError(f"{path}, line {number} is not JSON") from None
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number} is not JSON to be read: {error}") from None
 
 
 def _jsonl(path: Path) -> Numbered:
@@ -95,10 +120,18 @@ def _jsonl(path: Path) -> Numbered:
 
 
 def _csv(path: Path) -> Numbered:
-    text = io.StringIO("".join(line for _, line in _lines(path)), newline="")
-    rows = csv.DictReader(text, strict=True)
+    rows = csv.DictReader((f"{line}\n" for _, line in _lines(path)), strict=True)
     try:
+        counts = Counter(rows.fieldnames or ())
+        for name in COLUMNS:
+            if counts[name] > 1:
+                raise ValueError(f"{path} has {counts[name]} columns {name!r}; keep one")
         for row in rows:
+            if None in row:
+                raise ValueError(
+                    f"{path}, line {rows.line_num} has more fields than the header; quote a text "
+                    "that has commas"
+                )
             yield rows.line_num, text_of(row, path, rows.line_num)
     except csv.Error as error:
         raise ValueError(f"{path}, line {rows.line_num} is not CSV ({error})") from None

@@ -4,7 +4,7 @@
     reader.names[7], reader.image(7), reader.labels
 
 Pictures are sorted by name, as StyleGAN and EDM sort them. Hidden files and files of other kinds
-are passed over.
+are passed over; `notes` counts them, and what else was done unasked.
 """
 
 from __future__ import annotations
@@ -19,9 +19,11 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from fewstep.bounded import regular
 from fewstep.data import arrays, labels
 from fewstep.data.archive import MEMBER, Archive
-from fewstep.data.images import SUFFIXES, decode, peek
+from fewstep.data.images import SUFFIXES, Head, alone, decode, head
+from fewstep.data.notes import Notes
 from fewstep.data.problems import Unfit
 
 
@@ -32,15 +34,17 @@ class Reader:
     path: Path
     names: Sequence[str]
     image: Callable[[int], Image.Image]
-    """Picture number i, decoded; `Unfit` says why not."""
-    header: Callable[[int], Image.Image]
-    """The same, not necessarily decoded: for its size and mode."""
+    """Picture number i, decoded and upright; `Unfit` says why not."""
+    header: Callable[[int], Head]
+    """Its size and mode, mostly without decoding it."""
     fingerprint: Callable[[], str]
     """Changes when a picture does; found without reading any."""
     labels: Tensor | None = None
     """(N,) int64, or None for pictures without labels."""
     classes: list[str] = field(default_factory=list)
     """Names of the classes in the order of their labels; empty where they are not known."""
+    notes: Notes = field(default_factory=Notes)
+    """What was done unasked; of pictures, once they have been read."""
 
     def __len__(self) -> int:
         return len(self.names)
@@ -61,14 +65,23 @@ def reader_of(path: str | Path) -> Reader:
 
 def _folder(path: Path) -> Reader:
     """Picture files anywhere in a folder."""
-    found = (p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-    names = _pictures(p.relative_to(path).as_posix() for p in found)
-    told = path / labels.FILE
-    given = labels.content(told) if told.is_file() else None
+    notes, found = Notes(), list[str]()
+    for p in path.rglob("*"):
+        name = p.relative_to(path).as_posix()
+        if p.is_file() or p.name == labels.FILE:  # which is refused where it is a pipe
+            found.append(name)
+        elif p.is_symlink() or not p.is_dir():
+            notes.add("passed over, no regular files", name)
+    names = _pictures(found, path, notes)
+    place = _table(found, names, notes)
+    given = labels.content(path / place, len(names)) if place is not None else None
 
     def data(row: int) -> bytes:
-        with (path / names[row]).open("rb") as file:
-            content = file.read(MEMBER + 1)
+        with regular(path / names[row]) as file:
+            try:
+                content = file.read(MEMBER + 1)
+            except OSError as error:  # which does not say of what
+                raise OSError(error.errno, error.strerror, str(path / names[row])) from None
         if len(content) > MEMBER:
             raise Unfit(f"larger than {MEMBER >> 20} MiB")
         return content
@@ -79,21 +92,25 @@ def _folder(path: Path) -> Reader:
             total.update(f"{name} {(path / name).stat().st_size}\n".encode())
         return total.hexdigest()
 
-    return _files(path, names, data, fingerprint, given)
+    return _files(path, names, data, fingerprint, (place, given), notes)
 
 
 def _zip(path: Path) -> Reader:
     """Picture files anywhere in a zip file, as EDM's and StyleGAN's data sets are."""
-    archive = Archive(path, limits={labels.FILE: labels.LIMIT})
-    names = _pictures(archive.members)
-    if not names and any(name.endswith(".npy") for name in archive.members):
+    archive, notes = Archive(path, limits={labels.FILE: labels.LIMIT}), Notes()
+    files = [name for name in archive.members if not name.endswith("/")]
+    if not any(map(_shown, files)) and any(name.endswith(".npy") for name in files):
         raise ValueError(f"{path} holds arrays, not pictures; LatentMoments reads latents")
-    given = labels.member(archive) if labels.FILE in archive.members else None
+    names = _pictures(files, path, notes)
+    place = _table(files, names, notes)
+    given = labels.member(archive, place, len(names)) if place is not None else None
 
     def data(row: int) -> bytes:
+        info = archive.members[names[row]]
+        alone(info.file_size, info.compress_size)
         return archive.read(names[row])
 
-    return _files(path, names, data, archive.fingerprint, given)
+    return _files(path, names, data, archive.fingerprint, (place, given), notes)
 
 
 def _npz(path: Path) -> Reader:
@@ -109,8 +126,12 @@ def _npz(path: Path) -> Reader:
         x = held[0][row]
         return Image.fromarray(x[..., 0] if x.shape[2] == 1 else x)
 
+    def header(row: int) -> Head:
+        x = image(row)
+        return Head(x.mode, len(x.getbands()), x.width, x.height)
+
     names = [f"row {i}" for i in range(size)]
-    return Reader(path, names, image, image, archive.fingerprint, arrays.labels(archive, size))
+    return Reader(path, names, image, header, archive.fingerprint, arrays.labels(archive, size))
 
 
 def _files(
@@ -118,33 +139,77 @@ def _files(
     names: Sequence[str],
     data: Callable[[int], bytes],
     fingerprint: Callable[[], str],
-    given: bytes | None,
+    table: tuple[str | None, bytes | None],
+    notes: Notes,
 ) -> Reader:
-    """The reader of picture files; `given` is the content of their dataset.json, if any."""
-    if not names:
-        raise ValueError(f"{path} holds no picture ({', '.join(sorted(SUFFIXES))})")
+    """The reader of picture files; `table` is their dataset.json, if any: its name and content."""
     found: Tensor | None = None
     classes: list[str] = []
-    pairs, named = labels.parse(given, path) if given is not None else (None, [])
-    if pairs is not None:
-        found, classes = labels.assign(pairs, names, path), named
-    elif given is None and (by_folder := labels.folders(names)):
+    place, given = table
+    if place is not None and given is not None:
+        pairs, named = labels.parse(given, path, len(names))
+        if pairs is not None:
+            home = place.removesuffix(labels.FILE)
+            found = labels.assign(pairs, [name.removeprefix(home) for name in names], path)
+            classes = named
+    elif by_folder := labels.folders(names):
         found, classes = by_folder
+        if classes != sorted(classes):
+            notes.sentences.append(_order(classes))
+
+    def ordered() -> str:
+        """Where numbers sort as numbers the labels are not those of an order by words."""
+        if not notes.sentences:
+            return fingerprint()
+        return hashlib.sha256(f"{fingerprint()} {classes}".encode()).hexdigest()
 
     def image(row: int) -> Image.Image:
-        return decode(data(row))
+        return decode(data(row), lambda what: notes.add(what, names[row]))
 
-    def header(row: int) -> Image.Image:
-        return peek(data(row))
+    def header(row: int) -> Head:
+        return head(data(row))
 
-    return Reader(path, names, image, header, fingerprint, found, classes)
+    return Reader(path, names, image, header, ordered, found, classes, notes)
 
 
-def _pictures(names: Iterable[str]) -> list[str]:
-    """What of `names` are pictures, sorted."""
-    return sorted(
-        name
-        for name in names
-        if Path(name).suffix.lower() in SUFFIXES
-        and not any(part.startswith((".", "__MACOSX")) for part in name.split("/"))
-    )
+def _order(classes: Sequence[str]) -> str:
+    """How folders became labels, where their names are numbers."""
+    first = ", ".join(f"{label} is {name!r}" for label, name in enumerate(classes[:12]))
+    more = f", ..., {len(classes) - 1} is {classes[-1]!r}" if len(classes) > 12 else ""
+    return f"labels by folder, numbers in their order and before words: {first}{more}"
+
+
+def _shown(name: str) -> bool:
+    """Whether a file is a picture that is not hidden."""
+    return Path(name).suffix.lower() in SUFFIXES and not _hidden(name)
+
+
+def _hidden(name: str) -> bool:
+    return any(part.startswith((".", "__MACOSX")) for part in name.split("/"))
+
+
+def _pictures(names: Iterable[str], path: Path, notes: Notes) -> list[str]:
+    """What of `names` are pictures, sorted; the others are counted by kind."""
+    found = []
+    for name in names:
+        if _shown(name):
+            found.append(name)
+        elif _hidden(name):
+            notes.add("passed over, hidden", name)
+        elif name.rpartition("/")[2] != labels.FILE:
+            kind = Path(name).suffix.lower() or "files without a suffix"
+            notes.add(f"passed over, {kind}", name)
+    if not found:
+        others = f"; {lines[0]}" if (lines := notes.lines()) else ""
+        raise ValueError(f"{path} holds no picture ({', '.join(sorted(SUFFIXES))}){others}")
+    return sorted(found)
+
+
+def _table(files: Iterable[str], names: Sequence[str], notes: Notes) -> str | None:
+    """The dataset.json of the pictures `names`; those of other folders are counted."""
+    tables = [name for name in files if name.rpartition("/")[2] == labels.FILE]
+    place = labels.place(tables, names)
+    for name in tables:
+        if name != place:
+            notes.add(f"passed over, {labels.FILE} beside no or not all pictures", name)
+    return place

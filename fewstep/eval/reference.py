@@ -9,7 +9,6 @@ features of a random subset, for the scores that compare pictures one by one.
 from __future__ import annotations
 
 import io
-import zipfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fewstep.data.archive import Archive
+from fewstep.data.arrays import LIMIT, array
 from fewstep.eval.features import Features, family
 from fewstep.eval.fid import Gather, Moments
 from fewstep.files import digest, write
@@ -125,14 +126,15 @@ def read_reference(path: Path, features: Features) -> Reference:
 def _arrays(path: Path, features: Features) -> dict[str, Tensor]:
     """The arrays of an .npz file by name."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            found = {
-                name: file[name]
-                for name in ("mu", "sigma", "features", "count", "kept")
-                if name in getattr(file, "files", ())
-            }
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is no readable .npz file ({error})") from None
+        archive = Archive(path, limit=LIMIT)
+        found = {
+            name: array(archive, name)
+            for name in ("mu", "sigma", "features", "count", "kept")
+            if f"{name}.npy" in archive.members
+        }
+    except (ValueError, OSError) as error:
+        why = str(error).removeprefix(f"{path}: ")
+        raise ValueError(f"{path} is no readable .npz file ({why})") from None
     whose = str(found.pop("features", ""))
     if whose and whose != features.name:
         raise ValueError(

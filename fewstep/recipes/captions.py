@@ -22,6 +22,7 @@ from fewstep.generator import Generator
 from fewstep.model import Model
 from fewstep.pipelines.load import root
 from fewstep.pipelines.net import Diffusers
+from fewstep.preparation import remark
 from fewstep.recipes.run import Domain
 from fewstep.recipes.t2i import EXAMINED, Prompted, conditioned, examine_on
 from fewstep.run_folder import locked
@@ -66,6 +67,7 @@ class Captions(Prompted):
         with locked(place, wait=True):
             latents = Embeddings(place)
             encode_all(found, latents, teacher, side)
+        remark(f"{self.folder}: {line}" for line in found.reader.notes.lines())
         prompts = conditioned(found.captions, home, teacher, model.shape)
         teacher.release()  # the encoders' memory
         source = Captioned(prompts, latents, [key(name) for name in found.keys])

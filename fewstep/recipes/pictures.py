@@ -16,6 +16,7 @@ from fewstep.data.readers import Reader, reader_of
 from fewstep.data.source import Latents
 from fewstep.files import unchanged
 from fewstep.model import Model
+from fewstep.preparation import remark
 from fewstep.recipes.run import Domain
 
 
@@ -54,9 +55,11 @@ class Pictures(Domain):
         rows = spread(self.max_items, len(reader))
         labels = chosen_labels(reader.labels, self, model, data_free)
         if data_free:
+            remark(f"{self.path}: {line}" for line in reader.notes.lines())
             return noise(model, None if labels is None else labels[rows])
         self._same_shape(reader, model)
         pictures = load(reader, rows, model.shape, self.resolution)
+        remark(f"{self.path}: {line}" for line in reader.notes.lines())
         return Shuffled(pictures, None if labels is None else labels[rows], self.flip)
 
     def _same_shape(self, reader: Reader, model: Model) -> None:

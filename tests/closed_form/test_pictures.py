@@ -90,7 +90,7 @@ def test_labels_alone_are_those_of_the_pictures(
     draws = Draws.range(0, 2 * COUNT, seed=4)
     batch = Pictures(path).source(model(x.shape[3]), data_free=False)(draws)
     monkeypatch.setattr("fewstep.data.readers.decode", never)
-    monkeypatch.setattr("fewstep.data.readers.peek", never)
+    monkeypatch.setattr("fewstep.data.readers.head", never)
     monkeypatch.setattr("fewstep.data.arrays.images", never)
     alone = Pictures(path).source(model(x.shape[3]), data_free=True)(draws)
     assert alone.x0 is None

@@ -187,7 +187,7 @@ def test_labels_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     content = labelled(GOOD, range(12))
     with pytest.raises(ValueError, match=r"1 larger than 0 MiB: dataset\.json"):
         reader_of(as_zip(tmp_path / "x.zip", content))
-    with pytest.raises(ValueError, match=r"dataset\.json is larger than 0 MiB"):
+    with pytest.raises(ValueError, match=r"dataset\.json is larger than 100 bytes"):
         reader_of(as_folder(tmp_path / "x", content))
 
 

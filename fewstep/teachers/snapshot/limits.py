@@ -44,6 +44,9 @@ class Limits:
     values: int = 10_000
     """Plain values in constructor arguments and the like."""
     name_length: int = 512
+    spare: int = 1 << 20
+    """Characters of names and plain text, and of source, that are told beyond the file's size:
+    one string can be referred to any number of times."""
 
 
 @dataclass
@@ -64,6 +67,10 @@ class Budget:
         """Forget what was spent on `what`; itself."""
         self.spent.pop(what, None)
         return self
+
+    def told(self, what: str, text: str) -> None:
+        """Count text that leaves the file, each time that it does."""
+        self.spend(f"characters of {what}", len(text), self.limits.spare + self.file_bytes)
 
     def copied(self, amount: int) -> None:
         """Count bytes handed out as tensors and arrays."""

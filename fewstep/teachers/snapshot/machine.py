@@ -104,7 +104,7 @@ class Machine:
         self.stack.append(value)
 
     def container(self, value: Any) -> None:
-        """Push a list, tuple, dictionary or set."""
+        """Push a list, tuple, dictionary or set, or a view of the file."""
         self.budget.spend("containers", 1, self.limits.containers)
         self.stack.append(value)
 
@@ -222,7 +222,7 @@ def _pop(m: Machine) -> None:
 
 
 def _blob(layout: str) -> Callable[[Machine], None]:
-    return lambda m: m.push(Blob(m.take(m.number(layout))))
+    return lambda m: m.container(Blob(m.take(m.number(layout))))
 
 
 def _text(layout: str) -> Callable[[Machine], None]:

@@ -138,6 +138,7 @@ def _found(record: PersistentObject, budget: Budget) -> Found:
     for name, value in record.state.items():
         if type(value) is Array and value.value is not None and _is_name(name, budget):
             arrays[name] = value.value
+    budget.told("source", record.source)
     is_module = "_parameters" in record.state
     state = state_dict(record, budget) if is_module else {}
     return Found(
@@ -149,12 +150,16 @@ def plain(value: Any, budget: Budget, depth: int = 0) -> Any:
     """A copy of plain values; tuples become lists. Refuses records, tensors, cycles and bulk."""
     budget.spend("plain values", 1, budget.limits.values)
     require(depth < budget.limits.depth, "plain values are nested too deep")
+    if type(value) is str:
+        budget.told("plain text", value)
     if value is None or type(value) in (bool, int, float, str):
         return value
     if type(value) in (list, tuple):
         return [plain(item, budget, depth + 1) for item in value]
     require(type(value) is dict, f"a {type(value).__name__} among plain values")
-    require(all(_is_name(key, budget) for key in value), "a plain value's name is not text")
+    for key in value:
+        require(_is_name(key, budget), "a plain value's name is not text")
+        budget.told("plain text", key)
     return {key: plain(item, budget, depth + 1) for key, item in value.items()}
 
 
@@ -170,25 +175,27 @@ def state_dict(record: PersistentObject | OpaqueModule, budget: Budget) -> dict[
         require(depth < budget.limits.depth, "modules nest too deep, or for ever")
         skipped = module.state.get("_non_persistent_buffers_set")
         skipped = skipped if type(skipped) is set else set()
-        for name, tensor in _entries(module, "_parameters", budget):
+        for name, tensor in _entries(module, "_parameters", prefix, budget):
             result[prefix + name] = _tensor(tensor, prefix + name)
-        for name, tensor in _entries(module, "_buffers", budget):
+        for name, tensor in _entries(module, "_buffers", prefix, budget):
             if name not in skipped:
                 result[prefix + name] = _tensor(tensor, prefix + name)
-        for name, child in _entries(module, "_modules", budget):
+        for name, child in _entries(module, "_modules", prefix, budget):
             visit(child, f"{prefix}{name}.", depth + 1)
 
     visit(record, "", 0)
     return result
 
 
-def _entries(module: Any, kind: str, budget: Budget) -> list[tuple[str, Any]]:
-    """What a module holds of a kind, without the empty places."""
+def _entries(module: Any, kind: str, prefix: str, budget: Budget) -> list[tuple[str, Any]]:
+    """What the module named `prefix` holds of a kind, without the empty places."""
     entries = module.state.get(kind, {})
     require(type(entries) is dict, f"{kind} is not a dictionary")
     budget.spend("parameters", len(entries), budget.limits.modules)
     fits = all(_is_name(name, budget) and "." not in name for name in entries)
     require(fits, f"a name in {kind} is no name")
+    for name in entries:
+        budget.told("names", prefix + name)
     return [(name, value) for name, value in entries.items() if value is not None]
 
 

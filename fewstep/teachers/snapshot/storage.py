@@ -15,6 +15,7 @@ import zipfile
 import zlib
 from typing import Any
 
+from fewstep.bounded import overlapping
 from fewstep.teachers.snapshot.limits import Budget, UnsafeSnapshotError, require
 from fewstep.teachers.snapshot.machine import Machine
 from fewstep.teachers.snapshot.records import Global, Storage, whole
@@ -107,6 +108,8 @@ class Archive:
         stored = all(i.compress_type == zipfile.ZIP_STORED and not i.flag_bits & 1 for i in infos)
         require(stored, "an archive with compressed or locked members")
         require(all(n.startswith(self.root) for n in self.infos), "an archive with a stray member")
+        spans = ((info.header_offset, 30 + info.compress_size) for info in infos)
+        require(overlapping(spans, len(data)) is None, "an archive with members over each other")
         if f"{self.root}byteorder" in self.infos:
             require(self.member("byteorder") == b"little", "an archive is not little-endian")
 
