@@ -12,11 +12,11 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fewstep.checkpoint import COUNTERS, find
-from fewstep.files import Damaged, digest, read_folder, read_json
+from fewstep.files import digest, read_folder, read_json
+from fewstep.headers import header
 from fewstep.run_folder import RunFolder
 from fewstep.student import KIND
 from fewstep.teachers.convert import LICENCE, description, jsonable
@@ -70,16 +70,9 @@ def _state(state: Mapping[str, Tensor]) -> Facts:
 
 def weights(path: Path) -> Facts:
     """What the header of a safetensors file says."""
-    pairs: list[tuple[str, list[int]]] = []
-    try:
-        with safe_open(path, "numpy") as file:
-            for name in file.keys():  # noqa: SIM118
-                part = file.get_slice(name)
-                pairs.append((_type(part.get_dtype()), part.get_shape()))
-            metadata = file.metadata() or {}
-    except SafetensorError as error:
-        raise Damaged(f"{path} is not a safetensors file ({error})") from None
-    return {**_count(pairs), **({"metadata": metadata} if metadata else {})}
+    told = header(path)
+    pairs = [(_type(kind), told.shapes[name]) for name, kind in told.types.items()]
+    return {**_count(pairs), **({"metadata": dict(told.metadata)} if told.metadata else {})}
 
 
 def _type(name: str) -> str:

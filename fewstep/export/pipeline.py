@@ -32,8 +32,6 @@ from fewstep.pipelines.stock import Stock
 from fewstep.sample import FewStep
 from fewstep.student import load_student
 
-COPIED = (".json", ".safetensors", ".txt", ".model")
-"""Files of the teacher that are taken along; pickles and code are not."""
 TOLERANCE = 1e-5
 """Largest difference between the folder and the student, relative to the largest latent."""
 
@@ -118,11 +116,7 @@ def _write(
     family, index = folder.family, read_json(folder.path / "model_index.json")
     for part in folder.parts:
         if part not in (family.network, "scheduler"):
-            for path in sorted((folder.path / part).rglob("*")):
-                if path.is_file() and path.suffix in COPIED:
-                    to = out / path.relative_to(folder.path)
-                    to.parent.mkdir(parents=True, exist_ok=True)
-                    shutil.copyfile(path, to)
+            _copy(folder, part, out)
     student.denoiser.net.net.save_pretrained(out / family.network, safe_serialization=True)
     kind, config = scheduler
     getattr(library("diffusers"), kind)(**config).save_pretrained(out / "scheduler")
@@ -136,6 +130,24 @@ def _write(
     facts = {"scheduler": f"{kind}, which has these steps already"}
     front = {"library_name": "diffusers", "pipeline_tag": "text-to-image"}
     write(out / "README.md", card(student, run, _use(student, folder, out.name), facts, front))
+
+
+def _copy(folder: PipelineFolder, part: str, out: Path) -> None:
+    """What is read of a part of the teacher, its weights under names without a variant."""
+    weights = folder.files.get(part)
+    for path in folder.read([part]):
+        to = out / path.relative_to(folder.path)
+        to.parent.mkdir(parents=True, exist_ok=True)
+        if weights is None or path not in (weights.index, *weights.files):
+            shutil.copyfile(path, to)
+        elif path == weights.index:
+            index = read_json(path)
+            names = {file.name: weights.plain_name(file) for file in weights.files}
+            index.setdefault("metadata", {})  # without which diffusers reads no index
+            index["weight_map"] = {k: names[v] for k, v in index["weight_map"].items()}
+            write_json(to.with_name(f"{weights.base}.safetensors.index.json"), index)
+        else:
+            shutil.copyfile(path, to.with_name(weights.plain_name(path)))
 
 
 def _parts(folder: PipelineFolder) -> dict[str, Any]:
