@@ -25,7 +25,7 @@ from fewstep.export.schedulers import stock_scheduler
 from fewstep.files import read_json, write, write_json
 from fewstep.generator import Generator
 from fewstep.pipelines.adapter import Adapter
-from fewstep.pipelines.folder import NEVER_LOADED, PipelineFolder
+from fewstep.pipelines.folder import NEVER_LOADED, PipelineFolder, open_folder
 from fewstep.pipelines.load import dressed, origin
 from fewstep.pipelines.net import Diffusers, library
 from fewstep.pipelines.stock import Stock
@@ -189,8 +189,9 @@ def against(pipe: Any, student: Generator, prompt: str = "a small red cube") -> 
 def stock(folder: Path) -> Any:
     """The pipeline in a folder, as diffusers loads it."""
     library("transformers")  # be quiet
+    left_out = dict.fromkeys(open_folder(folder).left_out)
     pipe = library("diffusers").DiffusionPipeline.from_pretrained(
-        folder, local_files_only=True, use_safetensors=True
+        folder, local_files_only=True, use_safetensors=True, **left_out
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe
@@ -218,7 +219,7 @@ def made_of(folder: PipelineFolder, *without: str) -> str:
         for part, entry in _parts(folder).items()
         if part in NEVER_LOADED and entry != [None, None] and not (folder.path / part).is_dir()
     ]
-    told += [f"{part}=None" for part in (*without, *missing)]
+    told += [f"{part}=None" for part in (*without, *missing, *folder.left_out)]
     return f"pipe = DiffusionPipeline.from_pretrained({', '.join(told)})  # the teacher's folder"
 
 
@@ -255,9 +256,10 @@ picture = pipe("a prompt", num_inference_steps={student.sampler.calls}, {call}).
 
 def _use(student: Generator, folder: PipelineFolder, name: str) -> str:
     """Python that samples the folder of this name."""
+    told = [f'"{name}"', *(f"{part}=None" for part in folder.left_out)]
     return f"""import torch
 from diffusers import DiffusionPipeline
 
-pipe = DiffusionPipeline.from_pretrained("{name}")
+pipe = DiffusionPipeline.from_pretrained({", ".join(told)})
 {picture(student, folder)}
 """

@@ -44,7 +44,12 @@ def completed(
             "not know; update diffusers, or remove the key if it has no meaning for the network"
         )
     kept = {key: told[key] for key in more if told.get(key) is not None}
-    return {**known, **given, **kept}
+    return {key: _listed(value) for key, value in {**known, **given, **kept}.items()}
+
+
+def _listed(value: Any) -> Any:
+    """A default as JSON would have it: lists in place of tuples."""
+    return [_listed(part) for part in value] if isinstance(value, list | tuple) else value
 
 
 def _arguments(class_name: str) -> set[str]:
@@ -57,5 +62,5 @@ def number(config: Mapping[str, Any], key: str, where: object) -> float:
     """The finite number under `key`; ValueError names `where` it is not."""
     value = config.get(key)
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e30:
-        raise ValueError(f"{where}: {key} should be a number, got {value!r}")
+        raise ValueError(f"{where}: {key} should be a number, got {value!r:.80}")
     return float(value)

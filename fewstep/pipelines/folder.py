@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.files import digest, read_json
-from fewstep.headers import fetched
+from fewstep.headers import fetched, header
 from fewstep.pipelines.config import completed
 from fewstep.pipelines.families import FAMILIES, SCHEDULERS, Family
 from fewstep.pipelines.net import EXTRA, library
@@ -97,6 +97,11 @@ class PipelineFolder:
         return [str(p.relative_to(self.path)) for w in self.files.values() for p in w.unread]
 
     @property
+    def left_out(self) -> list[str]:
+        """Optional parts that are not there, which stock diffusers wants to be told."""
+        return [part for part in self.family.optional if part not in self.parts]
+
+    @property
     def encoders(self) -> list[str]:
         """The text encoders that are there."""
         return [part for part in self.family.text if part in self.files]
@@ -129,6 +134,31 @@ class PipelineFolder:
                 if text or (weights and path in weights.files):
                     found.append(path)
         return found
+
+
+SINGLE = {
+    "joint_blocks.": "StableDiffusion3Pipeline",
+    "double_blocks.": "FluxPipeline",
+    "conditioner.embedders.": "StableDiffusionXLPipeline",
+}
+"""What only the tensors of one kind of single-file checkpoint have in their names."""
+
+
+def refuse_single_file(path: Path | str) -> None:
+    """A ValueError with the way out where `path` is a checkpoint of a whole pipeline in one file.
+
+    Those are .safetensors or .ckpt; the latter is not opened.
+    """
+    path = Path(path)
+    if not path.is_file() or path.suffix not in (".safetensors", ".ckpt"):
+        return
+    names = header(path).shapes if path.suffix == ".safetensors" else ()
+    kinds = [kind for mark, kind in SINGLE.items() if any(mark in name for name in names)]
+    kind = kinds[0] if kinds else "StableDiffusionPipeline"
+    raise ValueError(
+        f"{path} is one file, and a pipeline as teacher is a folder; make one of a checkpoint: "
+        f'diffusers.{kind}.from_single_file("{path.name}").save_pretrained("FOLDER")'
+    )
 
 
 def is_pipeline(path: Path | str) -> bool:

@@ -127,7 +127,7 @@ def _dynamic(config: Mapping[str, Any], kind: str, places: int) -> float:
 
     A scheduler of betas and flows has no such line: its pipeline's is FLUX's.
     """
-    line = {"base_image_seq_len": 256, "max_image_seq_len": 4096}
+    line: dict[str, Any] = {"base_image_seq_len": 256, "max_image_seq_len": 4096}
     line |= {"base_shift": 0.5, "max_shift": 1.15, **config}
     few, many = (number(line, f"{end}_image_seq_len", kind) for end in ("base", "max"))
     low, high = number(line, "base_shift", kind), number(line, "max_shift", kind)

@@ -98,7 +98,7 @@ class Stock:
         """
         if self._text is None:
             folder, network = self.folder, None
-            if not set(folder.family.optional) <= set(folder.parts):
+            if folder.left_out:
                 name, kind = folder.family.network, folder.family.network_class
                 network = parts.built(kind, folder.config(name), folder.path / name, meta=True)
             self._text = self._made({folder.family.network: network, "vae": None})
@@ -114,7 +114,7 @@ class Stock:
         All weights are read here, so that stock looks for no files of its own.
         """
         takes = inspect.signature(self.kind.__init__).parameters
-        given |= {part: None for part in NEVER_LOADED if part in takes}
+        given |= {part: None for part in (*NEVER_LOADED, *self.folder.left_out) if part in takes}
         for part in self.folder.encoders:
             given[part] = parts.text_encoder(self.folder, part).to(self.device)
         return self.kind.from_pretrained(self.folder.path, local_files_only=True, **given)
