@@ -73,6 +73,13 @@ def stale(path: Path) -> None:
         save_file(state, path.with_name(f"{path.stem}-0000{number}-of-00002.safetensors"))
 
 
+def stale_beside_an_index(path: Path) -> None:
+    """Shards and their index, beside those of an older download in more parts."""
+    other = {name: torch.full_like(t, 7.0) for name, t in load_file(path).items()}
+    shard(path)
+    save_file(other, path.with_name(f"{path.stem}-00009-of-00009.safetensors"))
+
+
 def beside_an_index(path: Path) -> None:
     """Shards and their index, beside an older single file of other numbers."""
     other = {name: torch.full_like(t, 7.0) for name, t in load_file(path).items()}
@@ -117,6 +124,7 @@ STATES: dict[str, tuple[Change, str | None]] = {
     "half text": (all_of(halved, "text_encoder*"), "fp16"),
     "both variants": (both_variants, "fp16"),
     "stale shards": (all_of(stale), None),
+    "stale shards beside an index": (all_of(stale_beside_an_index), None),
     "older files beside an index": (all_of(beside_an_index), None),
 }
 
