@@ -1,7 +1,7 @@
 """What is inside a model file or folder, as facts; nothing is executed, no network is run.
 
 `contents` knows snapshots and training states of EDM, EDM2, SiD and SiDA, safetensors files,
-finished models, checkpoints and run folders.
+finished models, checkpoints, run folders and pipelines of diffusers.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from fewstep.bounded import tensors_header
 from fewstep.checkpoint import COUNTERS, find
-from fewstep.files import Damaged, digest, read_folder, read_json
+from fewstep.files import digest, read_folder, read_json
+from fewstep.headers import header
+from fewstep.pipelines.folder import is_pipeline, open_folder
+from fewstep.pipelines.load import describe
 from fewstep.run_folder import RunFolder
 from fewstep.student import KIND
 from fewstep.teachers.convert import LICENCE, description, jsonable
@@ -71,17 +72,9 @@ def _state(state: Mapping[str, Tensor]) -> Facts:
 
 def weights(path: Path) -> Facts:
     """What the header of a safetensors file says."""
-    pairs: list[tuple[str, list[int]]] = []
-    try:
-        tensors_header(path)
-        with safe_open(path, "numpy") as file:
-            for name in file.keys():  # noqa: SIM118
-                part = file.get_slice(name)
-                pairs.append((_type(part.get_dtype()), part.get_shape()))
-            metadata = file.metadata() or {}
-    except (SafetensorError, ValueError) as error:
-        raise Damaged(f"{path} is not a safetensors file ({error})") from None
-    return {**_count(pairs), **({"metadata": metadata} if metadata else {})}
+    told = header(path)
+    pairs = [(_type(kind), told.shapes[name]) for name, kind in told.types.items()]
+    return {**_count(pairs), **({"metadata": dict(told.metadata)} if told.metadata else {})}
 
 
 def _type(name: str) -> str:
@@ -135,8 +128,12 @@ def _network(found: Found) -> Any:
 def _folder(path: Path) -> Facts:
     if (path / "run.json").is_file():
         return _run(path)
+    if is_pipeline(path):
+        return _pipeline(path)
     if not (path / "manifest.json").is_file():
-        raise ValueError(f"{path} is no model: it holds neither manifest.json nor run.json")
+        raise ValueError(
+            f"{path} is no model: it holds neither manifest.json nor run.json nor model_index.json"
+        )
     manifest = read_folder(path)
     files = {name: _stored(path / name, sha) for name, sha in manifest["sha256"].items()}
     if manifest.get("kind") == KIND:
@@ -168,6 +165,43 @@ def _run(path: Path) -> Facts:
         "checkpoints": [p.name for p in find(folder.checkpoints)],
         "student": _folder(folder.student) if folder.finished else {},
     }
+
+
+def _pipeline(path: Path) -> Facts:
+    """A pipeline's parts, their files, and what fewstep would take of it, or why it would not."""
+    folder = open_folder(path)
+    parts: dict[str, Facts] = {}
+    for part, kind in folder.parts.items():
+        parts[part] = {"class": kind}
+        if part in folder.files:
+            found = folder.files[part]
+            parts[part] |= {"variant": found.variant} if found.variant else {}
+            parts[part] |= {"files": {p.name: _size(p) for p in found.files}}
+    try:
+        model = describe(folder)
+        teacher: Any = {
+            "shape": model.shape,
+            "path": repr(model.path),
+            "predicts": model.predicts,
+            "tokens": getattr(model.net, "tokens", 0),
+            "pixels": getattr(model.net, "pixels", 0),
+        }
+    except ValueError as error:
+        teacher = f"cannot be used: {error}"
+    return {
+        "what": f"{folder.pipeline}, a pipeline of diffusers",
+        "folder": str(path),
+        "left out": folder.left_out,
+        "parts": parts,
+        "as a teacher": teacher,
+        "not read": folder.unread,
+        "sha256 of the encoders": folder.text_digest,
+        "sha256 of the VAE": folder.vae_digest,
+    }
+
+
+def _size(path: Path) -> Facts:
+    return {"bytes": path.stat().st_size, **weights(path)}
 
 
 def lines(facts: Mapping[str, Any], indent: str = "") -> Iterator[str]:

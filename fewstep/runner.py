@@ -28,7 +28,7 @@ from fewstep.sample import FewStep
 from fewstep.session import Session
 from fewstep.sharding import copies, shard
 from fewstep.spec import encode, own_files
-from fewstep.teaching import load_teacher, loaded, settled
+from fewstep.teaching import load_teacher, loaded, notes_on, settled
 from fewstep.training import Record, State, divisible, train
 from fewstep.watch import Watch
 
@@ -233,6 +233,7 @@ def execute(
     if parallel.first(lambda: folder.continues(facts) and folder.finished):
         yield Note(f"{out} is finished already")
         return
+    yield from map(Note, notes_on(teacher))
     work = replace(prepare(run, recipe, teacher, device, init), parts=parts)
     with ExitStack() as held:
 

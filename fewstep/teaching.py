@@ -13,7 +13,7 @@ from fewstep.files import digest
 from fewstep.generator import Generator
 from fewstep.lora import LoRA, recorded
 from fewstep.model import Model, OfTeacher
-from fewstep.pipelines.folder import is_pipeline, open_folder
+from fewstep.pipelines.folder import is_pipeline, open_folder, refuse_single_file
 from fewstep.pipelines.load import describe, dressed
 from fewstep.pipelines.load import load as load_pipeline
 from fewstep.recipes.run import Domain, Run
@@ -25,6 +25,7 @@ def opened(path: Path | str, device: torch.device | str = "cpu") -> Generator:
     """The generator in a pipeline, run or model folder, or in a snapshot file; on `device`."""
     if is_pipeline(path):
         return load_pipeline(path, device)
+    refuse_single_file(path)
     found = convert.open_model(path)
     found.denoiser.to(device)
     return found
@@ -32,7 +33,19 @@ def opened(path: Path | str, device: torch.device | str = "cpu") -> Generator:
 
 def model_of(path: Path | str) -> Model:
     """The description of what `opened` would give, found without reading a weight's value."""
-    return describe(open_folder(path)) if is_pipeline(path) else convert.model_of(path)
+    if is_pipeline(path):
+        return describe(open_folder(path))
+    refuse_single_file(path)
+    return convert.model_of(path)
+
+
+def notes_on(path: Path | str) -> list[str]:
+    """What a person should know of a teacher's folder before it is used."""
+    unread = open_folder(path).unread if path and is_pipeline(path) else []
+    if not unread:
+        return []
+    shown = ", ".join(unread[:4]) + (f" and {len(unread) - 4} more" if len(unread) > 4 else "")
+    return [f"{path} holds weights that are not read, as stock diffusers does not: {shown}"]
 
 
 def digest_of(path: Path | str) -> str:

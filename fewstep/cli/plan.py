@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from fewstep.cli.display import Bar
+from fewstep.cli.display import Bar, say
 from fewstep.cli.overrides import resolve
 from fewstep.cli.parser import fail, verb_parser
 from fewstep.pipelines.hub import local
@@ -21,7 +21,7 @@ from fewstep.plan.choices import (
 )
 from fewstep.recipes.find import recipe
 from fewstep.recipes.run import Run
-from fewstep.teaching import model_of
+from fewstep.teaching import model_of, notes_on
 
 RATE = 80.0
 """Tera-operations a second in bf16 that a GPU is taken to sustain."""
@@ -59,7 +59,10 @@ def run(args: list[str]) -> int:
     gpus = GPUs.parse(own.gpus)
     if min(own.at_once) < 1 or not own.tflops > 0:
         fail("--at-once and --tflops are positive")
-    model = model_of(local(own.teacher))
+    where = local(own.teacher)
+    model = model_of(where)
+    for note in notes_on(where):
+        say(note)
     name = own.recipe or recipe_for(model)
     prog = f"fewstep plan {own.teacher}"
     wanted = resolve(recipe(name)(), rest, prog, parser.flags())

@@ -21,6 +21,7 @@ from torch import Tensor
 from fewstep.data.latents import MEAN, restored, standardised
 from fewstep.files import digest, read_json
 from fewstep.generator import Generator
+from fewstep.headers import header
 
 VARIABLE = "FEWSTEP_VAE"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -56,12 +57,17 @@ def load(folder: Path, device: torch.device | str = "cpu") -> Autoencoder:
     facts = read_json(folder / "config.json")
     if not isinstance(facts, dict) or facts.get("_class_name") != "AutoencoderKL":
         raise ValueError(f"{folder / 'config.json'} does not describe an AutoencoderKL")
-    if facts.get("latent_channels") != len(MEAN):
-        raise ValueError(
-            f"{folder} has latents of {facts.get('latent_channels')} channels; EDM2's have 4"
-        )
+    channels = facts.get("latent_channels", 4)  # the default of the class
+    if channels != len(MEAN):
+        raise ValueError(f"{folder} has latents of {channels} channels; EDM2's have 4")
     if not (folder / WEIGHTS).is_file():
         raise ValueError(f"{folder} holds no {WEIGHTS}")
+    header(folder / WEIGHTS)
+    if (folder / f"{WEIGHTS}.index.json").is_file():
+        raise ValueError(
+            f"{folder} holds an index of shards beside {WEIGHTS}, and diffusers reads the shards; "
+            "keep one of them"
+        )
     try:
         from diffusers import AutoencoderKL
     except ImportError:

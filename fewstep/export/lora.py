@@ -36,7 +36,7 @@ from fewstep.files import unpack, write
 from fewstep.generator import Generator
 from fewstep.lora import LoRA, pairs, recorded
 from fewstep.pipelines.folder import PipelineFolder
-from fewstep.pipelines.load import origin, weights
+from fewstep.pipelines.load import network, origin, weights
 from fewstep.pipelines.net import Diffusers, library
 from fewstep.pipelines.stock import Stock
 from fewstep.spec import decode
@@ -173,9 +173,9 @@ def trained(run: Path, student: Generator, folder: PipelineFolder) -> Factors:
 
 def extracted(student: Generator, before: Mapping[str, Tensor], rank: int) -> Factors:
     """The nearest adapters of this rank to what a student's layers differ by from `before`."""
-    network: nn.Module = student.denoiser.net.net
     changes = {}
-    for layer, module in network.named_modules():
+    layers: nn.Module = student.denoiser.net.net
+    for layer, module in layers.named_modules():
         grouped = getattr(module, "groups", 1) > 1
         if layer.startswith(BLOCKS) and isinstance(module, (nn.Linear, nn.Conv2d)) and not grouped:
             change = module.weight.detach() - before[f"{layer}.weight"]
@@ -206,7 +206,7 @@ def verified(found: Parts, file: Path) -> float:
     Raises ValueError where it is not what the teacher's weights and the factors make.
     """
     student, (kind, config) = found.student, found.scheduler
-    pipe = Stock(found.folder).pipeline()
+    pipe = Stock(found.folder).pipeline(network(found.folder))
     pipe.set_progress_bar_config(disable=True)
     pipe.load_lora_weights(str(file.parent), weight_name=file.name, local_files_only=True)
     pipe.scheduler = getattr(library("diffusers"), kind)(**config)

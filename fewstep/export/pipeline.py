@@ -25,15 +25,13 @@ from fewstep.export.schedulers import stock_scheduler
 from fewstep.files import read_json, write, write_json
 from fewstep.generator import Generator
 from fewstep.pipelines.adapter import Adapter
-from fewstep.pipelines.folder import NEVER_LOADED, PipelineFolder
+from fewstep.pipelines.folder import NEVER_LOADED, PipelineFolder, open_folder
 from fewstep.pipelines.load import dressed, origin
 from fewstep.pipelines.net import Diffusers, library
 from fewstep.pipelines.stock import Stock
 from fewstep.sample import FewStep
 from fewstep.student import load_student
 
-COPIED = (".json", ".safetensors", ".txt", ".model")
-"""Files of the teacher that are taken along; pickles and code are not."""
 TOLERANCE = 1e-5
 """Largest difference between the folder and the student, relative to the largest latent."""
 
@@ -118,11 +116,7 @@ def _write(
     family, index = folder.family, read_json(folder.path / "model_index.json")
     for part in folder.parts:
         if part not in (family.network, "scheduler"):
-            for path in sorted((folder.path / part).rglob("*")):
-                if path.is_file() and path.suffix in COPIED:
-                    to = out / path.relative_to(folder.path)
-                    to.parent.mkdir(parents=True, exist_ok=True)
-                    shutil.copyfile(path, to)
+            _copy(folder, part, out)
     student.denoiser.net.net.save_pretrained(out / family.network, safe_serialization=True)
     kind, config = scheduler
     getattr(library("diffusers"), kind)(**config).save_pretrained(out / "scheduler")
@@ -136,6 +130,24 @@ def _write(
     facts = {"scheduler": f"{kind}, which has these steps already"}
     front = {"library_name": "diffusers", "pipeline_tag": "text-to-image"}
     write(out / "README.md", card(student, run, _use(student, folder, out.name), facts, front))
+
+
+def _copy(folder: PipelineFolder, part: str, out: Path) -> None:
+    """What is read of a part of the teacher, its weights under names without a variant."""
+    weights = folder.files.get(part)
+    for path in folder.read([part]):
+        to = out / path.relative_to(folder.path)
+        to.parent.mkdir(parents=True, exist_ok=True)
+        if weights is None or path not in (weights.index, *weights.files):
+            shutil.copyfile(path, to)
+        elif path == weights.index:
+            index = read_json(path)
+            names = {file.name: weights.plain_name(file) for file in weights.files}
+            index.setdefault("metadata", {})  # without which diffusers reads no index
+            index["weight_map"] = {k: names[v] for k, v in index["weight_map"].items()}
+            write_json(to.with_name(f"{weights.base}.safetensors.index.json"), index)
+        else:
+            shutil.copyfile(path, to.with_name(weights.plain_name(path)))
 
 
 def _parts(folder: PipelineFolder) -> dict[str, Any]:
@@ -177,8 +189,9 @@ def against(pipe: Any, student: Generator, prompt: str = "a small red cube") -> 
 def stock(folder: Path) -> Any:
     """The pipeline in a folder, as diffusers loads it."""
     library("transformers")  # be quiet
+    left_out = dict.fromkeys(open_folder(folder).left_out)
     pipe = library("diffusers").DiffusionPipeline.from_pretrained(
-        folder, local_files_only=True, use_safetensors=True
+        folder, local_files_only=True, use_safetensors=True, **left_out
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe
@@ -206,7 +219,7 @@ def made_of(folder: PipelineFolder, *without: str) -> str:
         for part, entry in _parts(folder).items()
         if part in NEVER_LOADED and entry != [None, None] and not (folder.path / part).is_dir()
     ]
-    told += [f"{part}=None" for part in (*without, *missing)]
+    told += [f"{part}=None" for part in (*without, *missing, *folder.left_out)]
     return f"pipe = DiffusionPipeline.from_pretrained({', '.join(told)})  # the teacher's folder"
 
 
@@ -243,9 +256,10 @@ picture = pipe("a prompt", num_inference_steps={student.sampler.calls}, {call}).
 
 def _use(student: Generator, folder: PipelineFolder, name: str) -> str:
     """Python that samples the folder of this name."""
+    told = [f'"{name}"', *(f"{part}=None" for part in folder.left_out)]
     return f"""import torch
 from diffusers import DiffusionPipeline
 
-pipe = DiffusionPipeline.from_pretrained("{name}")
+pipe = DiffusionPipeline.from_pretrained({", ".join(told)})
 {picture(student, folder)}
 """

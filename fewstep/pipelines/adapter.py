@@ -29,6 +29,11 @@ class Adapter(nn.Module, ABC):
 
     flow: ClassVar[bool] = True
     """Whether such networks are trained on a flow, or on betas."""
+    only: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+    """Keys of the configuration that ask for inputs or layers of another kind -> the values that
+    do not."""
+    learned_variance: ClassVar[bool] = False
+    """Whether the network may answer with twice the channels, the second half of no use here."""
 
     def __init__(self, net: nn.Module, tokens: int, pixels: int) -> None:
         super().__init__()
@@ -49,6 +54,26 @@ class Adapter(nn.Module, ABC):
         if not isinstance(size, int) or not isinstance(channels, int):
             raise ValueError("the configuration says no square sample_size and in_channels")
         return channels, size, size
+
+    @classmethod
+    def suits(cls, config: Mapping[str, Any]) -> None:
+        """A ValueError where such a network would be called with more than is known here.
+
+        config: may leave out keys that have their defaults.
+        """
+        for key, values in cls.only.items():
+            if config.get(key, values[0]) not in values:
+                raise ValueError(
+                    f"{key} is {config[key]!r}, but networks are called as those of {key} "
+                    f"{' or '.join(map(repr, values))}; this one needs inputs that fewstep does "
+                    "not give"
+                )
+
+    @staticmethod
+    def channels(config: Mapping[str, Any]) -> int:
+        """Channels of the network's answer, counted as those of a sample are."""
+        out = config.get("out_channels")
+        return int(config["in_channels"] if out is None else out)
 
     @staticmethod
     def patch(config: Mapping[str, Any]) -> int:

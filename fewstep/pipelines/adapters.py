@@ -6,7 +6,7 @@ What is common to them is in `fewstep.pipelines.adapter`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,17 @@ class UNet(Adapter):
     """UNet2DConditionModel: Stable Diffusion 1 and 2, and SDXL with its size conditions."""
 
     flow = False
+    only: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        **{"time_cond_proj_dim": (None,), "class_embed_type": (None,)},
+        **{"num_class_embeds": (None,), "encoder_hid_dim": (None,)},
+        **{"encoder_hid_dim_type": (None,), "attention_type": ("default",)},
+        "addition_embed_type": (None, "text_time"),
+        "mid_block_type": (
+            "UNetMidBlock2DCrossAttn",
+            "UNetMidBlock2DSimpleCrossAttn",
+            "UNetMidBlock2D",
+        ),
+    }
 
     def __init__(self, net: nn.Module, tokens: int, pixels: int) -> None:
         super().__init__(net, tokens, pixels)
@@ -87,6 +98,8 @@ class PixArt(_Transformer):
     """PixArtTransformer2DModel; the 1024 pixel model is told the size of the picture too."""
 
     flow = False
+    only: ClassVar[Mapping[str, tuple[Any, ...]]] = {"attention_type": ("default",)}
+    learned_variance = True
 
     def shapes(self, tokens: int) -> dict[str, tuple[int, ...]]:
         return {"prompt": (tokens, self.config.caption_channels), "mask": (tokens,)}
@@ -108,6 +121,9 @@ class PixArt(_Transformer):
 
 class Sana(_Transformer):
     """SanaTransformer2DModel, a flow; it is told 1000 t, times its own scale."""
+
+    only: ClassVar[Mapping[str, tuple[Any, ...]]] = {"guidance_embeds": (False,)}
+    learned_variance = True
 
     def shapes(self, tokens: int) -> dict[str, tuple[int, ...]]:
         return {"prompt": (tokens, self.config.caption_channels), "mask": (tokens,)}
@@ -137,6 +153,11 @@ class Flux(_Joint):
                 f"and {channels}"
             )
         return channels // 4, size, size
+
+    @staticmethod
+    def channels(config: Mapping[str, Any]) -> int:
+        out = config.get("out_channels")
+        return int(config["in_channels"] if out is None else out) // 4
 
     @staticmethod
     def patch(config: Mapping[str, Any]) -> int:

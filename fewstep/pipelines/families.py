@@ -15,7 +15,7 @@ does not stand here is refused, whoever wrote it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 Classes = Mapping[str, tuple[str, ...]]
 """Part of a pipeline -> the names of the classes it may have."""
@@ -58,6 +58,12 @@ class Family:
     """Text parts that may be missing."""
     older: tuple[str, ...] = ()
     """Names that published folders have for the network's class."""
+    widths: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Tensor of a condition -> the text encoders whose widths, added up, are its own."""
+    padded: tuple[str, ...] = ()
+    """Text encoders whose words, side by side, are filled up with zeros to the prompt's width."""
+    vae_keys: tuple[str, ...] = ("scaling_factor",)
+    """What its stock pipeline reads of the VAE's configuration to scale latents."""
 
     @property
     def tensors(self) -> tuple[str, ...]:
@@ -70,6 +76,7 @@ FAMILIES: Mapping[str, Family] = {
         "unet",
         "UNet2DConditionModel",
         {"text_encoder": _CLIP, "tokenizer": _CLIP_WORDS},
+        widths={"prompt": ("text_encoder",)},
     ),
     "StableDiffusionXLPipeline": Family(
         "unet",
@@ -81,6 +88,8 @@ FAMILIES: Mapping[str, Family] = {
             "tokenizer_2": _CLIP_WORDS,
         },
         encoded=("prompt", "-prompt", "pooled", "-pooled"),
+        widths={"prompt": ("text_encoder", "text_encoder_2"), "pooled": ("text_encoder_2",)},
+        vae_keys=("scaling_factor", "latents_mean", "latents_std"),
     ),
     "StableDiffusion3Pipeline": Family(
         "transformer",
@@ -95,6 +104,9 @@ FAMILIES: Mapping[str, Family] = {
         },
         encoded=("prompt", "-prompt", "pooled", "-pooled"),
         optional=("text_encoder_3", "tokenizer_3"),
+        widths={"prompt": ("text_encoder_3",), "pooled": ("text_encoder", "text_encoder_2")},
+        padded=("text_encoder", "text_encoder_2"),
+        vae_keys=("scaling_factor", "shift_factor"),
     ),
     **dict.fromkeys(
         ("PixArtAlphaPipeline", "PixArtSigmaPipeline"),
@@ -104,6 +116,7 @@ FAMILIES: Mapping[str, Family] = {
             {"text_encoder": _T5, "tokenizer": _T5_WORDS},
             encoded=("prompt", "mask", "-prompt", "-mask"),
             older=("Transformer2DModel",),
+            widths={"prompt": ("text_encoder",)},
         ),
     ),
     "SanaPipeline": Family(
@@ -112,6 +125,7 @@ FAMILIES: Mapping[str, Family] = {
         {"text_encoder": _GEMMA, "tokenizer": _GEMMA_WORDS},
         vae=("AutoencoderDC",),
         encoded=("prompt", "mask", "-prompt", "-mask"),
+        widths={"prompt": ("text_encoder",)},
     ),
     "FluxPipeline": Family(
         "transformer",
@@ -123,5 +137,7 @@ FAMILIES: Mapping[str, Family] = {
             "tokenizer_2": _T5_WORDS,
         },
         encoded=("prompt", "pooled", ""),
+        widths={"prompt": ("text_encoder_2",), "pooled": ("text_encoder",)},
+        vae_keys=("scaling_factor", "shift_factor"),
     ),
 }

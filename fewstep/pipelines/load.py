@@ -21,10 +21,12 @@ from torch import Tensor
 from fewstep.generator import Generator
 from fewstep.model import Model
 from fewstep.path import Flow
+from fewstep.pipelines import parts
 from fewstep.pipelines.adapter import Adapter
 from fewstep.pipelines.adapters import ADAPTERS
+from fewstep.pipelines.check import check
 from fewstep.pipelines.folder import PipelineFolder, is_pipeline, open_folder
-from fewstep.pipelines.net import Diffusers, arguments
+from fewstep.pipelines.net import Diffusers
 from fewstep.pipelines.schedule import Schedule, schedule
 from fewstep.pipelines.stock import Stock
 
@@ -76,6 +78,8 @@ def origin(generator: Generator) -> PipelineFolder:
             "which is not there; put it back"
         )
     folder = open_folder(told["folder"])
+    if folder.vae_digest != told.get("vae", folder.vae_digest):
+        raise ValueError(f"{folder.path} has another VAE than this model was trained with")
     if folder.text_digest != told.get("text"):
         raise ValueError(f"{folder.path} has other text encoders than this model was trained with")
     return folder
@@ -92,7 +96,12 @@ def timing(folder: PipelineFolder) -> Schedule:
     """What the scheduler says about the network."""
     config, kind = folder.config(folder.family.network), ADAPTERS[folder.family.network_class]
     side = _shape(folder)[1] // kind.patch(config)
-    found = schedule(folder.config("scheduler"), folder.parts["scheduler"], side**2)
+    where = folder.config_path("scheduler")
+    try:
+        found = schedule(folder.config("scheduler"), folder.parts["scheduler"], side**2)
+    except ValueError as error:
+        text = str(error)
+        raise ValueError(text if str(where) in text else f"{where}: {text}") from None
     if isinstance(found.path, Flow) != kind.flow:
         said, trained = ("betas", "a flow") if kind.flow else ("a flow", "betas")
         raise ValueError(
@@ -112,19 +121,21 @@ def _shape(folder: PipelineFolder) -> tuple[int, int, int]:
 
 
 def describe(folder: PipelineFolder) -> Model:
-    """The network of a folder as a description, from its configurations alone."""
+    """The network of a folder as a description, from configurations and headers alone.
+
+    Raises ValueError where parts of the folder do not fit each other.
+    """
     found = timing(folder)
-    family = folder.family
-    config = folder.config(family.network)
-    if folder.parts[family.network] in family.older:  # which had more arguments than it used
-        config = {key: config[key] for key in config.keys() & arguments(family.network_class)}
-    shape = _shape(folder)
-    net = Diffusers(
-        family.network_class,
-        json.dumps(config, sort_keys=True),
-        Stock(folder).tokens,
-        shape[1] * Stock(folder).scale,
-    )
+    family, stock = folder.family, Stock(folder)
+    config, shape = folder.config(family.network), _shape(folder)
+    words = json.dumps(config, sort_keys=True)
+    net = Diffusers(family.network_class, words, stock.tokens, shape[1] * stock.scale)
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            adapter = net.build(shape, 0)
+    except ValueError as error:
+        raise ValueError(f"{folder.config_path(family.network)}: {error}") from None
+    check(folder, adapter)
     return Model(net, shape, 0, found.path, found.predicts)
 
 
@@ -140,22 +151,20 @@ def card(folder: PipelineFolder) -> dict[str, Any]:
 
 def weights(folder: PipelineFolder) -> dict[str, Tensor]:
     """The network's tensors in float32, under diffusers' names."""
-    from safetensors.torch import load_file
+    found = parts.tensors(folder.files[folder.family.network])
+    return {name: t.to(torch.float32) for name, t in found.items()}
 
-    files = [load_file(path) for path in folder.weights()]
-    return {name: t.to(torch.float32) for file in files for name, t in file.items()}
+
+def network(folder: PipelineFolder) -> Any:
+    """The network of a folder as diffusers has it, in float32."""
+    name, kind = folder.family.network, folder.family.network_class
+    net = parts.built(kind, folder.config(name), folder.path / name, meta=False)
+    net.load_state_dict(weights(folder))
+    return net.requires_grad_(False).eval()
 
 
 def _fill(adapter: Adapter, folder: PipelineFolder) -> None:
     """Load the network's weights as float32, all of them and no others."""
     state = weights(folder)
-    wanted = {name: tuple(t.shape) for name, t in adapter.net.state_dict().items()}
-    came = {name: tuple(t.shape) for name, t in state.items()}
-    wrong = sorted(n for n in wanted.keys() | came.keys() if wanted.get(n) != came.get(n))
-    if wrong:
-        n = wrong[0]
-        raise ValueError(
-            f"{folder.path}: the weights do not fit the configuration in {len(wrong)} places, "
-            f"first {n}: expected {wanted.get(n, 'nothing')}, found {came.get(n, 'nothing')}"
-        )
+    parts.fit(adapter.net.state_dict(), state, folder.path / folder.family.network)
     adapter.net.load_state_dict(state)

@@ -35,10 +35,8 @@ def library(name: str) -> ModuleType:
     return found
 
 
-def arguments(class_name: str) -> set[str]:
-    """What the constructor of a class of diffusers takes."""
-    cls = getattr(library("diffusers"), class_name)
-    return set(inspect.signature(cls.__init__).parameters) - {"self"}
+EXTRA = {"FluxTransformer2DModel": ("sample_size",)}
+"""Keys of a configuration beside the constructor's: FLUX is of any size, and is told one here."""
 
 
 @dataclass(frozen=True)
@@ -74,12 +72,13 @@ class Diffusers(Net):
                 f"the class {self.class_name} is not known; fewstep builds {', '.join(ADAPTERS)}"
             )
         cls = getattr(library("diffusers"), self.class_name)
-        config, known = self.arguments(), arguments(self.class_name)
-        if "sample_size" not in known:  # FLUX, which is of any size
-            config.pop("sample_size", None)
-        strange = sorted(config.keys() - known)
+        known = set(inspect.signature(cls.__init__).parameters) - {"self"}
+        told = {key: value for key, value in self.arguments().items() if value is not None}
+        config = {key: value for key, value in self.arguments().items() if key in known}
+        strange = sorted(told.keys() - known - set(EXTRA.get(self.class_name, ())))
         if strange:
             raise ValueError(f"{self.class_name} has no argument {strange[0]!r}")
+        ADAPTERS[self.class_name].suits(config)
         try:
             net: nn.Module = cls.from_config(config)
         except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:

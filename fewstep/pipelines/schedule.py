@@ -22,6 +22,7 @@ from torch import Tensor
 
 from fewstep.core import Sampler
 from fewstep.path import VP, Flow, NoisePath
+from fewstep.pipelines.config import number
 from fewstep.sample import FewStep, Heun
 from fewstep.times import Shifted
 
@@ -31,6 +32,26 @@ _PREDICTS: Mapping[str, Predicts] = {
     "v_prediction": "v",
     "flow_prediction": "velocity",
 }
+READ = (
+    *("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas"),
+    *("rescale_betas_zero_snr", "prediction_type", "use_flow_sigmas", "flow_shift", "shift"),
+    *("use_dynamic_shifting", "base_shift", "max_shift", "base_image_seq_len"),
+    *("max_image_seq_len", "time_shift_type"),
+)
+"""Keys of schedulers that say what the network was trained with, or when it is called."""
+ONLY: Mapping[str, tuple[Any, ...]] = {"timestep_type": ("discrete",), "invert_sigmas": (False,)}
+"""Keys with which a network is told another time -> the values with which it is not."""
+SAMPLING = (
+    *("algorithm_type", "solver_order", "solver_p", "solver_type", "lower_order_final"),
+    *("euler_at_final", "disable_corrector", "predict_x0", "skip_prk_steps", "variance_type"),
+    *("clip_sample", "clip_sample_range", "sample_max_value", "thresholding"),
+    *("dynamic_thresholding_ratio", "set_alpha_to_one", "final_sigmas_type", "shift_terminal"),
+    *("timestep_spacing", "steps_offset", "interpolation_type", "lambda_min_clipped"),
+    *("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas"),
+    *("sigma_min", "sigma_max", "stochastic_sampling", "original_inference_steps"),
+    "timestep_scaling",
+)
+"""Keys that change how a scheduler samples, and nothing about the network."""
 SMALLEST = 2.0**-24
 """abar of a last timestep that should be pure noise; zero would put eps-networks at infinity."""
 
@@ -60,10 +81,17 @@ class Schedule:
 
 
 def schedule(config: Mapping[str, Any], kind: str, places: int = 4096) -> Schedule:
-    """The schedule of a scheduler of class `kind` with this configuration.
+    """The schedule of a scheduler of class `kind` with this completed configuration.
 
-    places: tokens of a picture, for a shift that depends on them.
+    places: tokens of a picture, for a shift that depends on them. Raises ValueError for what is
+    not known here.
     """
+    for key, values in ONLY.items():
+        if config.get(key, values[0]) not in values:
+            raise ValueError(
+                f"{kind} has {key} {config[key]!r}, with which a network is told another time; "
+                f"fewstep knows {' and '.join(map(repr, values))}"
+            )
     flow = kind.startswith("FlowMatch") or bool(config.get("use_flow_sigmas"))
     says = str(config.get("prediction_type", "flow_prediction" if flow else "epsilon"))
     if kind.startswith("FlowMatch"):
@@ -74,29 +102,46 @@ def schedule(config: Mapping[str, Any], kind: str, places: int = 4096) -> Schedu
             "epsilon and v_prediction on betas, and flow_prediction on a flow"
         )
     if flow:
-        shift = config.get("shift", config.get("flow_shift", 1.0))
-        if config.get("use_dynamic_shifting"):
-            shift = _dynamic(config, places)
-        return Schedule(Flow(), "velocity", float(shift or 1.0))
+        return Schedule(Flow(), "velocity", _shift(config, kind, places))
     return Schedule(_betas(config, kind), _PREDICTS[says])
 
 
-def _dynamic(config: Mapping[str, Any], places: int) -> float:
-    """The shift for so many tokens, from a line through two of them."""
-    few, many = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
-    low, high = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
+def _shift(config: Mapping[str, Any], kind: str, places: int) -> float:
+    """The shift of a flow's times."""
+    if number(config, "num_train_timesteps", kind) != 1000:
+        raise ValueError(
+            f"{kind} has num_train_timesteps {config['num_train_timesteps']}; the network of a "
+            "flow is told 1000 t, and with another number it would be told another time"
+        )
+    if config.get("use_dynamic_shifting"):
+        shift = _dynamic(config, kind, places)
+    else:
+        shift = number(config, "shift" if "shift" in config else "flow_shift", kind)
+    if not shift > 0:
+        raise ValueError(f"{kind} shifts its times by {shift:g}, which should be positive")
+    return shift
+
+
+def _dynamic(config: Mapping[str, Any], kind: str, places: int) -> float:
+    """The shift for so many tokens, from a line through two of them.
+
+    A scheduler of betas and flows has no such line: its pipeline's is FLUX's.
+    """
+    line: dict[str, Any] = {"base_image_seq_len": 256, "max_image_seq_len": 4096}
+    line |= {"base_shift": 0.5, "max_shift": 1.15, **config}
+    few, many = (number(line, f"{end}_image_seq_len", kind) for end in ("base", "max"))
+    low, high = number(line, "base_shift", kind), number(line, "max_shift", kind)
+    if few == many:
+        raise ValueError(f"{kind} has a shift by size, of two sizes that are both {few:g}")
     mu = low + (high - low) * (places - few) / (many - few)
     return math.exp(mu) if config.get("time_shift_type", "exponential") == "exponential" else mu
 
 
 def _betas(config: Mapping[str, Any], kind: str) -> Timesteps:
     """The VP path of a DDPM-like scheduler."""
-    for name in ("beta_schedule", "beta_start", "beta_end", "num_train_timesteps"):
-        if name not in config:
-            raise ValueError(f"the configuration of {kind} says no {name}")
     law = config["beta_schedule"]
-    start, end = float(config["beta_start"]), float(config["beta_end"])
-    steps = int(config["num_train_timesteps"])
+    start, end = number(config, "beta_start", kind), number(config, "beta_end", kind)
+    steps = int(number(config, "num_train_timesteps", kind))
     if not (2 <= steps <= 100_000 and 0 < start < 1 and 0 < end < 1):
         raise ValueError(f"{kind} has no sensible betas: {start:g} to {end:g} in {steps} steps")
     rescale = bool(config.get("rescale_betas_zero_snr"))
@@ -104,7 +149,7 @@ def _betas(config: Mapping[str, Any], kind: str) -> Timesteps:
     if trained is None and not rescale and law in ("linear", "scaled_linear"):
         return Timesteps(start, end, steps, law)
     if trained is not None:
-        betas = tuple(map(float, trained))
+        betas = _trained(trained, kind)
     elif law == "squaredcos_cap_v2":
         betas = _cosine(steps)
     elif law in ("linear", "scaled_linear"):
@@ -112,6 +157,16 @@ def _betas(config: Mapping[str, Any], kind: str) -> Timesteps:
     else:
         raise ValueError(f"{kind} has beta_schedule {law!r}, which fewstep does not know")
     return Timesteps(betas=_zero_snr(betas) if rescale else betas)
+
+
+def _trained(betas: Any, kind: str) -> tuple[float, ...]:
+    """Betas that are listed one by one."""
+    if not isinstance(betas, list | tuple) or not 2 <= len(betas) <= 100_000:
+        raise ValueError(f"{kind}: trained_betas should be a list of numbers, got {betas!r:.80}")
+    found = tuple(number({"trained_betas": beta}, "trained_betas", kind) for beta in betas)
+    if not all(0 < beta < 1 for beta in found):
+        raise ValueError(f"{kind}: trained_betas should be between 0 and 1")
+    return found
 
 
 def _even(start: float, end: float, steps: int, power: float) -> tuple[float, ...]:

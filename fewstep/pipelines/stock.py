@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.files import read_json
+from fewstep.pipelines import parts
+from fewstep.pipelines.check import longest, moments
 from fewstep.pipelines.folder import NEVER_LOADED, PipelineFolder
 from fewstep.pipelines.net import library
 
@@ -44,18 +45,15 @@ class Stock:
         long = inspect.signature(self.kind.__call__).parameters.get("max_sequence_length")
         if long is not None and "text_encoder_3" not in self.folder.family.text:
             return int(long.default)  # all but SD3, which puts CLIP's words before T5's
-        where = self.folder.path / "tokenizer" / "tokenizer_config.json"
-        words = read_json(where).get("model_max_length")
-        if not isinstance(words, int) or not 1 <= words <= 10_000:
-            raise ValueError(f"{where}: model_max_length should be 1 to 10000, got {words}")
+        words = longest(self.folder, "tokenizer", parts.tokenizer(self.folder, "tokenizer"))
         return words + (int(long.default) if long is not None else 0)
 
     @property
     def scale(self) -> int:
         """Pixels a side of one place of the latent."""
         config = self.folder.config("vae")
-        blocks = config.get("block_out_channels") or config.get("encoder_block_out_channels")
-        return int(2 ** (len(blocks or ()) - 1))
+        blocks = config.get("block_out_channels") or config["encoder_block_out_channels"]
+        return int(2 ** (len(blocks) - 1))
 
     def release(self) -> None:
         """Let go of what was loaded."""
@@ -93,35 +91,40 @@ class Stock:
         return more
 
     def _pipeline(self) -> Any:
-        """The stock pipeline with its text encoders, and without network and VAE."""
+        """The stock pipeline with its text encoders, and without network and VAE.
+
+        Where an encoder is missing that may be, stock reads the width of its zeros in the
+        network's configuration; then there is a network without weights.
+        """
         if self._text is None:
-            without = {self.folder.family.network: None, "vae": None}
-            self._text = self.pipeline(**without).to(self.device)
+            folder, network = self.folder, None
+            if folder.left_out:
+                name, kind = folder.family.network, folder.family.network_class
+                network = parts.built(kind, folder.config(name), folder.path / name, meta=True)
+            self._text = self._made({folder.family.network: network, "vae": None})
         return self._text
 
-    def pipeline(self, **parts: Any) -> Any:
-        """The stock pipeline of the folder, with `parts` in place of its own."""
+    def pipeline(self, network: Any) -> Any:
+        """The stock pipeline of the folder, with `network` in place of its own."""
+        return self._made({self.folder.family.network: network, "vae": self.vae})
+
+    def _made(self, given: dict[str, Any]) -> Any:
+        """The stock pipeline with these parts, and text encoders of the folder.
+
+        All weights are read here, so that stock looks for no files of its own.
+        """
         takes = inspect.signature(self.kind.__init__).parameters
-        parts |= {part: None for part in NEVER_LOADED if part in takes}
-        return self.kind.from_pretrained(self.folder.path, **self._safely, **parts)
+        given |= {part: None for part in (*NEVER_LOADED, *self.folder.left_out) if part in takes}
+        for part in self.folder.encoders:
+            given[part] = parts.text_encoder(self.folder, part).to(self.device)
+        return self.kind.from_pretrained(self.folder.path, local_files_only=True, **given)
 
     @property
     def vae(self) -> Any:
         """The VAE."""
         if self._vae is None:
-            cls = getattr(library("diffusers"), self.folder.parts["vae"])
-            self._vae = cls.from_pretrained(self.folder.path / "vae", **self._safely)
-            self._vae.requires_grad_(False).eval().to(self.device)
+            self._vae = parts.vae(self.folder).to(self.device)
         return self._vae
-
-    @property
-    def _safely(self) -> dict[str, Any]:
-        return {
-            "dtype": torch.float32,
-            "use_safetensors": True,
-            "local_files_only": True,
-            "variant": self.folder.variant,
-        }
 
     @torch.no_grad()
     def decode(self, z: Tensor) -> Tensor:
@@ -142,12 +145,5 @@ class Stock:
 
     def _affine(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the VAE's own latents, in place of x_0's."""
-        config = self.folder.config("vae")
-        scale = float(config.get("scaling_factor") or 1.0)
-        shift = config.get("shift_factor") or 0.0
-        mean, std = config.get("latents_mean") or [shift], config.get("latents_std") or [1.0]
-        shape = (1, -1, 1, 1)
-        return (
-            torch.tensor(mean).reshape(shape).to(like),
-            torch.tensor(std).reshape(shape).to(like) / scale,
-        )
+        mean, std = (torch.tensor(values).to(like) for values in moments(self.folder))
+        return mean.reshape(1, -1, 1, 1), std.reshape(1, -1, 1, 1)

@@ -219,7 +219,8 @@ CASES = {
     "inspect cut.pkl": "cut.pkl: ",
     "inspect hostile.pkl": "hostile.pkl: the name 'os.system' is not allowed",
     "inspect strange.pkl": "strange.pkl: a class name is no name",
-    "inspect taken": "taken is no model: it holds neither manifest.json nor run.json",
+    "inspect taken": "taken is no model: it holds neither manifest.json nor run.json nor "
+    "model_index.json",
     "inspect": "fewstep inspect needs: model; fewstep inspect --help tells more",
     "convert missing.pkl new": "missing.pkl is missing; a snapshot is a file (.pkl or .pt)",
     "convert taken new": "taken is a folder; a snapshot is a file (.pkl or .pt)",

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
+import json
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -12,9 +17,10 @@ pytest.importorskip("diffusers")
 import diffusers
 
 from fewstep.path import Flow, perturb, x0_to_eps, x0_to_v
+from fewstep.pipelines.families import SCHEDULERS
 from fewstep.pipelines.folder import open_folder
 from fewstep.pipelines.load import timing
-from fewstep.pipelines.schedule import Timesteps, schedule
+from fewstep.pipelines.schedule import ONLY, READ, SAMPLING, Timesteps, schedule
 from fewstep.sample import Heun
 from fewstep.teachers.gaussian import Gaussian
 from fewstep.times import Shifted, Uniform
@@ -111,3 +117,65 @@ def test_a_shift_that_depends_on_the_size(folders: Folders) -> None:
         float(torch.tensor(calculate_shift(16)).exp())
     )
     assert timing(open_folder(folders("flux"))).shift == 1.0
+
+
+def test_every_key_of_every_scheduler_is_known() -> None:
+    """To matter, to matter unless it has one value, or not to matter; none twice."""
+    groups = (READ, tuple(ONLY), SAMPLING)
+    known = [key for group in groups for key in group]
+    assert len(known) == len(set(known))
+    keys = {
+        key
+        for name in SCHEDULERS
+        for key in inspect.signature(getattr(diffusers, name).__init__).parameters
+    }
+    assert keys - {"self"} == set(known)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("EulerDiscreteScheduler", {"timestep_type": "continuous"}, "timestep_type 'continuous'"),
+        ("FlowMatchEulerDiscreteScheduler", {"invert_sigmas": True}, "invert_sigmas True"),
+        ("FlowMatchEulerDiscreteScheduler", {"num_train_timesteps": 500}, "is told 1000 t"),
+        ("FlowMatchEulerDiscreteScheduler", {"shift": None}, "shift should be a number, got None"),
+        ("FlowMatchEulerDiscreteScheduler", {"shift": -1.0}, "shifts its times by -1"),
+        ("DDIMScheduler", {"beta_start": "1e-4"}, "beta_start should be a number, got '1e-4'"),
+        ("DDIMScheduler", {"beta_end": float("inf")}, "beta_end should be a number, got inf"),
+        ("DDIMScheduler", {"beta_end": None}, "beta_end should be a number, got None"),
+        ("DDIMScheduler", {"beta_schedule": ["linear"]}, "has beta_schedule"),
+        ("DDIMScheduler", {"trained_betas": 0.1}, "trained_betas should be a list"),
+        ("DDIMScheduler", {"trained_betas": [0.1, 2.0]}, "should be between 0 and 1"),
+        ("DDIMScheduler", {"num_train_timesteps": 10**400}, "num_train_timesteps should be a"),
+    ],
+)
+def test_what_would_change_the_network_is_refused(
+    name: str, changes: dict[str, object], message: str
+) -> None:
+    config = dict(getattr(diffusers, name)().config)
+    schedule(config, name)
+    with pytest.raises(ValueError, match=message):
+        schedule({**config, **changes}, name)
+
+
+@pytest.mark.parametrize("key", SAMPLING)
+def test_what_changes_sampling_alone_changes_nothing(key: str) -> None:
+    """Whatever it says."""
+    for name in ("DDIMScheduler", "EulerDiscreteScheduler", "FlowMatchEulerDiscreteScheduler"):
+        config = dict(getattr(diffusers, name)().config)
+        for value in (True, False, 3, "x", None):
+            assert schedule({**config, key: value}, name) == schedule(config, name)
+
+
+def test_the_file_of_a_scheduler_is_named(folders: Folders, tmp_path: Path) -> None:
+    """Whichever of its keys is refused; one of another scheduler is passed over, as by stock."""
+    folder = tmp_path / "pipe"
+    shutil.copytree(folders("sd"), folder)
+    path = folder / "scheduler" / "scheduler_config.json"
+    told = json.loads(path.read_text())
+    path.write_text(json.dumps({**told, "solver_order": 3, "skip_prk_steps": True}))
+    assert timing(open_folder(folder)) == timing(open_folder(folders("sd")))
+    for changes in ({"beta_schedule": "own"}, {"beta_start": None}, {"network_scale": 2.0}):
+        path.write_text(json.dumps({**told, **changes}))
+        with pytest.raises(ValueError, match=r"scheduler/scheduler_config.json"):
+            timing(open_folder(folder))

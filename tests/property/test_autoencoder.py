@@ -183,5 +183,17 @@ def test_weights_of_another_network(vae: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=rf"is not of its config\.json: {first}"):
         load(folder)
     file.write_bytes(file.read_bytes()[:100])
-    with pytest.raises(ValueError, match="is no usable autoencoder: "):
+    with pytest.raises(ValueError, match="is not a safetensors file"):
+        load(folder)
+
+
+def test_a_missing_key_and_an_index(vae: Path, tmp_path: Path) -> None:
+    """The key has its class's default; diffusers would read the shards of an index instead."""
+    folder = Path(shutil.copytree(vae, tmp_path / "vae"))
+    facts = json.loads((folder / "config.json").read_text())
+    assert facts.pop("latent_channels") == 4
+    (folder / "config.json").write_text(json.dumps(facts))
+    assert load(folder).sha256 == load(vae).sha256
+    (folder / "diffusion_pytorch_model.safetensors.index.json").write_text("{}")
+    with pytest.raises(ValueError, match="holds an index of shards beside"):
         load(folder)
