@@ -90,8 +90,7 @@ class Prompts(Prompted):
         """With the digest of the file as it is now."""
         if not Path(self.file).is_file():
             raise ValueError(
-                f"there is no file {self.file} of prompts; name one with --domain "
-                "\"Prompts('FILE')\""
+                f"there is no file {self.file} of prompts; name one with --prompts FILE"
             )
         super().settled()
         return replace(self, sha256=unchanged(self.file, self.sha256, digest(Path(self.file))))
