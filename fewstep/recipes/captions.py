@@ -36,8 +36,6 @@ class Captions(Prompted):
     """See fewstep.data.captions."""
     cache: str = ""
     """Where latents and embeddings are kept; by default beside the folder, FOLDER.encoded."""
-    check: bool = True
-    """Whether the teacher is examined on the pictures first (see fewstep.preflight)."""
     sha256: str = ""
     """Fingerprint of the folder, recorded by the run; another one in its place is refused."""
 
