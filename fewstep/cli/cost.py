@@ -18,8 +18,8 @@ from fewstep.recipes.t2i import Prompted
 from fewstep.runner import Work
 
 STEPS = 3
-LONG = 100
-"""Characters of a setting that a dry run shows."""
+LONG, SHOWN = 1000, 100
+"""Characters of a setting that is too long for a dry run, and what is shown of it."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def shortened(tree: Any) -> Any:
     if isinstance(tree, list):
         return [shortened(value) for value in tree]
     if isinstance(tree, str) and len(tree) > LONG:
-        return f"{tree[:LONG]}... ({len(tree):,} characters)"
+        return f"{tree[:SHOWN]}... ({len(tree):,} characters)"
     return tree
 
 

@@ -181,10 +181,13 @@ def suit(run: Run, recipe: str, others: Mapping[str, Callable[[], Run]]) -> None
     ]
     kind = "a flow" if isinstance(run.model.path, Flow) else "a model on betas"
     fit.sort(key=len)
+    times = f"{run.model.path.t_min:g} to {run.model.path.t_max:g}"
+    remedy = "start where there is more noise than signal"
+    if recipe not in fit:
+        remedy = f"recipes for {kind} are {', '.join(fit)}"
     raise ValueError(
-        f"{recipe} does not suit this teacher, which is {kind}: {run.method.sampler} does not "
-        f"start from noise on its times {run.model.path.t_min:g} to {run.model.path.t_max:g}; "
-        f"recipes for {kind} are {', '.join(fit)}"
+        f"{recipe} does not suit this teacher, which is {kind}: {run.method.sampler} does not fit "
+        f"the times {times}, since it does not start from noise there; {remedy}"
     )
 
 
