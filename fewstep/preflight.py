@@ -40,6 +40,10 @@ GAIN, LINEAR = 0.75, 1.5
 """What is refused: a gain below the first, an error above so many linear denoisers'."""
 SCALE = 0.05, 5.0
 """Standard deviations that a teacher's own samples may have."""
+WAY_OUT = (
+    "look at the scheduler's prediction_type and betas, or, where they are right and the teacher "
+    "is merely trained too little, go on with --domain.no-check"
+)
 STEPS = 20
 """Calls that make the teacher's own samples."""
 
@@ -114,7 +118,7 @@ def preflight(
         raise ValueError(
             f"the teacher does not denoise as its files say: at t = {worst.t:.3g} its error is "
             f"{worst.error:.3g} times a linear denoiser's, and {1 - worst.gain:.0%} of it goes "
-            "away when its answer is rescaled; look at the scheduler's prediction_type and betas"
+            f"away when its answer is rescaled; {WAY_OUT}"
         )
     return levels
 
@@ -125,8 +129,7 @@ def _scaled(x: Tensor) -> None:
     if not SCALE[0] <= std <= SCALE[1]:
         raise ValueError(
             f"the teacher does not denoise as its files say: its samples have the standard "
-            f"deviation {std:.3g}, where about one is usual; look at the scheduler's "
-            "prediction_type and betas"
+            f"deviation {std:.3g}, where about one is usual; {WAY_OUT}"
         )
 
 

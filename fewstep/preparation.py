@@ -1,4 +1,4 @@
-"""How far a long preparation is: told to whoever listens, and to the watch over hanging ranks.
+"""How far a long preparation is, and what it meets: told to whoever listens.
 
 Encoding and checking data can take hours before the first step. What does it calls `progress`
 now and then; a command line shows it, and may end it by raising from its listener. What was done
@@ -8,7 +8,7 @@ to the data unasked is a `remark`; where nobody listens it becomes a warning of 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from fewstep import parallel
@@ -26,27 +26,38 @@ def progress(what: str = "", done: int = 0, total: int = 0) -> None:
         listener(what, done, total)
 
 
-def remark(lines: Iterable[str]) -> None:
-    """Say what was done to the data unasked."""
-    for line in lines:
+@contextmanager
+def told(listener: Listener) -> Iterator[None]:
+    """Within the block `listener` hears of progress."""
+    _listeners.append(listener)
+    try:
+        yield
+    finally:
+        _listeners.remove(listener)
+
+
+def remark(*lines: str) -> None:
+    """Say what a person should know of the data, such as what was done to them unasked.
+
+    Empty lines are passed over.
+    """
+    for line in filter(None, lines):
         for hear in _hearers or [warnings.warn]:
             hear(line)
 
 
 @contextmanager
-def told(listener: Listener, hear: Callable[[str], None] = warnings.warn) -> Iterator[None]:
-    """Within the block `listener` hears of progress, and `hear` of remarks, of each once."""
-    heard: set[str] = set()
+def heard(hear: Callable[[str], None]) -> Iterator[None]:
+    """Within the block `hear` gets the remarks, each once."""
+    before: set[str] = set()
 
     def once(line: str) -> None:
-        if line not in heard:
-            heard.add(line)
+        if line not in before:
+            before.add(line)
             hear(line)
 
-    _listeners.append(listener)
     _hearers.append(once)
     try:
         yield
     finally:
-        _listeners.remove(listener)
         _hearers.remove(once)

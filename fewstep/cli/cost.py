@@ -3,12 +3,61 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
+from typing import Any
 
+from fewstep.core import Source
+from fewstep.generator import Generator
+from fewstep.model import Model
+from fewstep.pipelines.adapters import Adapter
+from fewstep.plan.rehearsal import Nothing
+from fewstep.preparation import remark
+from fewstep.recipes.run import Domain, Run
+from fewstep.recipes.t2i import Prompted
 from fewstep.runner import Work
 
 STEPS = 3
+LONG, SHOWN = 1000, 100
+"""Characters of a setting that is too long for a dry run, and what is shown of it."""
+
+
+@dataclass(frozen=True)
+class Trial(Domain):
+    """A domain of prompts of which nothing is encoded, and whose teacher is doubted in words."""
+
+    domain: Prompted
+
+    def source(self, model: Model, data_free: bool) -> Source:
+        return self.domain.source(model, data_free)
+
+    def source_for(self, teacher: Generator | None, model: Model, data_free: bool) -> Source:
+        """Conditions of zeros, where the run itself would have any."""
+        net = None if teacher is None else getattr(teacher.denoiser, "net", None)
+        if teacher is None or teacher.text is None or not isinstance(net, Adapter):
+            return self.domain.source(model, data_free)
+        self.domain.refuse(data_free)
+        if doubts := self.domain.doubts(teacher):
+            remark(f"the run itself would stop here: {doubts}")
+        return Nothing(model, data_free, net)
+
+
+def tried(run: Run) -> Run:
+    """`run` for a few steps that tell its cost: prompts are neither encoded nor stored."""
+    if not isinstance(run.domain, Prompted):
+        return run
+    return replace(run, domain=Trial(run.domain))
+
+
+def shortened(tree: Any) -> Any:
+    """A stored configuration for people: long texts, such as a network's, lose their ends."""
+    if isinstance(tree, dict):
+        return {name: shortened(value) for name, value in tree.items()}
+    if isinstance(tree, list):
+        return [shortened(value) for value in tree]
+    if isinstance(tree, str) and len(tree) > LONG:
+        return f"{tree[:SHOWN]}... ({len(tree):,} characters)"
+    return tree
 
 
 def estimate(work: Work) -> str:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import re
 import sys
-from typing import Any, NoReturn
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+from fewstep.cli import spelling
 
 GUIDANCE = "scale of classifier-free guidance, of a teacher: such as 7.5 (default: 1, none)"
 VAE = "folder of the autoencoder that decodes latents (default: what FEWSTEP_VAE names)"
@@ -22,6 +26,11 @@ def fail(message: str) -> NoReturn:
     raise SystemExit(2)
 
 
+def _name(action: argparse.Action) -> str:
+    """What argparse calls an action in its errors."""
+    return "/".join(action.option_strings) or str(action.metavar or action.dest)
+
+
 class Parser(argparse.ArgumentParser):
     """An argparse parser that fails with one sentence, and the nearest name for a misspelling."""
 
@@ -34,7 +43,28 @@ class Parser(argparse.ArgumentParser):
             fail(f"there is no {'flag' if flag.startswith('-') else 'argument'} {flag}{hint}")
         if label == "the following arguments are required":
             fail(f"{self.prog} needs: {rest}; {self.prog} --help tells more")
-        fail(message.removeprefix("argument "))
+        fail(self._misspelt(message) or message.removeprefix("argument "))
+
+    def _misspelt(self, message: str) -> str:
+        """How the flag or argument is written whose value could not be read, or ""."""
+        found = re.fullmatch(r"argument ([^:]+): (invalid|expected) (.*)", message)
+        action = next((a for a in self._actions if found and _name(a) == found[1]), None)
+        if found is None or action is None:
+            return ""
+        hint: Any = Literal[tuple(action.choices)] if action.choices else action.type or str
+        many = isinstance(action.nargs, int) or action.nargs in ("+", "*")
+        present = action.default if action.default not in (None, argparse.SUPPRESS) else None
+        if many and not action.choices:
+            hint = tuple[hint, ...]
+        elif isinstance(present, (list, tuple)):
+            present = None
+        came = re.search(r"(?:value|choice): '(.*?)'(?: \(choose|$)", found[3])
+        if not action.option_strings:
+            return f"{found[1]} is {spelling.written(hint)[0]}; got {came[1] if came else 'none'}"
+        if came is None and hint in (str, Path):
+            return f"{action.option_strings[-1]} needs a value: {action.help}"
+        flag = action.option_strings[-1]
+        return spelling.wrong(flag, hint, present, came[1] if came else "")
 
     def flags(self) -> list[str]:
         """The long flags."""

@@ -19,8 +19,9 @@ from fewstep.plan.choices import (
     recipe_for,
     rows,
 )
-from fewstep.recipes.find import recipe
+from fewstep.recipes.find import every, recipe
 from fewstep.recipes.run import Run
+from fewstep.recipes.t2i import suit
 from fewstep.teaching import model_of, notes_on
 
 RATE = 80.0
@@ -69,6 +70,7 @@ def run(args: list[str]) -> int:
     if not wanted.distils:
         fail(f"{name} trains a teacher; plan is for recipes that distil one")
     wanted = replace(wanted, model=model)
+    suit(wanted, name, every())
     found, refused = _rehearsed(wanted, own.at_once, gpus, own.tflops * 1e12)
     print(_head(wanted, name, gpus))
     print(_table(found, wanted))

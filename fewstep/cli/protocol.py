@@ -19,7 +19,7 @@ from fewstep.eval.protocol import Protocol, summary, table
 from fewstep.eval.reference import Gatherer, Reference, read_reference
 from fewstep.files import digest, write_json
 from fewstep.pipelines.net import Diffusers
-from fewstep.preparation import remark, told
+from fewstep.preparation import heard, remark
 from fewstep.run_folder import RunFolder, locked
 from fewstep.runner import usable
 from fewstep.student import finished, load_student
@@ -34,7 +34,7 @@ def make_stats(data: Path, features: str, out: Path, keep: int, device: str, bat
     where = usable(device)
     total, batches = pictures(data, batch)
     gatherer = Gatherer(load_features(features, where), keep)
-    with Bar("measuring", total) as bar, told(lambda what, done, total: None, bar.say):
+    with Bar("measuring", total) as bar, heard(bar.say):
         for done in gatherer.run(batches):
             bar.update(done)
     gatherer.save(out)
@@ -52,7 +52,7 @@ def pictures(data: Path, batch: int) -> tuple[int, Iterator[Tensor]]:
     def batches() -> Iterator[Tensor]:
         for part in rows.split(batch):
             yield shown.take(part).permute(0, 2, 3, 1)
-        remark(f"{data}: {line}" for line in reader.notes.lines())
+        remark(*(f"{data}: {line}" for line in reader.notes.lines()))
 
     return len(rows), batches()
 

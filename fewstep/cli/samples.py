@@ -9,11 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
+from fewstep.cli.display import say
 from fewstep.data.autoencoder import as_pictures
 from fewstep.data.prompts import read_prompts
 from fewstep.files import write
 from fewstep.generator import Generator
 from fewstep.guidance import CFG
+from fewstep.pipelines.lengths import lost
 from fewstep.pipelines.load import dressed
 from fewstep.report.grid import grid, png, to_uint8
 from fewstep.runner import usable
@@ -36,11 +38,30 @@ def numbers(text: str, what: str) -> list[int]:
     return out
 
 
+def _texts(prompts: str) -> list[str]:
+    named = Path(prompts).suffix in (".txt", ".jsonl", ".csv", ".parquet")
+    return read_prompts(prompts) if named else [prompts]
+
+
 def spoken(prompts: str, count: int) -> list[str]:
     """One prompt for each of `count` samples: of a file of them in turn, or the text itself."""
-    named = Path(prompts).suffix in (".txt", ".jsonl", ".csv", ".parquet")
-    texts = read_prompts(prompts) if named else [prompts]
+    texts = _texts(prompts)
     return [texts[i % len(texts)] for i in range(count)]
+
+
+def paired(prompts: str, texts: list[str], index: list[int]) -> str:
+    """Which prompt goes with which seed, and which prompts are left out, as a sentence."""
+    few = 3
+    pairs = [f"seed {seed}: {text[:40]!r}" for seed, text in zip(index, texts, strict=True)]
+    more = ", ..." if len(pairs) > few else ""
+    told = f"prompts and seeds are paired in order ({', '.join(pairs[:few])}{more})"
+    total = len(_texts(prompts))
+    if total > len(index):
+        left = total - len(index)
+        told += f"; the last {left:,} of {total:,} prompts have no seed and get no picture"
+    elif 1 < total < len(index):
+        told += f"; the {total:,} prompts are taken in turn for {len(index):,} seeds"
+    return told
 
 
 def at_scale(generator: Generator, kappa: float) -> Generator:
@@ -82,7 +103,13 @@ def make(
         generator, _ = as_pictures(generator, vae)
     elif vae:
         raise ValueError(f"{model} decodes its latents itself: leave out --vae")
-    cond = generator.text(spoken(prompts, len(index))) if generator.text is not None else None
+    cond = None
+    if generator.text is not None:
+        texts = spoken(prompts, len(index))
+        say(paired(prompts, texts, index))
+        if cut := lost(generator.card, texts):
+            say(cut)
+        cond = generator.text(texts)
     chosen = numbers(labels, "--labels") or None
     if chosen is not None and len(chosen) == 1:
         chosen = chosen * len(index)

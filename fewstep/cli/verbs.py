@@ -40,7 +40,8 @@ def distill(args: list[str]) -> int:
 def _run(verb: str, args: list[str], default: str) -> int:
     from fewstep.cli.overrides import help_text, resolve
     from fewstep.pipelines.hub import local
-    from fewstep.recipes.find import recipe
+    from fewstep.recipes.find import every, recipe
+    from fewstep.recipes.t2i import suit
 
     parser = verb_parser(
         verb, f"{verb} RECIPE in a folder; the same command continues.", add_help=False
@@ -79,6 +80,7 @@ def _run(verb: str, args: list[str], default: str) -> int:
         return 0
     teacher, init = local(getattr(own, "teacher", "")), getattr(own, "init", "")
     run = resolve(like_teacher(run, teacher), rest, f"fewstep {verb} {name}", parser.flags())
+    suit(run, name, every())
     right = "distill" if run.distils else "train"
     if verb != right:
         does = "distils" if run.distils else "trains"

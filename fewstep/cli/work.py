@@ -20,7 +20,7 @@ from fewstep.cli.display import Bar, Stop, say, stopping
 from fewstep.eval.evaluate import Yardstick, evaluate, real_scores
 from fewstep.files import read_json, write_json
 from fewstep.generator import Generator
-from fewstep.preparation import told
+from fewstep.preparation import heard, told
 from fewstep.recipes.run import Domain, Run
 from fewstep.run_folder import RunFolder
 from fewstep.runner import Note, Progress, Step, execute, prepare
@@ -59,13 +59,15 @@ def perform(
 ) -> int:
     """Execute `run` in `out` with a progress bar, or (`dry`) only say what it would be."""
     if dry:
-        from fewstep.cli.cost import estimate
+        from fewstep.cli.cost import estimate, shortened, tried
 
         known = teacher or not run.distils or run.domain.exact() is not None
         cost = NO_TEACHER
         if known:
-            cost = estimate(prepare(settled(run, teacher), recipe, teacher, device, init))
-        print(json.dumps(encode(run), indent=2))
+            with heard(say):
+                trial = tried(settled(run, teacher))
+                cost = estimate(prepare(trial, recipe, teacher, device, init))
+        print(json.dumps(shortened(encode(run)), indent=2))
         print(cost)
         return 0
     try:
@@ -101,7 +103,7 @@ def _failure(error: Exception) -> str:
 
 def _follow(work: Steps[Progress, None, None], stop: Stop, bar: Bar, where: str) -> int:
     """Show `work` until it ends, or is stopped and saved: then the number of the signal."""
-    with closing(work), bar, told(partial(_preparing, stop, bar), bar.say):
+    with closing(work), bar, told(partial(_preparing, stop, bar)), heard(bar.say):
         for progress in work:
             if isinstance(progress, Note):
                 bar.say(progress.text)

@@ -20,6 +20,7 @@ from fewstep.core import Method
 from fewstep.data.prompts import read_prompts
 from fewstep.files import digest
 from fewstep.generator import Generator
+from fewstep.pipelines.hub import name_of
 from fewstep.pipelines.load import root
 from fewstep.report.findings import Findings, number, read
 from fewstep.report.words import short
@@ -74,10 +75,11 @@ def card(
 
 
 def teacher_name(student: Generator) -> str:
-    """What the first teacher is called: its folder, or the file of its snapshot."""
+    """What the first teacher is called: its name on the hub, else its folder or snapshot."""
     first = _first(student.card)
     if "folder" in first:
-        return Path(str(first["folder"])).name
+        folder = Path(str(first["folder"]))
+        return name_of(folder) or folder.name
     source = first.get("source", {})
     return str(source.get("file", "") or "a teacher trained by fewstep")
 

@@ -7,12 +7,21 @@ nothing that would have to be run or unpickled. What was fetched before is not f
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 from fewstep.pipelines.net import library
 
 PREFIX = "hub:"
 WANTED = ("model_index.json", "README.md", "*/*.json", "*/*.txt", "*/*.model", "*/*.safetensors")
 UNWANTED = ("*.fp16.*", "*.bf16.*", "*.non_ema.*", "safety_checker/*", "feature_extractor/*")
+
+
+def name_of(folder: Path) -> str:
+    """ORG/NAME of a snapshot in the hub's cache, .../models--ORG--NAME/snapshots/COMMIT, or ""."""
+    home = folder.parent.parent.name
+    if folder.parent.name != "snapshots" or not home.startswith("models--"):
+        return ""
+    return "/".join(home.removeprefix("models--").split("--", 1))
 
 
 def local(name: str) -> str:

@@ -37,8 +37,6 @@ class Captions(Prompted):
     """See fewstep.data.captions."""
     cache: str = ""
     """Where latents and embeddings are kept; by default beside the folder, FOLDER.encoded."""
-    check: bool = True
-    """Whether the teacher is examined on the pictures first (see fewstep.preflight)."""
     sha256: str = ""
     """Fingerprint of the folder, recorded by the run; another one in its place is refused."""
 
@@ -67,7 +65,7 @@ class Captions(Prompted):
         with locked(place, wait=True):
             latents = Embeddings(place)
             encode_all(found, latents, teacher, side)
-        remark(f"{self.folder}: {line}" for line in found.reader.notes.lines())
+        remark(*(f"{self.folder}: {line}" for line in found.reader.notes.lines()))
         prompts = conditioned(found.captions, home, teacher, model.shape)
         teacher.release()  # the encoders' memory
         source = Captioned(prompts, latents, [key(name) for name in found.keys])

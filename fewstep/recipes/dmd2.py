@@ -6,7 +6,7 @@
 Stable Diffusion 1.5 is distilled in two phases: without the GAN, from prompts alone, which is
 Diff-Instruct on two time scales; then with it, at a lower rate, from the student of the first,
 
-    fewstep distill dmd2_sd15 --teacher sd15 --domain "Prompts('prompts.txt')" --out runs/first
+    fewstep distill dmd2_sd15 --teacher sd15 --prompts prompts.txt --out runs/first
     fewstep distill dmd2_sd15_gan --teacher sd15 --init runs/first \\
         --domain "Captions('photos')" --out runs/dmd2
 

@@ -55,11 +55,11 @@ class Pictures(Domain):
         rows = spread(self.max_items, len(reader))
         labels = chosen_labels(reader.labels, self, model, data_free)
         if data_free:
-            remark(f"{self.path}: {line}" for line in reader.notes.lines())
+            remark(*(f"{self.path}: {line}" for line in reader.notes.lines()))
             return noise(model, None if labels is None else labels[rows])
         self._same_shape(reader, model)
         pictures = load(reader, rows, model.shape, self.resolution)
-        remark(f"{self.path}: {line}" for line in reader.notes.lines())
+        remark(*(f"{self.path}: {line}" for line in reader.notes.lines()))
         return Shuffled(pictures, None if labels is None else labels[rows], self.flip)
 
     def _same_shape(self, reader: Reader, model: Model) -> None:

@@ -1,6 +1,6 @@
 """The published text-to-image runs of SiD-LSG, few-step SiD and SIM, from prompts alone.
 
-    fewstep distill sid_lsg_sd15 --teacher stable-diffusion-v1-5 --domain "Prompts('prompts.txt')"
+    fewstep distill sid_lsg_sd15 --teacher stable-diffusion-v1-5 --prompts prompts.txt
 
 SiD-LSG (Zhou et al. 2024, https://arxiv.org/abs/2406.01561): one step from t = 625, whole
 timesteps 20 .. 979, four equal scales, the fake score's loss on eps. Few-step SiD on SDXL (Zhou et

@@ -8,7 +8,7 @@ for flows (SD3, SANA, FLUX). The published runs are in `fewstep.recipes.publishe
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
@@ -30,8 +30,12 @@ from fewstep.losses.weight import Power
 from fewstep.methods.sid import SiD
 from fewstep.model import Model, OfTeacher
 from fewstep.optim import Optim
+from fewstep.path import Flow, NoisePath
+from fewstep.pipelines.lengths import lost
 from fewstep.pipelines.load import root
+from fewstep.pipelines.net import Diffusers
 from fewstep.preflight import preflight
+from fewstep.preparation import remark
 from fewstep.recipes.run import Domain, Run
 from fewstep.run_folder import locked
 from fewstep.sample import FewStep
@@ -54,6 +58,27 @@ class Prompted(Domain):
     def __post_init__(self) -> None:
         if self.judged < 1:
             raise ValueError(f"{type(self).__name__}.judged must be at least 1, got {self.judged}")
+
+    check: bool = True
+    """Whether the teacher is examined first (see fewstep.preflight)."""
+
+    def refuse(self, data_free: bool) -> None:
+        """A ValueError where the domain has not what a method needs."""
+
+    def doubts(self, teacher: Generator) -> str:
+        """Why a run would refuse the teacher, on samples of its own for a few prompts, or ""."""
+        if not self.check or teacher.text is None:
+            return ""
+        prompts = self.shown(EXAMINED)
+        cond = teacher.text([prompts[i % len(prompts)] for i in range(EXAMINED)])
+        teacher.release()
+        try:
+            preflight(
+                teacher, rows_of(cond, torch.arange(EXAMINED), teacher.device), None, EXAMINED
+            )
+        except ValueError as error:
+            return str(error)
+        return ""
 
     def settled(self) -> Domain:
         """Refuses a folder without a CLIP in it, before anything is loaded."""
@@ -81,8 +106,6 @@ class Prompts(Prompted):
     """.txt, .jsonl, .csv or .parquet (see fewstep.data.prompts)."""
     cache: str = ""
     """Folder of their embeddings; by default beside the file, FILE.embeddings."""
-    check: bool = True
-    """Whether the teacher is examined first (see fewstep.preflight)."""
     sha256: str = ""
     """Digest of the file, recorded by the run; another file of that name is refused."""
 
@@ -90,11 +113,17 @@ class Prompts(Prompted):
         """With the digest of the file as it is now."""
         if not Path(self.file).is_file():
             raise ValueError(
-                f"there is no file {self.file} of prompts; name one with --domain "
-                "\"Prompts('FILE')\""
+                f"there is no file {self.file} of prompts; name one with --prompts FILE"
             )
         super().settled()
         return replace(self, sha256=unchanged(self.file, self.sha256, digest(Path(self.file))))
+
+    def refuse(self, data_free: bool) -> None:
+        if not data_free:
+            raise ValueError(
+                "a file of prompts has no pictures; choose a method without data, or say "
+                "--domain \"Captions('FOLDER')\""
+            )
 
     def shown(self, count: int) -> list[str]:
         return read_prompts(self.file)[:count]
@@ -104,11 +133,7 @@ class Prompts(Prompted):
 
     def source_for(self, teacher: Generator | None, model: Model, data_free: bool) -> Source:
         """Noise and prompts; encodes what is not in the cache, and examines the teacher."""
-        if not data_free:
-            raise ValueError(
-                "a file of prompts has no pictures; choose a method without data, or say "
-                "--domain \"Captions('FOLDER')\""
-            )
+        self.refuse(data_free)
         if teacher is None or teacher.text is None:
             return self.source(model, data_free)
         home = Path(self.cache or f"{self.file}.embeddings")
@@ -124,6 +149,7 @@ def conditioned(
 ) -> Conditioned:
     """Noise of `shape` and these prompts; encodes those that are not in the folder `cache`."""
     assert teacher.text is not None
+    remark(lost(teacher.card, prompts))
     home = cache / str(root(teacher.card)["text"])[:16]
     with locked(home, wait=True):
         table = Embeddings(home)
@@ -137,6 +163,44 @@ def examine_on(teacher: Generator, source: Conditioned, x: Tensor | None = None)
     index = torch.arange(EXAMINED)
     cond = rows_of(source.condition(index), index, teacher.device)
     preflight(teacher, cond, x, count=EXAMINED)
+
+
+def suit(run: Run, recipe: str, others: Mapping[str, Callable[[], Run]]) -> None:
+    """Refuse a run on prompts whose few steps start outside the times of its teacher's noise.
+
+    Whole timesteps of betas and the times 0 to 1 of a flow are numbers of another kind: 625 is no
+    time of a flow, and at t = 1 of 1000 a picture is hardly noisy. others: recipes by name, of
+    which those that do suit are named in the ValueError.
+    """
+    if not isinstance(run.model.net, Diffusers) or _starts_noisy(run, run.model.path):
+        return
+    fit = [
+        name
+        for name, make in others.items()
+        if isinstance((other := make()).domain, Prompted) and _starts_noisy(other, run.model.path)
+    ]
+    kind = "a flow" if isinstance(run.model.path, Flow) else "a model on betas"
+    fit.sort(key=len)
+    times = f"{run.model.path.t_min:g} to {run.model.path.t_max:g}"
+    remedy = "start where there is more noise than signal"
+    if recipe not in fit:
+        remedy = f"recipes for {kind} are {', '.join(fit)}"
+    raise ValueError(
+        f"{recipe} does not suit this teacher, which is {kind}: {run.method.sampler} does not fit "
+        f"the times {times}, since it does not start from noise there; {remedy}"
+    )
+
+
+def _starts_noisy(run: Run, path: NoisePath) -> bool:
+    """Whether a run's few-step sampler starts where there is more noise than signal."""
+    sampler = run.method.sampler
+    if not isinstance(sampler, FewStep):
+        return True
+    try:
+        t = torch.tensor(sampler.ladder(path)[0], dtype=torch.float64)
+    except ValueError:
+        return False
+    return float(path.sigma(t)) >= float(path.alpha(t))
 
 
 SAME = Model(OfTeacher(), ())

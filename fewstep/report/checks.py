@@ -33,8 +33,11 @@ FAKE_ERROR = 1.5
 RISING = 1.5
 LEARNING = 3.0
 """(2 - p) / p at p = 1/2, see `informed`."""
+CLEAR = 1.1
+"""The same for a trend at nearly all levels."""
+NEARLY_ALL = 0.8
 LOOKS = 3
-"""Looks that must count before the Fisher divergence is judged."""
+"""Looks that must count before the Fisher divergence is judged, and that a trend has at least."""
 
 
 @dataclass(frozen=True)
@@ -229,39 +232,79 @@ def informed(f: Findings) -> list[dict[str, Any]]:
     return found
 
 
+def _series(f: Findings, looks: Sequence[Mapping[str, Any]]) -> list[list[float]]:
+    """The positive Fisher estimates of each level, look after look."""
+    levels = [f.levels(look) for look in looks]
+    found = []
+    for place in range(len(levels[-1]) if levels else 0):
+        values = [number(level[place], "fisher") for level in levels if place < len(level)]
+        found.append([value for value in values if value > 0])
+    return [series for series in found if len(series) >= 2]
+
+
 def rise(f: Findings, looks: Sequence[Mapping[str, Any]]) -> float:
     """Median over levels of the last Fisher estimate over the lowest of the looks before."""
-    ratios = []
-    levels = [f.levels(look) for look in looks]
-    for place in range(len(levels[-1]) if levels else 0):
-        series = [number(level[place], "fisher") for level in levels if place < len(level)]
-        series = [value for value in series if value > 0]
-        if len(series) >= 2:
-            ratios.append(series[-1] / min(series[:-1]))
+    ratios = [series[-1] / min(series[:-1]) for series in _series(f, looks)]
     return statistics.median(ratios) if ratios else math.nan
+
+
+def trends(f: Findings, looks: Sequence[Mapping[str, Any]]) -> list[float]:
+    """By which factor each level's Fisher estimate changes over `looks`.
+
+    exp of the median slope of its logarithm between any two looks (Theil and Sen's estimator),
+    times their number less one.
+    """
+    found = []
+    for series in _series(f, looks):
+        logs = [math.log(value) for value in series]
+        pairs = [(i, j) for j in range(len(logs)) for i in range(j)]
+        slope = statistics.median((logs[j] - logs[i]) / (j - i) for i, j in pairs)
+        found.append(math.exp(slope * (len(logs) - 1)))
+    return found
 
 
 def _fisher(f: Findings) -> Check | None:
     if not any(number(level, "fisher") > 0 for level in f.levels(f.last)):
         return None
     looks = informed(f)
-    ratio = rise(f, looks) if len(looks) >= LOOKS else math.nan
-    if math.isnan(ratio):
+    lately = looks[-max(LOOKS, len(looks) // 3) :]
+    factors = trends(f, lately) if len(looks) >= LOOKS else []
+    passed: bool | None = None
+    warning = ""
+    if not factors:
         value = f"too few looks to say: {len(looks)} of {len(f.gauges)} count, {LOOKS} are needed"
     else:
-        value = f"{short(ratio)} times its lowest before"
+        ratio, factor = rise(f, looks), statistics.median(factors)
+        rising = sum(x > 1 for x in factors)
+        where = f"{rising} of {count(len(factors), 'level')}"
+        value = (
+            f"{short(factor)} times over the last {len(lately)} looks, rising at {where}; "
+            f"{short(ratio)} times its lowest before"
+        )
+        clearly = factor > CLEAR and rising >= NEARLY_ALL * len(factors)
+        if ratio > RISING or clearly:
+            passed = False
+        elif factor < 1:
+            passed = True
+        else:
+            value += ": it has levelled off, or begins to rise"
+        how = f"is {short(ratio)} times its lowest"
+        if clearly:
+            how = f"rises at {where} over the last {len(lately)} looks, and {how}"
+        warning = (
+            f"The Fisher divergence to the teacher {how}: the student moves away from its "
+            "teacher, or does not follow while the fake score finds out how far away it is."
+        )
     return Check(
         "Fisher divergence falls",
         value,
-        f"at most {RISING} times",
-        "The estimated divergence to the teacher, at the median noise level, at the last look "
-        f"against the best look before it. {RISING} is above the noise of the estimate. Looks "
-        "count from where the fake score, which begins as the teacher, has come half the way to "
-        "the student.",
-        None if math.isnan(ratio) else ratio <= RISING,
-        f"The Fisher divergence to the teacher has risen to {short(ratio)} times its lowest: "
-        "the student moves away from its teacher, or does not follow while the fake score finds "
-        "out how far away it is.",
+        f"below 1 over the last looks; at most {RISING} times its lowest",
+        "The estimated divergence to the teacher, at the median noise level: its trend over the "
+        f"last third of the looks, and the last one against the best before. {RISING}, and "
+        f"{CLEAR} at nearly all levels, are above the noise of the estimate. Looks count from "
+        "where the fake score, which begins as the teacher, has come half the way to the student.",
+        passed,
+        warning,
     )
 
 

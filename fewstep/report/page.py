@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.files import write
-from fewstep.report import charts, pictures, plots, tables
+from fewstep.report import charts, pictures, plots, reasons, tables
 from fewstep.report.checks import checks
 from fewstep.report.findings import Findings, read
 from fewstep.report.headline import headline, kept, measuring
@@ -68,6 +68,8 @@ def render(f: Findings) -> str:
         "strips": pictures.strips(film),
         "quality": plots.quality(f),
         "quick": _quick(f),
+        "no_quick": reasons.no_quick(f),
+        "no_gauges": reasons.no_gauges(f),
         "gauges": plots.gauges(f, samples.diversity),
         "levels": tables.levels(f),
         "training": plots.training(f),

@@ -122,7 +122,9 @@ def _evaluation(title: str, stored: Mapping[str, Any], more: str = "") -> Evalua
         if spread > 0:
             cells[-1] = replace(cells[-1], spread=f"± {short(spread, 2)}")
         rows.append((name, cells))
-    note = f"Labels: {stored.get('labels')}. "
+    labels = str(stored.get("labels"))
+    prompts = labels.removeprefix("prompts of ")
+    note = f"Labels: {labels}. " if prompts == labels else f"Prompts: {prompts}. "
     if (scale := number(stored, "guidance")) == scale and scale != 1:
         note += f"Guided at scale {short(scale)}. "
     if reference:

@@ -103,7 +103,7 @@ SICK = {
     ),
     "fisher": (
         gauge(lambda x: [level.update(fisher=4.0 / level["t"]) for level in x["levels"]]),
-        "has risen to 1.60 times its lowest",
+        "is 1.60 times its lowest",
     ),
     "skipped": (skip, "3 updates of 40 (7.50%)"),
 }

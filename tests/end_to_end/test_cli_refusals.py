@@ -44,20 +44,20 @@ CASES = {
     f"{T} --method.__class__ SiD": f"there is no flag --method.__class__; {LISTS}",
     f"{T} --device abacus": "this machine has no device 'abacus'; leave --device out for the CPU",
     f"{T} more": f"there is no argument more; {LISTS}",
-    f"{T} --steps": "Missing value for argument '--steps'. Expected 1 values.",
+    f"{T} --steps": "--steps is a whole number, written like --steps 6000; nothing came after it",
     "recipes --all": "there is no flag --all; fewstep recipes --help lists them",
     "recipes digits": "there is no argument digits; fewstep recipes --help lists them",
     "evaluate sid --drawz 3": "there is no flag --drawz; did you mean --draws?",
     "sample": "fewstep sample needs: model; fewstep sample --help tells more",
     # values
     f"{T} --steps 0": "Run.steps must be at least 1, got 0",
-    f"{T} --steps abc": "--steps: invalid literal for int() with base 10: 'abc'",
+    f"{T} --steps abc": "--steps is a whole number, written like --steps 6000; got 'abc'",
     f"{T} --seed -3": "Run.seed must be 0 to 2^63 - 1, got -3",
     f"{T} --batch 6 --accumulate 4": "Run.batch 6 is not a multiple of Run.accumulate 4",
     f"{T} --optim.betas 2 0.9": "Optim.betas are in [0, 1), got (2.0, 0.9)",
     f"{T} --ema.halflife nan": f"EMA needs halflife >= 0 and ramp >= 0, got {BAD_EMA}",
-    f"{T} --optim.decay sine": "invalid choice 'sine' for argument '--optim.decay'. Expected one "
-    "of ('constant', 'linear', 'cosine').",
+    f"{T} --optim.decay sine": "--optim.decay is one of constant, linear, cosine, written like "
+    "--optim.decay cosine; got 'sine'",
     f"{T} --model.net.width 2": f"MLP needs width >= 4 and blocks >= 0, got {BAD_NET}",
     f"{T} --model.shape 1 4 4": "digits are (1, 8, 8) with 10 classes (or 0, to ignore the "
     "labels), got Model.shape (1, 4, 4) with 10",
@@ -66,13 +66,13 @@ CASES = {
     f"{T} --method.times.std nan": "LogNormal(mean=-1.2, std=nan) needs std > 0 "
     "and finite, got nan",
     # expressions
-    f"{D} --method Sid()": "there is no 'Sid'; did you mean 'SiD'?",
-    f"{D} --method SiD(alhpa=1)": "SiD has no field 'alhpa'; did you mean 'alpha'?",
-    f"{D} --method SiD(": "cannot read 'SiD('; write it as Name(field=value, ...)",
-    f"{D} --method.times Heun()": "expected a TimeLaw, got Heun",
-    f"{D} --method.sampler FewStep(steps=0)": "FewStep needs steps >= 1, t_init > 0 and rho "
-    "> 0, got FewStep(t_init=2.5, steps=0, noise='fresh', rho=1.0, unit=False)",
-    f"{D} --method x.py:Mine": "there is no file x.py",
+    f"{D} --method Sid()": "--method: there is no 'Sid'; did you mean 'SiD'?",
+    f"{D} --method SiD(alhpa=1)": "--method: SiD has no field 'alhpa'; did you mean 'alpha'?",
+    f"{D} --method SiD(": "--method: cannot read 'SiD('; write it as Name(field=value, ...)",
+    f"{D} --method.times Heun()": "--method.times: expected a TimeLaw, got Heun",
+    f"{D} --method.sampler FewStep(steps=0)": "--method.sampler: FewStep needs steps >= 1, "
+    "t_init > 0 and rho > 0, got FewStep(t_init=2.5, steps=0, noise='fresh', rho=1.0, unit=False)",
+    f"{D} --method x.py:Mine": "--method: there is no file x.py",
     f"{D} --optim=": f"--optim needs a value, such as {digits().optim!r}",
     # teachers
     D: "digits needs a teacher: train one first (see 'fewstep recipes'), then pass its run "
@@ -96,7 +96,7 @@ CASES = {
     "another --out",
     "demo --out thesis": "thesis is in use: it holds book.tex but no run; choose an empty folder "
     "with --out",
-    "demo --seed one": "--seed: invalid int value: 'one'",
+    "demo --seed one": "--seed is a whole number, written like --seed 0; got 'one'",
     # sampling
     "sample nowhere": "there is no file or folder nowhere",
     "sample thesis": "thesis holds no finished model (no manifest.json in it)",
@@ -117,7 +117,7 @@ CASES = {
     "evaluate sid --samples 9": "evaluate needs --samples of at least 100 and --draws of at "
     "least 1",
     "evaluate sid --draws 0": "evaluate needs --samples of at least 100 and --draws of at least 1",
-    "evaluate sid --draws x": "--draws: invalid int value: 'x'",
+    "evaluate sid --draws x": "--draws is a whole number, written like --draws 3; got 'x'",
     "evaluate half": "half is not finished; continue it with: fewstep train half",
     "evaluate torn": TORN,
     "evaluate odd": "odd/run.json does not describe a run",

@@ -59,13 +59,13 @@ def learnt(path: Path, shares: Sequence[float], fisher: Sequence[float]) -> None
 
 
 @pytest.mark.parametrize(
-    ("shares", "fisher", "count", "ratio"),
+    ("shares", "fisher", "count", "ratio", "passed"),
     [
-        ((0.0, 0.02, 0.05, 0.1, 0.2, 0.3), (0.0, 1e-3, 2e-3, 8e-3, 2e-2, 0.03), 0, None),
-        ((0.0, 0.1, 0.4, 0.52, 0.9), (0.0, 0.01, 0.2, 0.3, 0.8), 2, None),
-        ((0.0, 0.1, 0.4, 0.52, 0.9, 1.0), (0.0, 0.01, 0.2, 0.5, 0.4, 0.5), 3, 1.25),
-        ((0.0, 0.1, 0.9, 1.0, 1.0), (0.0, 0.01, 0.5, 0.4, 0.8), 3, 2.0),
-        ((0.9, 0.9, 1.0), (0.5, 0.4, 0.2), 3, 0.5),
+        ((0.0, 0.02, 0.05, 0.1, 0.2, 0.3), (0.0, 1e-3, 2e-3, 8e-3, 2e-2, 0.03), 0, None, None),
+        ((0.0, 0.1, 0.4, 0.52, 0.9), (0.0, 0.01, 0.2, 0.3, 0.8), 2, None, None),
+        ((0.0, 0.1, 0.4, 0.52, 0.9, 1.0), (0.0, 0.01, 0.2, 0.5, 0.4, 0.5), 3, 1.25, None),
+        ((0.0, 0.1, 0.9, 1.0, 1.0), (0.0, 0.01, 0.5, 0.4, 0.8), 3, 2.0, False),
+        ((0.9, 0.9, 1.0), (0.5, 0.4, 0.2), 3, 0.5, True),
     ],
 )
 def test_the_fisher_check_waits_for_the_fake_score(
@@ -74,6 +74,7 @@ def test_the_fisher_check_waits_for_the_fake_score(
     fisher: Sequence[float],
     count: int,
     ratio: float | None,
+    passed: bool | None,
 ) -> None:
     """An estimate that rises from nothing while the fake score learns is no lowest."""
     learnt(run, shares, fisher)
@@ -84,12 +85,58 @@ def test_the_fisher_check_waits_for_the_fake_score(
     )
     assert keeps.passed is (True if shares[-1] >= 0.5 else None)
     assert ("too early to say" in keeps.value) is (shares[-1] < 0.5)
+    assert check.passed is passed
     if ratio is None:
-        assert check.passed is None
         assert check.value.startswith(f"too few looks to say: {count} of {len(shares)} count")
     else:
-        assert check.value == f"{short(ratio)} times its lowest before"
-        assert check.passed is (ratio <= 1.5)
+        assert f"; {short(ratio)} times its lowest before" in check.value
+
+
+def factored(path: Path, looks: Sequence[Sequence[float]]) -> Check:
+    """The Fisher check where the fake score is well informed at every look."""
+    lines = []
+    for i, values in enumerate(looks):
+        levels = []
+        for place, value in enumerate(values):
+            t = 10.0 ** (place - 4)
+            gain = value * t**4
+            entry = {"t": t, "fisher": value, "teacher_error": 1e9, "fake_error": 1e9 - gain}
+            levels.append(entry)
+        lines.append(json.dumps({"step": 5 * i, "images": 80 * i, "levels": levels}))
+    (path / "gauges.jsonl").write_text("\n".join(lines))
+    return next(c for c in checks(read(path), {}) if c.name == "Fisher divergence falls")
+
+
+@pytest.mark.parametrize(
+    ("course", "rising", "passed"),
+    [
+        ((9.0, 5.0, 3.0, 2.0, 1.5, 1.2), 0, True),
+        ((9.0, 5.0, 3.0, 3.2, 3.3, 3.4), 9, None),  # a little, but everywhere
+        ((9.0, 5.0, 3.0, 3.2, 3.6, 4.2), 9, False),  # 1.4 times its lowest
+        ((9.0, 5.0, 3.0, 3.0, 3.0, 3.0), 0, None),
+        ((3.0, 3.0, 3.0, 5.0, 4.9, 4.8), 0, False),  # far above its lowest
+        ((1.0, 1.03, 1.06, 1.09, 1.12, 1.15), 9, None),
+        ((1.0, 1.1, 1.2, 1.3, 1.4, 1.49), 9, False),
+    ],
+)
+@pytest.mark.parametrize("level", [1e-3, 1.0, 1e3])
+def test_what_rises_is_not_said_to_fall(
+    run: Path, course: Sequence[float], rising: int, passed: bool | None, level: float
+) -> None:
+    """Nine levels that move together; the verdict is of the last looks, in any units."""
+    check = factored(run, [[level * value / (i + 1) for i in range(9)] for value in course])
+    assert f"rising at {rising} of 9 levels" in check.value
+    assert check.passed is passed
+
+
+def test_levels_that_disagree_are_counted(run: Path) -> None:
+    """Most fall: it falls; most rise clearly but not nearly all: nothing is said."""
+    down, up = (1.0, 0.9, 0.8, 0.7), (1.0, 1.1, 1.2, 1.3)
+    for falling, passed in ((5, True), (3, None), (1, False)):
+        courses = [down] * falling + [up] * (9 - falling)
+        check = factored(run, list(zip(*courses, strict=True)))
+        assert f"rising at {9 - falling} of 9 levels" in check.value
+        assert check.passed is passed
 
 
 def test_half_the_way_in_closed_form() -> None:

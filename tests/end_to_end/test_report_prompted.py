@@ -13,12 +13,15 @@ from fewstep.files import digest, write_json
 from fewstep.model import Model
 from fewstep.pipelines.net import Diffusers
 from fewstep.recipes.captions import Captions
+from fewstep.recipes.mixture import Ring
 from fewstep.recipes.t2i import Prompts
 from fewstep.report.findings import read
 from fewstep.report.headline import headline, kept, measuring
 from fewstep.report.plots import gauges
+from fewstep.report.reasons import no_gauges, no_quick
 from fewstep.report.tables import evaluations
 from fewstep.rules import Best
+from fewstep.sample import FewStep
 from fewstep.spec import encode
 from tests.end_to_end.report_folder import edit, invented
 
@@ -165,3 +168,37 @@ def test_the_teacher_stands_beside(run: Path) -> None:
     assert headline(read(run), []).text == "SCORE 0.280, the mean of 2 runs."
     (there / "prompts-other.json").write_text("{")
     assert not read(run).beside
+
+
+def test_why_there_are_no_quick_scores(run: Path) -> None:
+    """The reason is the run's own: no look yet, too many calls, no CLIP, or no yardstick."""
+    looks(run, (0.28,))
+    edited = [json.loads(line) for line in (run / "gauges.jsonl").read_text().splitlines()]
+    edited[0].pop("quick")
+    (run / "gauges.jsonl").write_text(json.dumps(edited[0]))
+    assert "this run names no CLIP; --domain.clip FOLDER names one" in no_quick(read(run))
+    assert "network call" not in no_quick(read(run))
+    change(run, domain=encode(Captions(folder="pictures", clip="tiny")))
+    assert no_quick(read(run)) == "No quick scores: tiny has not judged a look yet."
+    change(run, domain=encode(Ring()))
+    assert "nothing measures samples of the domain Ring" in no_quick(read(run))
+    (run / "gauges.jsonl").unlink()
+    many = {**read(run).run["method"], "sampler": encode(FewStep(2.5, 8))}
+    change(run, method=many)
+    assert "at most 4 network calls, and this run's sampler makes 8" in no_quick(read(run))
+    assert "at most 4 network calls, and this run's sampler makes 8" in no_gauges(read(run))
+    change(run, method={**many, "sampler": encode(FewStep(2.5))})
+    assert no_gauges(read(run)) == "Not recorded: gauges.jsonl holds no look."
+    (run / "log.jsonl").unlink()
+    assert no_quick(read(run)) == "No quick scores: no look has been taken yet."
+
+
+def test_prompts_are_not_called_labels(run: Path) -> None:
+    (run / "evaluation").mkdir()
+    store(run, "prompts-clip-24", (0.25,))
+    (shown,) = evaluations(read(run))
+    assert shown.note.startswith("Prompts: my.txt. ")
+    assert "Labels" not in shown.note
+    edit(run / "evaluation" / "prompts-clip-24.json", lambda e: e.update(labels="none"))
+    (shown,) = evaluations(read(run))
+    assert shown.note.startswith("Labels: none. ")

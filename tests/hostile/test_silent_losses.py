@@ -18,7 +18,7 @@ from fewstep.data.prompts import read_prompts
 from fewstep.data.readers import reader_of
 from fewstep.model import Model
 from fewstep.nets.mlp import MLP
-from fewstep.preparation import told
+from fewstep.preparation import heard as hearing
 from fewstep.recipes.pictures import Pictures
 from tests.end_to_end.command import fewstep
 from tests.picture_files import as_folder, as_zip, encoded, files, labelled, noise
@@ -65,10 +65,10 @@ def test_what_is_no_file_is_counted_and_labels_are_not_passed_over(tmp_path: Pat
 
 
 def test_it_is_told_once_where_a_run_begins(tmp_path: Path) -> None:
-    """By `told` to a command line; as a warning where nobody listens."""
+    """By `heard` to a command line; as a warning where nobody listens."""
     path = as_folder(tmp_path / "set", GOOD | {"a.gif": b"", "b.gif": b""})
     domain, model, heard = Pictures(str(path)), Model(MLP(), (3, 8, 8)), list[str]()
-    with told(lambda what, done, total: None, heard.append):
+    with hearing(heard.append):
         for _ in range(3):
             domain.source(model, data_free=False)
     assert heard == [f"{path}: 2 passed over, .gif: a.gif, b.gif"]

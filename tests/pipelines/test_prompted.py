@@ -172,7 +172,7 @@ def test_evaluate_with_prompts(place: Path) -> None:
     assert fewstep("report", "run").code == 0
     page = html.unescape(Path("run/report.html").read_text(encoding="utf-8"))
     assert f"CLIP({clip.name}, 20)" in page
-    assert "Labels: prompts of prompts.txt, SHA-256" in page
+    assert "Prompts: prompts.txt, SHA-256" in page
     assert f"<h3>On prompts: {name.removeprefix('prompts-')}</h3>" in page
     mean = short(stored["mean"][f"CLIP({clip.name}, 20)"])
     assert f'<p class="lead">CLIP({clip.name}, 20) {mean}, the mean of 2 runs.</p>' in page

@@ -1,0 +1,60 @@
+"""Why a report has no quick scores, or no gauges: from what the run says of itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from fewstep.recipes.run import Domain
+from fewstep.recipes.t2i import Prompted
+from fewstep.report.findings import Findings
+from fewstep.report.words import count
+from fewstep.spec import decode
+
+CALLS = 4
+"""Network calls a sample that looks may cost (see fewstep.watch)."""
+
+
+def no_quick(f: Findings) -> str:
+    """Why there are no quick scores."""
+    if not f.gauges:
+        return f"No quick scores: {_no_looks(f)}."
+    try:
+        domain = decode(f.run.get("domain"), Domain)
+    except ValueError as error:
+        return f"No quick scores: {error}."
+    if isinstance(domain, Prompted):
+        if domain.clip:
+            return f"No quick scores: {domain.clip} has not judged a look yet."
+        return (
+            "No quick scores: they are CLIP scores where a model takes prompts, and this run "
+            "names no CLIP; --domain.clip FOLDER names one before a run starts."
+        )
+    return f"No quick scores: nothing measures samples of the domain {type(domain).__name__}."
+
+
+def no_gauges(f: Findings) -> str:
+    """Why there are no gauges."""
+    return f"Not recorded: {_no_looks(f)}."
+
+
+def _no_looks(f: Findings) -> str:
+    calls = _calls(f)
+    if calls > CALLS:
+        return (
+            f"gauges are taken where a sample costs at most {count(CALLS, 'network call')}, and "
+            f"this run's sampler makes {calls}"
+        )
+    if not f.log:
+        return "no look has been taken yet"
+    return "gauges.jsonl holds no look"
+
+
+def _calls(f: Findings) -> int:
+    """Network calls of the run's sampler; 0 where they are not known."""
+    method = f.run.get("method")
+    sampler = method.get("sampler") if isinstance(method, Mapping) else None
+    try:
+        found = decode(sampler)
+    except ValueError:
+        return 0
+    return int(getattr(found, "calls", 0))
