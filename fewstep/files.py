@@ -44,6 +44,14 @@ def unchanged(path: Path | str, known: str, found: str) -> str:
     return found
 
 
+def origin_of(facts: Any) -> dict[str, Any]:
+    """What checkpoints and models say of the run of `facts`, a run.json; {} where it has no id."""
+    run = facts.get("run") if isinstance(facts, dict) else None
+    if not isinstance(run, dict) or not facts.get("id"):
+        return {}
+    return {"run": facts["id"], "seed": run.get("seed"), "digests": facts.get("digests") or {}}
+
+
 def of_run(path: Path, facts: Mapping[str, Any], origin: Mapping[str, Any]) -> None:
     """A ValueError unless `facts`, the manifest of `path`, say that the run `origin` wrote it.
 

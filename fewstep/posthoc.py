@@ -21,11 +21,21 @@ from torch import Tensor, nn
 from fewstep.checkpoint import load_weights
 from fewstep.core import Sampler
 from fewstep.ema_power import PowerEMA, beta, combination, gamma_of, update
-from fewstep.files import Damaged, nothing, of_run, pack, read_folder, unpack, vacant, write_folder
+from fewstep.files import (
+    Damaged,
+    nothing,
+    of_run,
+    origin_of,
+    pack,
+    read_folder,
+    unpack,
+    vacant,
+    write_folder,
+)
 from fewstep.lora import LoRA
 from fewstep.model import Model
 from fewstep.parallel import first, local, rank
-from fewstep.run_folder import RunFolder, origin_of
+from fewstep.run_folder import RunFolder
 from fewstep.spec import decode
 from fewstep.student import save_model
 from fewstep.teaching import base_weights, teacher_of

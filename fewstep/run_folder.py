@@ -25,12 +25,20 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from fewstep.files import Damaged, of_run, read_folder, read_json, read_manifest, write, write_json
+from fewstep.files import (
+    Damaged,
+    of_run,
+    origin_of,
+    read_folder,
+    read_json,
+    read_manifest,
+    write,
+    write_json,
+)
 from fewstep.preparation import progress
 from fewstep.spec import decode, encode
 
@@ -52,12 +60,18 @@ class Hold:
     handle: int
     """An open descriptor of the folder."""
 
+    @property
+    def anchor(self) -> Path:
+        """A path that leads to the folder wherever it is moved; `path` where there is none."""
+        through = Path(f"/proc/self/fd/{self.handle}")
+        return through if self._at(through) else self.path
+
     def elsewhere(self) -> str | None:
         """None while the folder is at its path; else where it is now, "" if nobody knows."""
         if self._at(self.path):
             return None
         with suppress(OSError):
-            now = Path(f"/proc/self/fd/{self.handle}").readlink()
+            now = self.anchor.readlink()
             if self._at(now):
                 return str(now)
         return ""
@@ -121,38 +135,42 @@ class RunFolder:
         """None while the locked folder is at its path; else where it is now, "" if unknown."""
         return None if self.hold is None else self.hold.elsewhere()
 
-    def at(self, place: Path) -> RunFolder:
-        """The same folder, which was moved to `place`."""
-        if self.hold is not None:
-            self.hold.path = place
-        return replace(self, path=place)
+    def anchored(self) -> RunFolder:
+        """The same folder by a path that follows it where it is moved, for whoever writes."""
+        return self if self.hold is None else replace(self, path=self.hold.anchor)
+
+    def readable(self, text: str) -> str:
+        """`text` with the folder's own path in place of the one that follows it."""
+        return text if self.hold is None else text.replace(str(self.path), str(self.hold.path))
 
     def check(self) -> None:
         """To be called before each write: a ValueError unless this is the folder of the run."""
         if self.hold is None:
             return
-        if (now := self.hold.elsewhere()) is not None:
+        now = self.hold.elsewhere()
+        if now == "" or (now and self.path == self.hold.path):
             raise ValueError(self.gone(now))
+        described = Path(now or self.hold.path) / "run.json"
         try:
-            stored = read_json(self.path / "run.json")
+            stored = read_json(described)
         except ValueError as error:
             raise ValueError(f"{error}; stopped, and nothing more was written there") from None
         if not isinstance(stored, dict) or stored.get("id") != self.origin.get("run"):
             raise ValueError(
-                f"{self.path / 'run.json'} is of another run now; stopped, and nothing more was "
-                "written there"
+                f"{described} is of another run now; stopped, and nothing more was written there"
             )
 
     def gone(self, now: str) -> str:
         """A sentence on a folder that was moved to `now`, or is nowhere, while its run trained."""
+        old = self.path if self.hold is None else self.hold.path
         if not now:
             return (
-                f"{self.path} was removed, or moved to another disk, while its run trained; "
-                "stopped, and nothing was written to what is in its place now"
+                f"{old} was removed, or moved to another disk, while its run trained; stopped, "
+                "and nothing was written to what is in its place now"
             )
         return (
-            f"{self.path} was moved to {now} while its run trained; stopped, and nothing was "
-            f"written to what is in its place now: it continues with --out {now}"
+            f"{old} was moved to {now} while its run trained; stopped, and nothing was written to "
+            f"what is in its place now: it continues with --out {now}"
         )
 
     def facts(self) -> dict[str, Any]:
@@ -187,7 +205,6 @@ class RunFolder:
                 shutil.rmtree(torn) if torn.is_dir() else torn.unlink()
         self.grids.mkdir(exist_ok=True)
         if continues:
-            notes += self._follow(facts)
             self._refuse_mixed()
             if self.student.exists() and not self.complete():
                 aside = self.student.with_suffix(".damaged")
@@ -221,7 +238,7 @@ class RunFolder:
             f"{key} was at {before}, is at {now}" for key, before, now in pairs if before != now
         ]
 
-    def _follow(self, facts: Mapping[str, Any]) -> list[str]:
+    def remember(self, facts: Mapping[str, Any]) -> list[str]:
         """Record where what the run rests on is now; what is to be told of it."""
         if notes := self.moved(facts):
             stored = {**self.facts(), **{key: facts[key] for key in (*MODELS, "command")}}
@@ -231,7 +248,7 @@ class RunFolder:
 
     def again(self, step: int) -> list[str]:
         """What is to be told of lines of the log after `step`, which are written again."""
-        last = max((line.get("step", 0) for line in self.lines("log.jsonl")), default=0)
+        last = self._logged()
         return [f"steps {step + 1} to {last} of the log are done again"] if last > step else []
 
     def relocate(self, teacher: str) -> None:
@@ -249,10 +266,15 @@ class RunFolder:
 
     def note_saved(self, step: int) -> None:
         """Record, at the first checkpoint that is whole on disk, that there was one."""
+        self.check()
         stored = read_json(self.path / "run.json")
         if "saved" not in stored:
-            self.check()
             write_json(self.path / "run.json", {**stored, "saved": step})
+
+    def _logged(self) -> int:
+        """The last step that the log tells of, 0 for none."""
+        steps = (line.get("step") for line in self.lines("log.jsonl"))
+        return max((step for step in steps if isinstance(step, int)), default=0)
 
     def start_anew(self) -> list[str]:
         """What is to be told where a run has no checkpoint to continue from.
@@ -260,7 +282,7 @@ class RunFolder:
         A ValueError where it had one, and steps would be lost; a run that died before its first
         starts anew, in words.
         """
-        last = max((line.get("step", 0) for line in self.lines("log.jsonl")), default=0)
+        last = self._logged()
         ended = f"the log ends at step {last}"
         if saved := self.facts().get("saved"):
             raise ValueError(
@@ -425,14 +447,6 @@ def _lock(path: Path, stack: ExitStack) -> Hold | None:
     hold = Hold(path, handle)
     same = os.path.samestat((path / ".lock").stat(), os.fstat(file.fileno()))
     return hold if same and hold.elsewhere() is None else None
-
-
-def origin_of(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """What checkpoints and models say of the run of `facts`, a run.json; {} where it has no id."""
-    if not facts.get("id"):
-        return {}
-    digests = deepcopy(facts.get("digests") or {})
-    return {"run": facts["id"], "seed": facts["run"].get("seed"), "digests": digests}
 
 
 def _placeless(run: Any, places: Sequence[str]) -> Any:

@@ -19,12 +19,13 @@ from torch import nn
 from fewstep import checkpoint, parallel
 from fewstep.core import Denoiser, Source
 from fewstep.environment import environment
+from fewstep.files import origin_of
 from fewstep.generator import Generator
 from fewstep.nets.recompute import has_blocks, recompute
 from fewstep.offload import Resting
 from fewstep.precision import hold, products
 from fewstep.recipes.run import Run
-from fewstep.run_folder import FORMAT, RunFolder, locked, origin_of
+from fewstep.run_folder import FORMAT, MODELS, RunFolder, locked
 from fewstep.sample import FewStep
 from fewstep.session import Session
 from fewstep.sharding import copies, shard
@@ -231,8 +232,8 @@ def execute(
         "command": command,
         "environment": environment(),
     }
-    facts["digests"] = parallel.first(lambda: digests(run, teacher, init))
     places, folder = type(run.domain).places, RunFolder(out)
+    facts["digests"] = parallel.first(lambda: _digests(run, teacher, init, folder, facts))
     if not facts["run"]["domain"].get("sha256"):
         places = ()
     with ExitStack() as held:
@@ -246,20 +247,37 @@ def execute(
         if parallel.first(lambda: folder.continues(facts, places) and folder.complete()):
             if parallel.first(lambda: folder.moved(facts)):
                 yield from map(Note, parallel.first(claim)[2])
+                yield from map(Note, parallel.first(lambda: folder.remember(facts)))
             yield Note(f"{out} is finished already")
             return
         work = replace(prepare(run, recipe, teacher, device, init), parts=parts)
         stored, continues, notes = parallel.first(claim)
         yield from map(Note, notes)
-        folder = replace(folder, origin=origin_of(stored))
-        yield from _train(work, folder, continues)
+        folder, state = replace(folder, origin=origin_of(stored)), work.init()
+        if continues:
+            yield from map(Note, _continue(work, state, folder))
+            yield from map(Note, parallel.first(lambda: folder.remember(facts)))
+        yield from _train(work, state, folder)
 
 
-def _train(work: Work, folder: RunFolder, continues: bool) -> Iterator[Progress]:
+def _digests(
+    run: Run, teacher: str, init: str, folder: RunFolder, facts: dict[str, Any]
+) -> dict[str, Any]:
+    """Digests of what the run rests on; as recorded, for a finished run whose teacher is gone."""
+    try:
+        return digests(run, teacher, init)
+    except ValueError:
+        if not folder.finished or all(Path(facts[key]).exists() for key in MODELS if facts[key]):
+            raise
+        stored = folder.facts()
+        if any(stored.get(key) != facts[key] for key in MODELS):
+            raise
+        return dict(stored.get("digests") or {})
+
+
+def _train(work: Work, state: State, folder: RunFolder) -> Iterator[Progress]:
     """The same on every rank."""
-    run, state = work.run, work.init()
-    if continues:
-        yield from map(Note, _continue(work, state, folder))
+    run, folder = work.run, folder.anchored()
     watch = Watch(run, folder, work.teacher, work.source)
     told = (folder.origin, folder.check, folder.note_saved)
     with checkpoint.Writer(folder.checkpoints, run.method, *told) as writer:
@@ -267,15 +285,19 @@ def _train(work: Work, folder: RunFolder, continues: bool) -> Iterator[Progress]
         session.begin()
         try:
             for record in () if session.ended else work.records(state):
-                yield from map(Note, session.after(record))
+                yield from (Note(folder.readable(text)) for text in session.after(record))
                 parallel.alive()
                 yield Step(record.step, run.steps, record.images, record.logs)
                 if session.ended:
                     break
+            session.finish()
         except GeneratorExit:
             session.stop()
             raise
-        session.finish()
+        except OSError as error:
+            where = folder.readable(str(error.filename2 or error.filename or ""))
+            why = error.strerror or folder.readable(str(error))
+            raise OSError(error.errno, why, where) if where else OSError(why) from error
 
 
 def _continue(work: Work, state: State, folder: RunFolder) -> list[str]:

@@ -6,7 +6,6 @@ A `Session` is told of every step, on every rank; what is written, rank 0 writes
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,11 +59,10 @@ class Session:
         """
         run, due = self.run, (self.run.save_every, self.run.draw_every, self.watch.every)
         written = record.step == run.steps or any(record.step % every == 0 for every in due)
-        moved = self._follow() if written else ""
+        moved = self._moved() if written else ""
         notes = self._after(record)
         if moved:
             self.stop()
-            raise ValueError(moved)
         return notes
 
     def _after(self, record: Record) -> list[str]:
@@ -99,39 +97,29 @@ class Session:
         self.saved = self.state.step
         return self.writer.save(self.state, self._spared())
 
-    def _follow(self) -> str:
-        """Write where the folder is now, if it was moved; the sentence that says so, else "".
+    def _moved(self) -> str:
+        """What is to be said where the folder is elsewhere now, else ""; writing follows it.
 
         A ValueError where it is nowhere, or where run.json is not the run's any more.
         """
 
         def where() -> str | None:
-            if (now := self.folder.elsewhere()) is None:
-                self.folder.check()
-            return now
+            self.folder.check()
+            return self.folder.elsewhere()
 
-        if (now := parallel.first(where)) is None:
-            return ""
-        said = self.folder.gone(now)
-        if not now:
-            raise ValueError(said)
-        with suppress(OSError, ValueError):  # its folder went away under it
-            self.writer.finish()
-        self.saved = -1
-        self.folder = self.watch.folder = self.folder.at(Path(now))
-        self.writer.folder, self.averages.folder = self.folder.checkpoints, self.folder.averages
-        self.writer.check, self.writer.written = self.folder.check, self.folder.note_saved
-        return said
+        now = parallel.first(where)
+        return "" if now is None else self.folder.gone(now)
 
     def stop(self) -> None:
         """Save what is not saved yet; a ValueError, then, where the folder was moved."""
-        moved = self._follow()
+        moved = self._moved()
         checkpoint.compare(self.state)
         if self.state.step > self.saved:
-            self.save(regular=self.ended or self.state.step % self.run.save_every == 0)
-            self.writer.finish()
+            self.save(regular=False)
         if moved:
+            self.writer.finish()
             raise ValueError(moved)
+        self.writer.finish()
 
     def _spared(self) -> Callable[[int], bool]:
         """Of which steps a checkpoint is not deleted when newer ones are there."""
@@ -165,9 +153,8 @@ class Session:
 
     def finish(self) -> None:
         """Wait for the last checkpoint, then write the finished model."""
-        if moved := self._follow():
+        if self._moved():
             self.stop()
-            raise ValueError(moved)
         self.writer.finish()
         if failed := self._store(self.folder.student, {}):
             raise OSError(failed)

@@ -23,6 +23,7 @@ from fewstep.files import (
     Damaged,
     nothing,
     of_run,
+    origin_of,
     pack,
     read_folder,
     read_json,
@@ -32,7 +33,6 @@ from fewstep.files import (
 )
 from fewstep.generator import Generator
 from fewstep.model import Model
-from fewstep.run_folder import RunFolder, origin_of
 from fewstep.spec import decode, encode
 
 KIND = "fewstep model"
@@ -120,13 +120,12 @@ def finished(folder: Path | str) -> Path:
     """`folder`, or the finished model in the run folder that it is, if that run has made it."""
     folder = Path(folder)
     if (folder / "student" / "manifest.json").is_file():
-        run, folder = RunFolder(folder), folder / "student"
-        origin = dict[str, Any]()
-        with suppress(Damaged):  # a model by itself is whole without its run
-            origin = origin_of(run.facts())
+        run, folder = folder, folder / "student"
         stored = read_manifest(folder)
-        if "origin" in stored:  # a model that was put there by hand says of no run that it is its
-            of_run(folder, stored, origin)
+        with suppress(Damaged):  # a model by itself is whole without its run
+            facts = read_json(run / "run.json")
+            if "origin" in stored:  # one that was put there by hand is of no run
+                of_run(folder, stored, origin_of(facts))
     if not folder.exists():
         raise Damaged(f"there is no file or folder {folder}")
     if not (folder / "manifest.json").is_file():
