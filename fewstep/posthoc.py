@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fewstep.checkpoint import load_weights
+from fewstep.checkpoint import find, load_weights
 from fewstep.core import Sampler
 from fewstep.ema_power import PowerEMA, beta, combination, gamma_of, update
 from fewstep.files import (
@@ -28,6 +29,7 @@ from fewstep.files import (
     origin_of,
     pack,
     read_folder,
+    read_manifest,
     unpack,
     vacant,
     write_folder,
@@ -99,9 +101,10 @@ class Averages:
         facts["sigma_rel"], facts["origin"] = list(self.nets), self.origin
         write_folder(self.folder / f"step-{state.step:08d}", files, facts, check)
         check()
-        for path in sorted(self.folder.glob("step-*"))[:-2]:
-            if not read_folder(path)["regular"]:
-                shutil.rmtree(path)
+        for path in find(self.folder)[:-2]:
+            with suppress(Damaged):  # which is told when it is read
+                if not read_manifest(path)["regular"]:
+                    shutil.rmtree(path)
 
 
 def _file(sigma: float) -> str:
@@ -125,7 +128,7 @@ def reconstruct(folder: Path, sigma_rel: float, origin: Mapping[str, Any] = {}) 
     """
     gamma = gamma_of(sigma_rel)
     paths, gammas, times = [], [], []
-    for path in sorted(folder.glob("step-*")):
+    for path in find(folder):
         facts = read_folder(path)
         of_run(path, facts, origin)
         if facts.get("kind") != KIND:
