@@ -4,8 +4,9 @@
         nets.safetensors  average.safetensors  optim-student.safetensors  ...  manifest.json
 
 A checkpoint is written under another name and renamed when complete; its manifest holds the
-digest of every file, checked before a weight is used. At least two are kept, so that a damaged
-newest one is set aside and the one before it serves.
+digest of every file, checked before a weight is used, and the id of the run that wrote it: a
+checkpoint of another run is refused. At least two are kept, so that a damaged newest one is set
+aside and the one before it serves.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 
 from fewstep import parallel
 from fewstep.core import Method
-from fewstep.files import Damaged, pack, read_folder, unpack, write_folder
+from fewstep.files import Damaged, nothing, of_run, pack, read_folder, unpack, write_folder
 from fewstep.optim import Optim
 from fewstep.precision import Scale
 from fewstep.training import State
@@ -87,10 +88,18 @@ def _snapshot(state: State, method: Method) -> tuple[Parts, dict[str, Any]]:
     return parts, facts
 
 
-def _write(folder: Path, parts: Parts, facts: Mapping[str, Any], keep: int, spare: Spare) -> Path:
+def _write(
+    folder: Path,
+    parts: Parts,
+    facts: Mapping[str, Any],
+    keep: int,
+    spare: Spare,
+    check: Callable[[], None] = nothing,
+) -> Path:
     files = {f"{name}.safetensors": pack(part) for name, part in parts.items()}
     target = place(folder, facts["step"])
-    write_folder(target, files, facts)
+    write_folder(target, files, facts, check)
+    check()
     old = [path for path in find(folder)[:-keep] if not spare(step_of(path))]
     _delete([*folder.glob(".step-*-*"), *old])
     return target
@@ -110,10 +119,21 @@ class Writer:
     All ranks call it, rank 0 writes. At most one is under way. A failure, such as a full disk, is
     told at the next `save`, which writes anew; the third in a row, and one at `finish`, is
     raised. Leaving the block waits.
+
+    origin: the run that writes; check: raises where the folder is not its own any more; written:
+    told the step of each checkpoint that is whole on disk.
     """
 
-    def __init__(self, folder: Path, method: Method) -> None:
-        self.folder, self.method = folder, method
+    def __init__(
+        self,
+        folder: Path,
+        method: Method,
+        origin: Mapping[str, Any] = {},
+        check: Callable[[], None] = nothing,
+        written: Callable[[int], None] = lambda step: None,
+    ) -> None:
+        self.folder, self.method, self.origin = folder, method, origin
+        self.check, self.written = check, written
         self.pool = ThreadPoolExecutor(1)
         self.job: Future[float] | None = None
         self.failures = 0
@@ -140,9 +160,11 @@ class Writer:
                 raise
             notes = [f"the last checkpoint could not be written ({error}); trying again now"]
         parts, facts = _snapshot(state, self.method)
+        facts["origin"] = dict(self.origin)
         if parallel.rank() == 0:
             copied = time.monotonic() - began
-            self.job = self.pool.submit(self._timed, copied, self.folder, parts, facts, 2, spare)
+            job = (self.folder, parts, facts, 2, spare, self.check)
+            self.job = self.pool.submit(self._timed, copied, *job)
         return notes
 
     def finish(self) -> float:
@@ -150,11 +172,10 @@ class Writer:
         job, self.job = self.job, None
         return 0.0 if job is None else job.result()
 
-    @staticmethod
-    def _timed(before: float, *args: Any) -> float:
+    def _timed(self, before: float, *args: Any) -> float:
         """Write; the seconds that took, and `before`."""
         began = time.monotonic()
-        _write(*args)
+        self.written(step_of(_write(*args)))
         return before + time.monotonic() - began
 
     def _too_slow(self, seconds: float) -> list[str]:
@@ -197,9 +218,15 @@ def forget_after(folder: Path, step: int) -> None:
 
 
 def resume(
-    folder: Path, state: State, method: Method, optim: Mapping[str, Optim]
+    folder: Path,
+    state: State,
+    method: Method,
+    optim: Mapping[str, Optim],
+    origin: Mapping[str, Any] = {},
 ) -> tuple[Path | None, list[str]]:
     """Load the newest sound checkpoint of `folder` into `state`; (its path, what went wrong).
+
+    origin: the run that must have written it (see `fewstep.files.of_run`).
 
     Damaged ones are renamed to *.damaged and reported. None where there are no checkpoints at
     all; `Damaged` where there are some and none is sound: a run never starts over silently.
@@ -207,7 +234,7 @@ def resume(
     notes: list[str] = []
     for path in reversed(find(folder)):
         try:
-            load(path, state, method, optim)
+            load(path, state, method, optim, origin)
         except Damaged as error:
             aside = path.with_suffix(".damaged")
             shutil.rmtree(aside, ignore_errors=True)
@@ -224,9 +251,16 @@ def resume(
     return None, notes
 
 
-def load(path: Path, state: State, method: Method, optim: Mapping[str, Optim]) -> None:
-    """Check `path` by digest, then load it into `state`."""
+def load(
+    path: Path,
+    state: State,
+    method: Method,
+    optim: Mapping[str, Optim],
+    origin: Mapping[str, Any] = {},
+) -> None:
+    """Check `path` by digest, and that `origin` wrote it; then load it into `state`."""
     facts = read_folder(path)
+    of_run(path, facts, origin)
     if facts.get("method") != repr(method):
         raise ValueError(
             f"{path} was written by {facts.get('method')}, not by {method!r}; resume with the "

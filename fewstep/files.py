@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,40 @@ def unchanged(path: Path | str, known: str, found: str) -> str:
     return found
 
 
+def origin_of(facts: Any) -> dict[str, Any]:
+    """What checkpoints and models say of the run of `facts`, a run.json; {} where it has no id."""
+    run = facts.get("run") if isinstance(facts, dict) else None
+    if not isinstance(run, dict) or not facts.get("id"):
+        return {}
+    return {"run": facts["id"], "seed": run.get("seed"), "digests": facts.get("digests") or {}}
+
+
+def of_run(path: Path, facts: Mapping[str, Any], origin: Mapping[str, Any]) -> None:
+    """A ValueError unless `facts`, the manifest of `path`, say that the run `origin` wrote it.
+
+    origin: {"run": its id, "seed": ..., "digests": of what it rests on}; empty: of any run.
+    """
+    stored = facts.get("origin")
+    stored = stored if isinstance(stored, dict) else {}
+    if not origin or stored == origin:
+        return
+    own, other = (str(said.get("run", "none"))[:8] for said in (origin, stored))
+    if own != other:
+        raise ValueError(
+            f"{path} was written by another run (id {other}, and this run has {own}); move it "
+            "out of this folder and put this run's own back"
+        )
+    wrong = " and ".join(key for key in origin if stored.get(key) != origin[key])
+    raise ValueError(
+        f"{path} was written with another {wrong} than run.json names; put back the run.json that "
+        "belongs to it, or choose another --out folder"
+    )
+
+
+def nothing() -> None:
+    """No check before a write."""
+
+
 def write(path: Path, content: bytes | str) -> None:
     """Write beside, flush to disk, rename: `path` holds the old content or all of the new."""
     data = content.encode() if isinstance(content, str) else content
@@ -75,12 +109,19 @@ def read_json(path: Path) -> Any:
         raise Damaged(f"{path} is not readable JSON ({error})") from None
 
 
-def write_folder(folder: Path, files: Mapping[str, bytes], facts: Mapping[str, Any]) -> None:
+def write_folder(
+    folder: Path,
+    files: Mapping[str, bytes],
+    facts: Mapping[str, Any],
+    check: Callable[[], None] = nothing,
+) -> None:
     """A folder of `files` and a manifest with their digests, renamed into place when complete.
 
     `facts` are stored in the manifest. An existing folder is replaced; until the last moment, and
-    after any failure, it is there with its old content.
+    after any failure, it is there with its old content. `check` is called before anything is
+    written, and again before anything is replaced; what it raises ends the writing.
     """
+    check()
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
@@ -93,6 +134,7 @@ def write_folder(folder: Path, files: Mapping[str, bytes], facts: Mapping[str, A
         manifest = {"format": 1, **facts, "sha256": digests}
         write(partial / "manifest.json", _manifest(manifest))
         old = folder.with_name(f".{folder.name}.old-{os.getpid()}")
+        check()
         if folder.exists():
             folder.replace(old)
         try:

@@ -10,7 +10,8 @@ serves to continue and is not used for reconstruction, so that both give the sam
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,17 +19,28 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fewstep.checkpoint import load_weights
+from fewstep.checkpoint import find, load_weights
 from fewstep.core import Sampler
 from fewstep.ema_power import PowerEMA, beta, combination, gamma_of, update
-from fewstep.files import Damaged, pack, read_folder, unpack, vacant, write_folder
+from fewstep.files import (
+    Damaged,
+    nothing,
+    of_run,
+    origin_of,
+    pack,
+    read_folder,
+    read_manifest,
+    unpack,
+    vacant,
+    write_folder,
+)
 from fewstep.lora import LoRA
 from fewstep.model import Model
 from fewstep.parallel import first, local, rank
 from fewstep.run_folder import RunFolder
 from fewstep.spec import decode
 from fewstep.student import save_model
-from fewstep.teaching import base_weights
+from fewstep.teaching import base_weights, teacher_of
 from fewstep.training import State
 
 KIND = "fewstep averages"
@@ -44,12 +56,21 @@ class Averages:
     All ranks make one and call it; rank 0 alone holds networks.
     """
 
-    def __init__(self, config: PowerEMA, folder: Path, state: State, output: str) -> None:
+    def __init__(
+        self,
+        config: PowerEMA,
+        folder: Path,
+        state: State,
+        output: str,
+        origin: Mapping[str, Any] = {},
+    ) -> None:
         """At step 0 the averages are the net; at a later one those that `folder` has of it.
 
-        Raises `Damaged` (a ValueError) where they are missing or altered.
+        Raises `Damaged` (a ValueError) where they are missing or altered, and a ValueError where
+        another run than `origin` wrote them.
         """
         self.folder, self.output, self.images = folder, output, state.images
+        self.origin = dict(origin)
         if config.sigma_rel and any(local(p) is not p for p in state.nets[output].parameters()):
             raise ValueError("power averages need whole networks: leave out --shard, or --power")
         self.nets: dict[float, nn.Module] = {
@@ -60,7 +81,7 @@ class Averages:
             first(lambda: self._load(folder / f"step-{state.step:08d}"))
 
     def _load(self, path: Path) -> None:
-        read_folder(path)
+        of_run(path, read_folder(path), self.origin)
         for sigma, net in self.nets.items():
             load_weights(net, unpack(path / _file(sigma)), path)
 
@@ -71,21 +92,23 @@ class Averages:
             if step:
                 update(average, state.nets[self.output], beta(gamma_of(sigma), self.images, step))
 
-    def save(self, state: State, regular: bool) -> None:
+    def save(self, state: State, regular: bool, check: Callable[[], None] = nothing) -> None:
         """Store the averages of this step; `regular` ones serve reconstruction and are kept.
 
         To be called before the checkpoint of the same step is written, which cannot continue
-        without them. Of the others two are kept, as of checkpoints.
+        without them. Of the others two are kept, as of checkpoints. check: as of `write_folder`.
         """
         if not self.nets:
             return
         files = {_file(sigma): pack(net.state_dict()) for sigma, net in self.nets.items()}
         facts = {"kind": KIND, "step": state.step, "images": state.images, "regular": regular}
-        facts["sigma_rel"] = list(self.nets)
-        write_folder(self.folder / f"step-{state.step:08d}", files, facts)
-        for path in sorted(self.folder.glob("step-*"))[:-2]:
-            if not read_folder(path)["regular"]:
-                shutil.rmtree(path)
+        facts["sigma_rel"], facts["origin"] = list(self.nets), self.origin
+        write_folder(self.folder / f"step-{state.step:08d}", files, facts, check)
+        check()
+        for path in find(self.folder)[:-2]:
+            with suppress(Damaged):  # which is told when it is read
+                if not read_manifest(path)["regular"]:
+                    shutil.rmtree(path)
 
 
 def even(lengths: Sequence[float], steps: int, sigma_rel: float) -> float:
@@ -131,15 +154,17 @@ class Reconstruction:
         )
 
 
-def reconstruct(folder: Path, sigma_rel: float) -> Reconstruction:
+def reconstruct(folder: Path, sigma_rel: float, origin: Mapping[str, Any] = {}) -> Reconstruction:
     """The average of length `sigma_rel` at the last step that `folder` has averages of.
 
-    Raises ValueError where there are none, and `Damaged` where one is not sound.
+    Raises ValueError where there are none, or another run than `origin` wrote one, and `Damaged`
+    where one is not sound.
     """
     gamma = gamma_of(sigma_rel)
     stored: dict[tuple[float, int], Path] = {}
-    for path in sorted(folder.glob("step-*")):
+    for path in find(folder):
         facts = read_folder(path)
+        of_run(path, facts, origin)
         if facts.get("kind") != KIND:
             raise Damaged(f"{path} holds no averages")
         if facts["regular"] and facts["images"]:
@@ -176,12 +201,12 @@ def write(run: Path, sigma_rel: float, out: Path) -> str:
     model: Model = decode(facts["run"].get("model"), Model)
     method = facts["run"].get("method")
     sampler: Sampler = decode(method.get("sampler") if isinstance(method, dict) else {}, Sampler)
-    made = reconstruct(folder.averages, sigma_rel)
+    made = reconstruct(folder.averages, sigma_rel, origin_of(facts))
     card = {"method": facts["recipe"], "average": made.facts, "seed": facts["run"].get("seed")}
     weights, adapters = made.weights, {}
     if stored := facts["run"].get("lora"):
         lora: LoRA = decode(stored, LoRA)
-        adapters, base = weights, base_weights(lora, facts["teacher"])
+        adapters, base = weights, base_weights(lora, teacher_of(folder))
         weights, card = lora.merged(base, adapters), {**card, "lora": stored}
     save_model(out, weights, model, sampler, card, adapters)
     return made.sentence

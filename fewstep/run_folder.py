@@ -1,6 +1,7 @@
 """The folder of one run: what is in it, who may write to it, and how lines are appended.
 
-run.json            the resolved run, its teacher, the command and the environment
+run.json            the resolved run, its id, where its teacher was, the digests of all that it
+                    rests on, the command and the environment
 log.jsonl           a line for each logged step
 gauges.jsonl        a line for each time the student was looked at
 grids/              pictures of the same noise over time
@@ -9,30 +10,77 @@ averages/           power-function averages, if the run keeps any
 best/               the model of the best look, if the run names a metric
 student/            the finished model
 metrics.json  report.html
+
+A run has a random id, made with its folder; it is in run.json and in the manifest of every
+checkpoint, average and model. Which run a folder holds is decided by settings and digests: paths
+in run.json are for people, and what moved may be named by its new place.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from fewstep.files import Damaged, read_json, write, write_json
+from fewstep.files import (
+    Damaged,
+    of_run,
+    origin_of,
+    read_folder,
+    read_json,
+    read_manifest,
+    write,
+    write_json,
+)
 from fewstep.preparation import progress
 from fewstep.spec import decode, encode
 
-TORN = ".*.partial-*"
-"""What was being written when a process was killed."""
+FORMAT = 2
+"""Of run.json."""
+TORN = (".*.partial-*", ".*.old-*")
+"""What was being written, or replaced, when a process was killed."""
 WAIT = 0.2
 """Seconds after which a process that waits for a folder looks again."""
 MODELS = ("teacher", "init")
 """What run.json names by folder: whole paths in use, stored relative where inside the run."""
+
+
+@dataclass(eq=False)
+class Hold:
+    """A folder that this process has locked, known by itself and not by its path."""
+
+    path: Path
+    handle: int
+    """An open descriptor of the folder."""
+
+    @property
+    def anchor(self) -> Path:
+        """A path that leads to the folder wherever it is moved; `path` where there is none."""
+        through = Path(f"/proc/self/fd/{self.handle}")
+        return through if self._at(through) else self.path
+
+    def elsewhere(self) -> str | None:
+        """None while the folder is at its path; else where it is now, "" if nobody knows."""
+        if self._at(self.path):
+            return None
+        with suppress(OSError):
+            now = self.anchor.readlink()
+            if self._at(now):
+                return str(now)
+        return ""
+
+    def _at(self, path: Path) -> bool:
+        try:
+            return os.path.samestat(path.stat(), os.fstat(self.handle))
+        except OSError:
+            return False
 
 
 @dataclass(frozen=True)
@@ -40,6 +88,10 @@ class RunFolder:
     """Paths and small files of a run."""
 
     path: Path
+    hold: Hold | None = None
+    """In the process that trains: the lock, without which nothing is written."""
+    origin: Mapping[str, Any] = field(default_factory=dict)
+    """What its checkpoints and models say of the run: id, seed, digests."""
 
     @property
     def checkpoints(self) -> Path:
@@ -63,8 +115,63 @@ class RunFolder:
 
     @property
     def finished(self) -> bool:
-        """Whether the run has produced its model."""
-        return (self.student / "manifest.json").is_file()
+        """Whether the run has produced its model, and all files of it are there."""
+        try:
+            names = read_manifest(self.student)["sha256"]
+        except Damaged:
+            return False
+        return all((self.student / name).is_file() for name in names)
+
+    def complete(self) -> bool:
+        """Whether the finished model is there and whole; a ValueError if another run wrote it."""
+        try:
+            stored = read_folder(self.student)
+        except Damaged:
+            return False
+        of_run(self.student, stored, origin_of(self.facts()))
+        return True
+
+    def elsewhere(self) -> str | None:
+        """None while the locked folder is at its path; else where it is now, "" if unknown."""
+        return None if self.hold is None else self.hold.elsewhere()
+
+    def anchored(self) -> RunFolder:
+        """The same folder by a path that follows it where it is moved, for whoever writes."""
+        return self if self.hold is None else replace(self, path=self.hold.anchor)
+
+    def readable(self, text: str) -> str:
+        """`text` with the folder's own path in place of the one that follows it."""
+        return text if self.hold is None else text.replace(str(self.path), str(self.hold.path))
+
+    def check(self) -> None:
+        """To be called before each write: a ValueError unless this is the folder of the run."""
+        if self.hold is None:
+            return
+        now = self.hold.elsewhere()
+        if now == "" or (now and self.path == self.hold.path):
+            raise ValueError(self.gone(now))
+        described = Path(now or self.hold.path) / "run.json"
+        try:
+            stored = read_json(described)
+        except ValueError as error:
+            raise ValueError(f"{error}; stopped, and nothing more was written there") from None
+        if not isinstance(stored, dict) or stored.get("id") != self.origin.get("run"):
+            raise ValueError(
+                f"{described} is of another run now; stopped, and nothing more was written there"
+            )
+
+    def gone(self, now: str) -> str:
+        """A sentence on a folder that was moved to `now`, or is nowhere, while its run trained."""
+        old = self.path if self.hold is None else self.hold.path
+        if not now:
+            return (
+                f"{old} was removed, or moved to another disk, while its run trained; stopped, "
+                "and nothing was written to what is in its place now"
+            )
+        return (
+            f"{old} was moved to {now} while its run trained; stopped, and nothing was written to "
+            f"what is in its place now: it continues with --out {now}"
+        )
 
     def facts(self) -> dict[str, Any]:
         """run.json; a ValueError says so where the folder is no run."""
@@ -84,26 +191,114 @@ class RunFolder:
             command = self.facts().get("command", "its command")
             raise ValueError(f"{self.path} is not finished; continue it with: {command}")
 
-    def open(self, facts: Mapping[str, Any]) -> bool:
-        """Claim the (locked) folder for the run `facts`; whether it continues an earlier one."""
-        continues = self.continues(facts)
+    def open(
+        self, facts: Mapping[str, Any], places: Sequence[str] = ()
+    ) -> tuple[dict[str, Any], bool, list[str]]:
+        """Claim the (locked) folder for the run `facts`.
+
+        The run as it is stored, its id in it; whether it continues an earlier one; what is to be
+        told. For `places` see `continues`.
+        """
+        continues, notes = self.continues(facts, places), list[str]()
         for folder in (self.path, self.grids):  # of a process that was killed
-            for torn in folder.glob(TORN):
+            for torn in (path for pattern in TORN for path in folder.glob(pattern)):
                 shutil.rmtree(torn) if torn.is_dir() else torn.unlink()
-        if not continues:
-            self.grids.mkdir(exist_ok=True)
-            stored, home = dict(facts), self.path.resolve()
-            for key in MODELS:
-                if Path(facts.get(key, "")).is_relative_to(home):  # the folder can be moved whole
-                    stored[key] = str(Path(facts[key]).relative_to(home))
-            write_json(self.path / "run.json", stored)
-        return continues
+        self.grids.mkdir(exist_ok=True)
+        if continues:
+            self._refuse_mixed()
+            if self.student.exists() and not self.complete():
+                aside = self.student.with_suffix(".damaged")
+                shutil.rmtree(aside, ignore_errors=True)
+                self.student.rename(aside)
+                notes.append(
+                    f"{self.student} is damaged or not whole; set aside as {aside.name}, and made "
+                    "again from the last checkpoint"
+                )
+        else:
+            stored = {**facts, "id": secrets.token_hex(16)}
+            write_json(self.path / "run.json", self._relative(stored))
+        return self.facts(), continues, notes
+
+    def _relative(self, facts: Mapping[str, Any]) -> dict[str, Any]:
+        """`facts` with what lies in the folder relative to it: it can be moved as a whole."""
+        stored, home = dict(facts), self.path.resolve()
+        for key in MODELS:
+            if Path(facts.get(key, "")).is_relative_to(home):
+                stored[key] = str(Path(facts[key]).relative_to(home))
+        return stored
+
+    def moved(self, facts: Mapping[str, Any]) -> list[str]:
+        """What the same run rests on and is at another place now, in words."""
+        stored = self.facts()
+        pairs = [(key, stored.get(key), facts.get(key)) for key in MODELS]
+        old, new = (_filled(each["run"]).get("domain") for each in (stored, facts))
+        if isinstance(old, dict) and isinstance(new, dict):
+            pairs += [(key, old.get(key), new[key]) for key in new]
+        return [
+            f"{key} was at {before}, is at {now}" for key, before, now in pairs if before != now
+        ]
+
+    def remember(self, facts: Mapping[str, Any]) -> list[str]:
+        """Record where what the run rests on is now; what is to be told of it."""
+        if notes := self.moved(facts):
+            stored = {**self.facts(), **{key: facts[key] for key in (*MODELS, "command")}}
+            stored["run"] = {**stored["run"], "domain": facts["run"]["domain"]}
+            write_json(self.path / "run.json", self._relative(stored))
+        return notes
+
+    def again(self, step: int) -> list[str]:
+        """What is to be told of lines of the log after `step`, which are written again."""
+        last = self._logged()
+        return [f"steps {step + 1} to {last} of the log are done again"] if last > step else []
+
+    def relocate(self, teacher: str) -> None:
+        """Record that the teacher is in `teacher` now; the caller has compared digests."""
+        with locked(self.path):
+            stored = {**self.facts(), "teacher": str(Path(teacher).resolve())}
+            write_json(self.path / "run.json", self._relative(stored))
+
+    def _refuse_mixed(self) -> None:
+        """A ValueError where another run's model or averages lie in this folder."""
+        origin = origin_of(self.facts())
+        for path in (self.best, *sorted(self.averages.glob("step-*"))):
+            with suppress(Damaged):  # which is told where it is read
+                of_run(path, read_manifest(path), origin)
+
+    def note_saved(self, step: int) -> None:
+        """Record, at the first checkpoint that is whole on disk, that there was one."""
+        self.check()
+        stored = read_json(self.path / "run.json")
+        if "saved" not in stored:
+            write_json(self.path / "run.json", {**stored, "saved": step})
+
+    def _logged(self) -> int:
+        """The last step that the log tells of, 0 for none."""
+        steps = (line.get("step") for line in self.lines("log.jsonl"))
+        return max((step for step in steps if isinstance(step, int)), default=0)
+
+    def start_anew(self) -> list[str]:
+        """What is to be told where a run has no checkpoint to continue from.
+
+        A ValueError where it had one, and steps would be lost; a run that died before its first
+        starts anew, in words.
+        """
+        last = self._logged()
+        ended = f"the log ends at step {last}"
+        if saved := self.facts().get("saved"):
+            raise ValueError(
+                f"{self.checkpoints} holds no checkpoint, though one of step {saved} was written "
+                f"there ({ended}); put it back, or choose another --out folder to start anew"
+            )
+        if not last:
+            return []
+        return [f"no checkpoint was written yet, though {ended}: starting at step 1 again"]
 
     def refuse_foreign(self) -> None:
         """Refuse a folder that holds something but no run, other than runs in folders of it."""
         if (self.path / "run.json").exists() or not self.path.is_dir():
             return
-        ours = {"grids", ".lock", *(p.name for p in self.path.glob(TORN))}
+        torn = (path.name for pattern in TORN for path in self.path.glob(pattern))
+        ours = {"grids", ".lock", *torn}
         for name in sorted({p.name for p in self.path.iterdir()} - ours):
             if not (self.path / name / "run.json").exists():
                 raise ValueError(
@@ -111,42 +306,66 @@ class RunFolder:
                     "choose an empty folder with --out"
                 )
 
-    def continues(self, facts: Mapping[str, Any]) -> bool:
+    def continues(self, facts: Mapping[str, Any], places: Sequence[str] = ()) -> bool:
         """Whether the folder holds the beginning of the run `facts`; nothing is written.
 
+        places: fields of the run's domain that say where files are, whose digests are compared.
         A folder that holds another run, or something else, is refused: nothing is overwritten, but
         for a run that has taken no step, such as one that was refused at its first look.
         """
         self.refuse_foreign()
         if not (self.path / "run.json").exists():
             return False
-        begun = (
-            self.finished or (self.path / "log.jsonl").exists() or any(self.checkpoints.glob("*"))
-        )
         earlier = self.facts()
-        earlier["run"] = _filled(earlier["run"])
-        for key in ("run", "files", *MODELS):
-            if (earlier.get(key) or "") != (facts.get(key) or ""):
-                if not begun:
-                    return False
-                where = first_difference(earlier.get(key), facts.get(key), key)
-                raise ValueError(
-                    f"{self.path} is in use by a run with other settings ({where}); "
-                    "choose another folder with --out"
-                )
+        if earlier.get("format") != FORMAT or not isinstance(earlier.get("id"), str):
+            raise ValueError(
+                f"{self.path / 'run.json'} has format {earlier.get('format')!r}, or no id; this "
+                f"version of fewstep continues runs of format {FORMAT}: choose another --out"
+            )
+        left = (self.student, self.path / "log.jsonl", *self.checkpoints.glob("*"))
+        begun = "saved" in earlier or any(path.exists() for path in left)
+        if where := self._difference(earlier, facts, places):
+            if not begun:
+                return False
+            raise ValueError(
+                f"{self.path} is in use by a run with other settings ({where}); "
+                "choose another folder with --out"
+            )
         return True
 
-    def changes(self, environment: Mapping[str, str]) -> str:
-        """What bit-equality rests on and is not what it was: "torch was 2.12.0, now 2.13.0"."""
+    def _difference(
+        self, earlier: Mapping[str, Any], facts: Mapping[str, Any], places: Sequence[str]
+    ) -> str:
+        """The first difference between two runs in words; "" where they are one and the same."""
+        runs = _placeless(_filled(earlier["run"]), places), _placeless(facts["run"], places)
+        if runs[0] != runs[1]:
+            return first_difference(*runs, "run")
+        if (earlier.get("files") or {}) != (facts.get("files") or {}):
+            return first_difference(earlier.get("files"), facts.get("files"), "files")
+        old, new = earlier.get("digests") or {}, facts.get("digests") or {}
+        for key in sorted(old.keys() | new.keys()):
+            if key in old and key in new and old[key] != new[key]:
+                what = first_difference(old[key], new[key], f"digests.{key}")
+                place = facts.get(key) or "it"
+                return f"{place} no longer holds what the run was started with: {what}"
+            if old.get(key) != new.get(key):
+                both = (earlier, facts) if key in MODELS else (old, new)
+                return first_difference(both[0].get(key), both[1].get(key), key)
+        return ""
+
+    def changes(self, environment: Mapping[str, str]) -> list[str]:
+        """A sentence on what bit-equality rests on and is not what it was, if anything."""
         earlier = self.facts().get("environment", {})
-        return ", ".join(
+        changed = ", ".join(
             f"{key} was {earlier[key]}, now {environment[key]}"
             for key in ("fewstep", "python", "torch", "numpy", "device", "threads")
             if earlier.get(key, environment.get(key)) != environment.get(key)
         )
+        return [f"{changed}: the rest of the run may differ in the last bits"] if changed else []
 
     def append(self, name: str, line: Mapping[str, Any]) -> None:
         """Add one JSON line to `name`; all of it, or nothing where it fails."""
+        self.check()
         path = self.path / name
         size = path.stat().st_size if path.exists() else 0
         try:
@@ -172,36 +391,70 @@ class RunFolder:
         """Drop the lines of `name` after `step`: they will be written again."""
         kept = [json.dumps(line) for line in self.lines(name) if line.get("step", 0) <= step]
         if (self.path / name).exists():
+            self.check()
             write(self.path / name, "".join(f"{line}\n" for line in kept))
 
 
 @contextmanager
-def locked(path: Path, wait: bool = False) -> Iterator[None]:
+def locked(path: Path, wait: bool = False) -> Iterator[Hold]:
     """Hold the folder: a second process that wants it is refused; released even by a crash.
+
+    Two locks: on the folder itself, which nobody can delete and keep the folder, and on a file
+    .lock in it, for file systems that lock no folders (NFS).
 
     wait: it waits instead, as processes of a run do for a cache that the first of them fills.
     """
-    import fcntl
-
     try:
         path.mkdir(parents=True, exist_ok=True)
-        file = (path / ".lock").open("a")
     except OSError as error:
         raise ValueError(f"cannot write to {path}: {error.strerror}") from None
-    with file:
-        while True:
+    while True:
+        with ExitStack() as stack:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
+                hold = _lock(path, stack)
+            except BlockingIOError:
+                hold = None
             except OSError as error:
-                if not (wait and isinstance(error, BlockingIOError)):
-                    raise ValueError(
-                        f"{path} is in use by another process; wait for it, or choose another "
-                        "--out"
-                    ) from None
-            progress()
-            time.sleep(WAIT)
-        yield
+                raise ValueError(f"cannot write to {path}: {error.strerror}") from None
+            if hold is not None:
+                yield hold
+                return
+        if not wait:
+            raise ValueError(
+                f"{path} is in use by another process; wait for it, or choose another --out"
+            )
+        progress()
+        time.sleep(WAIT)
+
+
+def _lock(path: Path, stack: ExitStack) -> Hold | None:
+    """Both locks of a folder, kept by `stack`; None where it was exchanged meanwhile.
+
+    Raises BlockingIOError where another process has one of them.
+    """
+    import fcntl
+
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    stack.callback(os.close, handle)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError:  # a file system that locks no folders
+        pass
+    file = stack.enter_context((path / ".lock").open("a"))
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    hold = Hold(path, handle)
+    same = os.path.samestat((path / ".lock").stat(), os.fstat(file.fileno()))
+    return hold if same and hold.elsewhere() is None else None
+
+
+def _placeless(run: Any, places: Sequence[str]) -> Any:
+    """An encoded run without the fields of its domain that only say where files are."""
+    if not isinstance(run, dict) or not isinstance(run.get("domain"), dict):
+        return run
+    domain = {key: value for key, value in run["domain"].items() if key not in places}
+    return {**run, "domain": domain}
 
 
 def _filled(run: Any) -> Any:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,17 +19,18 @@ from torch import nn
 from fewstep import checkpoint, parallel
 from fewstep.core import Denoiser, Source
 from fewstep.environment import environment
+from fewstep.files import origin_of
 from fewstep.generator import Generator
 from fewstep.nets.recompute import has_blocks, recompute
 from fewstep.offload import Resting
 from fewstep.precision import hold, products
 from fewstep.recipes.run import Run
-from fewstep.run_folder import RunFolder, locked
+from fewstep.run_folder import FORMAT, MODELS, RunFolder, locked
 from fewstep.sample import FewStep
 from fewstep.session import Session
 from fewstep.sharding import copies, shard
 from fewstep.spec import encode, own_files
-from fewstep.teaching import load_teacher, loaded, notes_on, settled
+from fewstep.teaching import digests, load_teacher, loaded, notes_on, settled
 from fewstep.training import Record, State, divisible, train
 from fewstep.watch import Watch
 
@@ -218,9 +220,9 @@ def execute(
 
     parts: how many processes share a copy of every net; 0: all of them.
     """
-    folder, run = RunFolder(out), settled(run, teacher)
-    facts = {
-        "format": 1,
+    run = settled(run, teacher)
+    facts: dict[str, Any] = {
+        "format": FORMAT,
         "recipe": recipe,
         "run": encode(run),
         "distils": run.distils,
@@ -230,55 +232,88 @@ def execute(
         "command": command,
         "environment": environment(),
     }
-    if parallel.first(lambda: folder.continues(facts) and folder.finished):
-        yield Note(f"{out} is finished already")
-        return
-    yield from map(Note, notes_on(teacher))
-    work = replace(prepare(run, recipe, teacher, device, init), parts=parts)
+    places, folder = type(run.domain).places, RunFolder(out)
+    facts["digests"] = parallel.first(lambda: _digests(run, teacher, init, folder, facts))
+    if not facts["run"]["domain"].get("sha256"):
+        places = ()
     with ExitStack() as held:
 
-        def claim() -> tuple[bool, str]:
-            held.enter_context(locked(out))
-            return folder.open(facts), folder.changes(facts["environment"])
+        def claim() -> tuple[dict[str, Any], bool, list[str]]:
+            nonlocal folder
+            folder = RunFolder(out, held.enter_context(locked(out)))
+            stored, continues, notes = folder.open(facts, places)
+            return stored, continues, [*notes, *folder.changes(facts["environment"])]
 
-        continues, changes = parallel.first(claim)
-        if changes:
-            yield Note(f"{changes}: the rest of the run may differ in the last bits")
-        yield from _train(work, folder, continues)
+        if parallel.first(lambda: folder.continues(facts, places) and folder.complete()):
+            if parallel.first(lambda: folder.moved(facts)):
+                yield from map(Note, parallel.first(claim)[2])
+                yield from map(Note, parallel.first(lambda: folder.remember(facts)))
+            yield Note(f"{out} is finished already")
+            return
+        yield from map(Note, notes_on(teacher))
+        work = replace(prepare(run, recipe, teacher, device, init), parts=parts)
+        stored, continues, notes = parallel.first(claim)
+        yield from map(Note, notes)
+        folder, state = replace(folder, origin=origin_of(stored)), work.init()
+        if continues:
+            yield from map(Note, _continue(work, state, folder))
+            yield from map(Note, parallel.first(lambda: folder.remember(facts)))
+        yield from _train(work, state, folder)
 
 
-def _train(work: Work, folder: RunFolder, continues: bool) -> Iterator[Progress]:
+def _digests(
+    run: Run, teacher: str, init: str, folder: RunFolder, facts: dict[str, Any]
+) -> dict[str, Any]:
+    """Digests of what the run rests on; as recorded, for a finished run whose teacher is gone."""
+    try:
+        return digests(run, teacher, init)
+    except ValueError:
+        if not folder.finished or all(Path(facts[key]).exists() for key in MODELS if facts[key]):
+            raise
+        stored = folder.facts()
+        if any(stored.get(key) != facts[key] for key in MODELS):
+            raise
+        return dict(stored.get("digests") or {})
+
+
+def _train(work: Work, state: State, folder: RunFolder) -> Iterator[Progress]:
     """The same on every rank."""
-    run, state = work.run, work.init()
-    if continues:
-        yield from map(Note, _continue(work, state, folder))
+    run, folder = work.run, folder.anchored()
     watch = Watch(run, folder, work.teacher, work.source)
-    with checkpoint.Writer(folder.checkpoints, run.method) as writer:
+    told = (folder.origin, folder.check, folder.note_saved)
+    with checkpoint.Writer(folder.checkpoints, run.method, *told) as writer:
         session = Session(run, folder, work.teacher, state, watch, writer)
         session.begin()
         try:
             for record in () if session.ended else work.records(state):
-                yield from map(Note, session.after(record))
+                yield from (Note(folder.readable(text)) for text in session.after(record))
                 parallel.alive()
                 yield Step(record.step, run.steps, record.images, record.logs)
                 if session.ended:
                     break
+            session.finish()
         except GeneratorExit:
             session.stop()
             raise
-        session.finish()
+        except OSError as error:
+            where = folder.readable(str(error.filename2 or error.filename or ""))
+            why = error.strerror or folder.readable(str(error))
+            raise OSError(error.errno, why, where) if where else OSError(why) from error
 
 
 def _continue(work: Work, state: State, folder: RunFolder) -> list[str]:
     """Load the newest sound checkpoint that rank 0 finds on every rank; what is to be told."""
     run = work.run
-    optim = run.optims(state.nets)
+    same = (state, run.method, run.optims(state.nets), folder.origin)
 
     def newest() -> tuple[str, list[str]]:
-        found, notes = checkpoint.resume(folder.checkpoints, state, run.method, optim)
-        return str(found or ""), notes
+        found, notes = checkpoint.resume(folder.checkpoints, *same)
+        if found is None:
+            return "", folder.start_anew()
+        began = f"continuing from step {state.step} of {run.steps}"
+        return str(found), [*notes, began, *folder.again(state.step)]
 
     path, notes = parallel.first(newest)
     if path and parallel.rank():
-        checkpoint.load(Path(path), state, run.method, optim)
-    return [*notes, *([f"continuing from step {state.step} of {run.steps}"] if path else [])]
+        checkpoint.load(Path(path), *same)
+    return notes

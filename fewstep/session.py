@@ -19,7 +19,7 @@ from fewstep.recipes.run import Run
 from fewstep.run_folder import RunFolder
 from fewstep.spec import encode
 from fewstep.student import save_model
-from fewstep.teaching import base_weights
+from fewstep.teaching import base_weights, teacher_of
 from fewstep.training import Diverged, Record, State
 from fewstep.watch import Watch
 
@@ -42,7 +42,9 @@ class Session:
     def begin(self) -> None:
         """From the state as it is: step 0, or what a checkpoint held."""
         run, state = self.run, self.state
-        self.averages = Averages(run.power, self.folder.averages, state, run.method.output)
+        self.averages = Averages(
+            run.power, self.folder.averages, state, run.method.output, self.folder.origin
+        )
         seen = self.watch.begin(state)
         if run.best.metric and not state.step:  # a metric that is not there is refused at once
             parallel.first(lambda: [] if seen is None else run.best.judged(seen, [], 0))
@@ -50,10 +52,24 @@ class Session:
         self.ended = run.best.over(state.memory)
 
     def after(self, record: Record) -> list[str]:
-        """All that follows a step; what is to be told. `ended` says whether it was the last."""
+        """All that follows a step; what is to be told. `ended` says whether it was the last.
+
+        A ValueError where the folder was moved or removed: after all that belongs to this step
+        was done and saved where the folder is now, if it is anywhere.
+        """
+        run, due = self.run, (self.run.save_every, self.run.draw_every, self.watch.every)
+        written = record.step == run.steps or any(record.step % every == 0 for every in due)
+        moved = self._moved() if written else ""
+        notes = self._after(record)
+        if moved:
+            self.stop()
+        return notes
+
+    def _after(self, record: Record) -> list[str]:
         run, state, notes = self.run, self.state, []
         last = record.step == run.steps
         regular = record.step % run.save_every == 0 or last
+        looks = record.step % run.draw_every == 0 or last
         if regular or record.step % COMPARED == 0:
             checkpoint.compare(state)
         self.averages.update(state)
@@ -61,7 +77,7 @@ class Session:
             notes += self._spiked(far)
             if state.step < record.step:
                 return notes
-        looks, seen = record.step % run.draw_every == 0 or last, None
+        seen = None
         try:
             self.watch.log(record)
             if looks:
@@ -77,16 +93,33 @@ class Session:
 
     def save(self, regular: bool) -> list[str]:
         """Begin to store the present step; `regular`: an undisturbed run would do so too."""
-        self.averages.save(self.state, regular)
+        self.averages.save(self.state, regular, self.folder.check)
         self.saved = self.state.step
         return self.writer.save(self.state, self._spared())
 
+    def _moved(self) -> str:
+        """What is to be said where the folder is elsewhere now, else ""; writing follows it.
+
+        A ValueError where it is nowhere, or where run.json is not the run's any more.
+        """
+
+        def where() -> str | None:
+            self.folder.check()
+            return self.folder.elsewhere()
+
+        now = parallel.first(where)
+        return "" if now is None else self.folder.gone(now)
+
     def stop(self) -> None:
-        """Save what is not saved yet."""
+        """Save what is not saved yet; a ValueError, then, where the folder was moved."""
+        moved = self._moved()
         checkpoint.compare(self.state)
         if self.state.step > self.saved:
             self.save(regular=False)
+        if moved:
             self.writer.finish()
+            raise ValueError(moved)
+        self.writer.finish()
 
     def _spared(self) -> Callable[[int], bool]:
         """Of which steps a checkpoint is not deleted when newer ones are there."""
@@ -120,6 +153,8 @@ class Session:
 
     def finish(self) -> None:
         """Wait for the last checkpoint, then write the finished model."""
+        if self._moved():
+            self.stop()
         self.writer.finish()
         if failed := self._store(self.folder.student, {}):
             raise OSError(failed)
@@ -147,9 +182,10 @@ class Session:
         if run.lora is not None and self.teacher is not None:
             adapters, base = weights, self.teacher.denoiser.state_dict()
             if run.frozen == "bf16":  # those that were read, not what they are held as
-                base = base_weights(run.lora, self.folder.facts()["teacher"])
+                base = base_weights(run.lora, teacher_of(self.folder))
             weights, card = run.lora.merged(base, adapters), {**card, "lora": encode(run.lora)}
-        save_model(target, weights, run.model, run.method.sampler, card, adapters)
+        origin = (self.folder.origin, self.folder.check)
+        save_model(target, weights, run.model, run.method.sampler, card, adapters, *origin)
 
     def _spiked(self, names: list[str]) -> list[str]:
         """Keep the checkpoint from before; go back to it if the run says so."""
@@ -180,10 +216,15 @@ class Session:
             )
         self.writer.finish()
         path = checkpoint.place(self.folder.checkpoints, step)
-        checkpoint.load(path, state, run.method, run.optims(state.nets))
+        checkpoint.load(path, state, run.method, run.optims(state.nets), self.folder.origin)
         state.drawn = drawn
         state.memory |= {"kept": kept, "rollbacks": [times]}
         self.begin()
         self.save(regular=True)
         self.writer.finish()
-        parallel.first(lambda: checkpoint.forget_after(self.folder.checkpoints, step))
+
+        def forget() -> None:
+            self.folder.check()
+            checkpoint.forget_after(self.folder.checkpoints, step)
+
+        parallel.first(forget)

@@ -9,7 +9,8 @@ is used. Teachers trained here are stored the same way.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,9 @@ from fewstep.checkpoint import load_weights
 from fewstep.core import Method, Sampler
 from fewstep.files import (
     Damaged,
+    nothing,
+    of_run,
+    origin_of,
     pack,
     read_folder,
     read_json,
@@ -50,10 +54,13 @@ def save_model(
     sampler: Sampler,
     card: Mapping[str, Any],
     adapters: Mapping[str, Tensor] = {},
+    origin: Mapping[str, Any] = {},
+    check: Callable[[], None] = nothing,
 ) -> None:
     """Write a finished folder; `weights` are a state dict of `model.build()`, of any type.
 
     adapters: what was trained of them, if they are merged (see `fewstep.lora`): lora.safetensors.
+    origin: the run that made it (see `fewstep.files.of_run`); check: as of `write_folder`.
     """
     description = {"model": encode(model), "sampler": encode(sampler), "card": dict(card)}
     files = {
@@ -62,7 +69,8 @@ def save_model(
     }
     if adapters:
         files["lora.safetensors"] = pack(adapters)
-    write_folder(folder, files, {"kind": KIND})
+    told = {"origin": dict(origin)} if origin else {}
+    write_folder(folder, files, {"kind": KIND, **told}, check)
 
 
 def load_student(folder: Path | str, device: torch.device | str = "cpu") -> Generator:
@@ -89,6 +97,12 @@ def stored_model(folder: Path | str) -> Model:
     return model
 
 
+def stored_card(folder: Path | str) -> dict[str, Any]:
+    """What a finished folder tells of its origin."""
+    card = _description(finished(folder)).get("card")
+    return card if isinstance(card, dict) else {}
+
+
 def stored_digest(folder: Path | str) -> str:
     """SHA-256 of the weights, as the manifest says; `load_student` refuses others."""
     folder = finished(folder)
@@ -103,10 +117,15 @@ def _of_model(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
 
 
 def finished(folder: Path | str) -> Path:
-    """`folder`, or the finished model in the run folder that it is."""
+    """`folder`, or the finished model in the run folder that it is, if that run has made it."""
     folder = Path(folder)
     if (folder / "student" / "manifest.json").is_file():
-        folder = folder / "student"
+        run, folder = folder, folder / "student"
+        stored = read_manifest(folder)
+        with suppress(Damaged):  # a model by itself is whole without its run
+            facts = read_json(run / "run.json")
+            if "origin" in stored:  # one that was put there by hand is of no run
+                of_run(folder, stored, origin_of(facts))
     if not folder.exists():
         raise Damaged(f"there is no file or folder {folder}")
     if not (folder / "manifest.json").is_file():

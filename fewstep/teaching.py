@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +15,11 @@ from fewstep.generator import Generator
 from fewstep.lora import LoRA, recorded
 from fewstep.model import Model, OfTeacher
 from fewstep.pipelines.folder import is_pipeline, open_folder, refuse_single_file
-from fewstep.pipelines.load import describe, dressed
+from fewstep.pipelines.load import describe, dressed, root
 from fewstep.pipelines.load import load as load_pipeline
 from fewstep.recipes.run import Domain, Run
-from fewstep.student import stored_digest
+from fewstep.run_folder import RunFolder, first_difference
+from fewstep.student import stored_card, stored_digest
 from fewstep.teachers import convert
 
 
@@ -54,6 +56,58 @@ def digest_of(path: Path | str) -> str:
         return digest(Path(path)) if Path(path).is_file() else stored_digest(path)
     files = (f"{file.name} {digest(file)}" for file in open_folder(path).weights())
     return hashlib.sha256("\n".join(files).encode()).hexdigest()
+
+
+def digests_of(path: Path | str) -> dict[str, str]:
+    """Digests of all that what `opened` gives computes with.
+
+    Its weights; of a pipeline, and of its students, the text encoders and the VAE too. What the
+    folder says of the network is part of a run's settings.
+    """
+    found = {"weights": digest_of(path)}
+    if is_pipeline(path):
+        folder = open_folder(path)
+        return found | {"text": folder.text_digest, "vae": folder.vae_digest}
+    told = {} if Path(path).is_file() else root(stored_card(path))
+    return found | {key: str(told[key]) for key in ("text", "vae") if key in told}
+
+
+def digests(run: Run, teacher: str, init: str) -> dict[str, Any]:
+    """Digests of all files that a `settled` run rests on, but for its data and its code.
+
+    Those of the data are in the run itself, those of code files beside it.
+    """
+    models = {"teacher": teacher if run.distils else "", "init": init}
+    found: dict[str, Any] = {key: digests_of(path) for key, path in models.items() if path}
+    return found | run.domain.digests()
+
+
+def teacher_of(folder: RunFolder, moved: str = "") -> str:
+    """Where the teacher of a run is, which is the one that it was started with; "" for none.
+
+    moved: where a person says that it is now, which is recorded. A ValueError where it is gone,
+    or is another one.
+    """
+    facts = folder.facts()
+    where = moved or facts.get("teacher") or ""
+    known = (facts.get("digests") or {}).get("teacher")
+    if not where or known is None:
+        return str(where)
+    try:
+        found = digests_of(where)
+    except (ValueError, OSError) as error:
+        raise ValueError(
+            f"the teacher of {folder.path} cannot be read ({error}); if it was moved, say where "
+            "it is with --teacher"
+        ) from None
+    if found != known:
+        raise ValueError(
+            f"{where} no longer holds the teacher of {folder.path} "
+            f"({first_difference(known, found, 'digests')}); say where it is with --teacher"
+        )
+    if moved:
+        folder.relocate(moved)
+    return str(where)
 
 
 def loaded(path: str, device: torch.device | str = "cpu") -> Generator:

@@ -87,6 +87,7 @@ class Watch:
             name = f"step-{state.step:08d}.png"
             decode = (lambda x: x) if self.teacher is None else self.teacher.decode
             pictures = torch.cat([decode(piece).cpu() for piece in x[:few].split(part)])
+            self.folder.check()
             write(self.folder.grids / name, png(grid(pictures[:shown], columns=10)))
             if judge is not None:
                 n = len(judge.prompts)

@@ -52,6 +52,7 @@ def outcome(folder: Path) -> dict[str, Any]:
     """What a finished run left: digests of nets, average, optimisers and model; counters; log."""
     run = RunFolder(folder)
     newest = read_folder(checkpoint.find(run.checkpoints)[-1])
+    newest.pop("origin")  # each run has an id of its own
     lines = [{k: v for k, v in line.items() if k != "seconds"} for line in run.lines("log.jsonl")]
     student = read_folder(run.student)["sha256"]["model.safetensors"]
     return {"checkpoint": newest, "student": student, "log": lines}

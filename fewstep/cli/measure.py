@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from fewstep.cli.parser import GUIDANCE, VAE, fail, verb_parser
+from fewstep.cli.parser import GUIDANCE, TEACHER, VAE, fail, verb_parser
 from fewstep.cli.prompted import Asked, evaluate_prompts
 from fewstep.cli.protocol import evaluate_protocol, make_stats
-from fewstep.cli.work import measured, table
+from fewstep.cli.work import found_again, measured, table
 
 FEATURES = (
     "Inception's weights, a DINOv2 folder, or my_file.py:Name (default: what "
@@ -25,6 +25,7 @@ def evaluate(args: list[str]) -> int:
         "with --prompts a model that takes prompts, by CLIP score, diversity and the same.",
     )
     parser.add_argument("run", type=Path, help="a run folder; with --protocol any model's folder")
+    parser.add_argument("--teacher", default="", help=TEACHER)
     parser.add_argument("--samples", type=int, help="a draw (default: 5000; fid50k: 50000)")
     parser.add_argument("--draws", type=int, help="sets of samples (default: 3; --prompts: 1)")
     parser.add_argument("--protocol", choices=["fid50k"], help="see docs/evaluation.md")
@@ -48,6 +49,8 @@ def evaluate(args: list[str]) -> int:
     group.add_argument("--guidance", type=float, help=GUIDANCE)
     group.add_argument("--device", help="such as cuda or mps (default: cpu)")
     own = parser.parse_args(args)
+    if own.teacher:
+        found_again(own.run, own.teacher)
     if own.prompts:
         return _prompted(own)
     for flag in ("clip", "side"):

@@ -12,6 +12,7 @@ from typing import Any, Literal, NoReturn
 from fewstep.cli import spelling
 
 GUIDANCE = "scale of classifier-free guidance, of a teacher: such as 7.5 (default: 1, none)"
+TEACHER = "where the run's teacher is now, if it was moved: checked by digest, and recorded"
 VAE = "folder of the autoencoder that decodes latents (default: what FEWSTEP_VAE names)"
 
 

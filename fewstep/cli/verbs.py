@@ -7,8 +7,8 @@ from argparse import ArgumentParser
 from pathlib import Path
 
 from fewstep.cli.display import say
-from fewstep.cli.parser import GUIDANCE, VAE, fail, printable, verb_parser
-from fewstep.cli.work import demonstrate, like_teacher, perform
+from fewstep.cli.parser import GUIDANCE, TEACHER, VAE, fail, printable, verb_parser
+from fewstep.cli.work import demonstrate, found_again, like_teacher, perform
 from fewstep.shell import command_line
 
 
@@ -182,9 +182,12 @@ def report(args: list[str]) -> int:
     text = "Write report.html, one self-contained page, into a run folder."
     parser = verb_parser("report", text)
     parser.add_argument("run", type=Path, help="a run folder")
+    parser.add_argument("--teacher", default="", help=TEACHER)
     own = parser.parse_args(args)
     from fewstep.report.page import write_report
 
+    if own.teacher:
+        found_again(own.run, own.teacher)
     print(write_report(own.run))
     return 0
 
@@ -275,9 +278,12 @@ def ema(args: list[str]) -> int:
         "--sigma-rel", type=float, required=True, help="length as a part of the training: 0.13"
     )
     parser.add_argument("--out", type=Path, required=True, help="the folder, new or empty")
+    parser.add_argument("--teacher", default="", help=TEACHER)
     own = parser.parse_args(args)
     from fewstep.posthoc import write
 
+    if own.teacher:
+        found_again(own.run, own.teacher)
     say(write(own.run, own.sigma_rel, own.out))
     print(own.out)
     return 0

@@ -20,13 +20,14 @@ from fewstep.cli.display import Bar, Stop, say, stopping
 from fewstep.eval.evaluate import Yardstick, evaluate, real_scores
 from fewstep.files import read_json, write_json
 from fewstep.generator import Generator
+from fewstep.pipelines.hub import local
 from fewstep.preparation import heard, told
 from fewstep.recipes.run import Domain, Run
 from fewstep.run_folder import RunFolder
 from fewstep.runner import Note, Progress, Step, execute, prepare
 from fewstep.spec import decode, encode
 from fewstep.student import load_student
-from fewstep.teaching import load_teacher, model_of, settled
+from fewstep.teaching import load_teacher, model_of, settled, teacher_of
 
 Metrics = dict[str, dict[str, float]]
 NO_TEACHER = "what it costs is known with a teacher: pass --teacher too"
@@ -129,6 +130,11 @@ def _preparing(stop: Stop, bar: Bar, what: str, done: int, total: int) -> None:
         bar.beside(what, done, total)
 
 
+def found_again(run: Path, teacher: str) -> None:
+    """Record where the teacher of the run folder `run` is now; a ValueError if it is another."""
+    teacher_of(RunFolder(run), local(teacher))
+
+
 def measured(path: Path, samples: int, draws: int) -> Metrics:
     """Measure the run in `path`, its teacher and real data; writes and returns metrics.json."""
     folder = RunFolder(path)
@@ -143,7 +149,7 @@ def measured(path: Path, samples: int, draws: int) -> Metrics:
             "'fewstep report' shows what it makes"
         )
     models = {"student" if facts.get("distils", True) else "teacher": load_student(path)}
-    if "student" in models and (teacher := load_teacher(domain, facts.get("teacher", ""))):
+    if "student" in models and (teacher := load_teacher(domain, teacher_of(folder))):
         models = {"teacher": teacher, **models}
     metrics: Metrics = {"real": real_scores(yardstick)}
     for role, model in models.items():

@@ -33,6 +33,7 @@ class Captions(Prompted):
     """Pictures with captions from a folder with a metadata.jsonl."""
 
     example: ClassVar[str] = "Captions('FOLDER')"
+    places: ClassVar[tuple[str, ...]] = ("folder", "cache", "clip")
     folder: str = ""
     """See fewstep.data.captions."""
     cache: str = ""

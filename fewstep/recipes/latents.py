@@ -6,6 +6,7 @@ fewstep distill sida_edm2_xs --domain "LatentMoments('img512-sd.zip')" ...
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from fewstep.core import Source
 from fewstep.data.latents import Moments, latents_of
@@ -19,6 +20,7 @@ from fewstep.recipes.run import Domain
 class LatentMoments(Domain):
     """Means and deviations of latents on disk (`fewstep.data.latents`), for training."""
 
+    places: ClassVar[tuple[str, ...]] = ("path",)
     path: str = ""
     """A .zip; empty: none at hand, for data-free methods alone."""
     labels: bool = True

@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 
@@ -39,6 +40,7 @@ def _path() -> str:
 class Mnist(Domain):
     """MNIST in the file `path`: 60,000 digits to train on, measured against the 10,000 others."""
 
+    places: ClassVar[tuple[str, ...]] = ("path",)
     path: str = field(default_factory=_path)
     """The .npz file; by default what the environment variable FEWSTEP_MNIST says, else mnist.npz
     in the working folder."""

@@ -6,7 +6,7 @@ fewstep train digits_teacher --domain "Pictures('my.zip', flip=True)" ...
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from torch import Tensor
 
@@ -24,6 +24,7 @@ from fewstep.recipes.run import Domain
 class Pictures(Domain):
     """Pictures on disk, for training. There is no measure of how good samples of them are."""
 
+    places: ClassVar[tuple[str, ...]] = ("path",)
     path: str = ""
     """A folder, .zip or .npz; empty: none at hand, for data-free methods alone."""
     resolution: int = 0

@@ -25,6 +25,8 @@ class Domain(ABC):
 
     example: ClassVar[str] = ""
     """How it is written on a command line, where it has to name a file."""
+    places: ClassVar[tuple[str, ...]] = ()
+    """Fields that only say where files are, which the domain's digests tell apart."""
 
     @abstractmethod
     def source(self, model: Model, data_free: bool) -> Source:
@@ -37,6 +39,10 @@ class Domain(ABC):
     def settled(self) -> Domain:
         """The domain as a run records it; what names files may add their digests."""
         return self
+
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of files that decide a run and are not its data, by what they are."""
+        return {}
 
     def yardstick(self) -> Yardstick | None:
         """How samples of this domain are measured; None where nothing measures them."""

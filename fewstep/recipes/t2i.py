@@ -82,13 +82,22 @@ class Prompted(Domain):
 
     def settled(self) -> Domain:
         """Refuses a folder without a CLIP in it, before anything is loaded."""
+        self._judging()
+        return self
+
+    def _judging(self) -> Path | None:
+        """The file that says how looks are judged: weights, or code; a ValueError if none does."""
         file, _, name = self.clip.rpartition(":")
         if file.endswith(".py"):
             if not Path(file).is_file():
                 raise ValueError(f"there is no file {file} with {name} in it")
-        elif self.clip:
-            weights_of(Path(self.clip))
-        return self
+            return Path(file)
+        return weights_of(Path(self.clip)) if self.clip else None
+
+    def digests(self) -> dict[str, str]:
+        """That of the CLIP, which can end a run."""
+        file = self._judging()
+        return {} if file is None else {"clip": digest(file)}
 
     def judge(self) -> Judge | None:
         if not self.clip:
@@ -102,6 +111,7 @@ class Prompts(Prompted):
     """Prompts from a file, and no pictures."""
 
     example: ClassVar[str] = "Prompts('prompts.txt')"
+    places: ClassVar[tuple[str, ...]] = ("file", "cache", "clip")
     file: str = "prompts.txt"
     """.txt, .jsonl, .csv or .parquet (see fewstep.data.prompts)."""
     cache: str = ""

@@ -25,9 +25,11 @@ from fewstep.recipes.run import Domain
 from fewstep.report.findings import Findings, number
 from fewstep.report.grid import grid, png, scatter
 from fewstep.report.plots import moments
+from fewstep.run_folder import RunFolder
 from fewstep.spec import decode
 from fewstep.student import load_student
 from fewstep.teachers.convert import open_model
+from fewstep.teaching import teacher_of
 
 COLUMNS, ROWS, POINTS = 10, 10, 2000
 LOOK_COLUMNS, LOOK_ROWS = 10, (2, 8)
@@ -144,7 +146,9 @@ def _teacher(f: Findings, domain: Domain | None) -> dict[str, Generator]:
             f"sampling a pipeline takes many calls a picture; 'fewstep sample {where} --prompts "
             "...' does"
         )
-    exact = open_model(where) if where else domain.exact() if domain else None
+    exact = (
+        open_model(teacher_of(RunFolder(f.path))) if where else domain.exact() if domain else None
+    )
     return {} if exact is None else {"teacher": exact}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,3 +38,13 @@ def tree(folder: Path) -> dict[str, bytes | None]:
     """Everything below a folder; None for folders."""
     paths = sorted(folder.rglob("*"))
     return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in paths}
+
+
+def bits(folder: Path) -> dict[str, bytes | None]:
+    """The same but for which run wrote it: what two runs of one command have in common."""
+    found = tree(folder)
+    for name, data in found.items():
+        if name.endswith("manifest.json") and data is not None:
+            facts = {k: v for k, v in json.loads(data).items() if k not in ("origin", "self")}
+            found[name] = json.dumps(facts).encode()
+    return found

@@ -16,7 +16,7 @@ from fewstep.recipes.run import Run
 from fewstep.runner import Step, execute
 from fewstep.spec import encode, parse
 from fewstep.student import load_student
-from tests.end_to_end.command import TEACH, fewstep
+from tests.end_to_end.command import TEACH, bits, fewstep
 from tests.test_docs import ROOT, follow
 
 KEEP = ("--power.sigma-rel", "0.05", "0.1", "--save-every", "5")
@@ -57,9 +57,7 @@ def test_a_continued_run_stores_the_same_averages() -> None:
     for folder in ("a", "b"):
         names = [p.name for p in sorted(Path(folder, "averages").iterdir())]
         assert names == [f"step-{step:08d}" for step in range(5, 31, 5)]
-    for path in Path("a/averages").rglob("*"):
-        if path.is_file():
-            assert path.read_bytes() == Path("b", path.relative_to("a")).read_bytes()
+    assert bits(Path("a/averages")) == bits(Path("b/averages"))
     student = Path("student/model.safetensors")
     assert (Path("a") / student).read_bytes() == (Path("b") / student).read_bytes()
     assert (Path("a") / student).read_bytes() == (Path("c") / student).read_bytes()

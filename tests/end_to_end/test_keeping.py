@@ -15,7 +15,7 @@ from fewstep.data.source import Latents
 from fewstep.files import unpack
 from fewstep.student import load_student
 from fewstep.watch import Watch
-from tests.end_to_end.command import Result, fewstep, tree
+from tests.end_to_end.command import Result, bits, fewstep
 from tests.end_to_end.test_cli import interrupt
 from tests.picture_files import as_folder, encoded, noise
 
@@ -64,7 +64,7 @@ def test_the_best_and_every_eighth_are_kept(monkeypatch: pytest.MonkeyPatch) -> 
     assert stops(monkeypatch, (*RUN, *BEST, *keep, "--out", "b"), 7, 8, 17).code == 0
     assert names("a") == [8, 16, 20, 24]
     for folder in ("best", "student"):
-        assert tree(Path("a", folder)) == tree(Path("b", folder))
+        assert bits(Path("a", folder)) == bits(Path("b", folder))
     made = unpack(Path("a/best/model.safetensors"))
     then = unpack(Path("a/checkpoints/step-00000016/average.safetensors"))
     assert made.keys() == then.keys()
@@ -88,12 +88,12 @@ def test_a_run_ends_when_no_look_is_better(monkeypatch: pytest.MonkeyPatch) -> N
     assert (load_student("a").card["steps"], load_student("a/best").card["steps"]) == (14, 8)
     assert stops(monkeypatch, (*flags, "--out", "b"), 5, 13).code == 0
     for folder in ("best", "student", "checkpoints/step-00000014"):
-        assert tree(Path("a", folder)) == tree(Path("b", folder))
+        assert bits(Path("a", folder)) == bits(Path("b", folder))
     assert "finished already" in fewstep(*flags, "--out", "a").err
     (Path("a/student") / "manifest.json").unlink()  # it died just then
     again = fewstep(*flags, "--out", "a")
     assert "continuing from step 14 of 24" in again.err
-    assert tree(Path("a/student")) == tree(Path("b/student"))
+    assert bits(Path("a/student")) == bits(Path("b/student"))
 
 
 def test_a_metric_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,10 +154,10 @@ def test_the_checkpoint_before_a_spike_is_kept(monkeypatch: pytest.MonkeyPatch) 
     assert told.endswith("left the usual range at step 14; the checkpoint of step 12 is kept")
     assert names("a") == [12, 20, 24]
     stops(monkeypatch, (*RUN, *QUIET, "--out", "b"), 9, 15, 16)
-    assert tree(Path("a/checkpoints")) == tree(Path("b/checkpoints"))
+    assert bits(Path("a/checkpoints")) == bits(Path("b/checkpoints"))
     assert fewstep(*RUN, "--draw-every", "24", "--spikes.limit", "inf", "--out", "c").code == 0
     assert names("c") == [20, 24]
-    assert tree(Path("a/student")) == tree(Path("c/student"))
+    assert bits(Path("a/student")) == bits(Path("c/student"))
 
 
 def test_a_run_goes_back_before_a_spike(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,7 +181,7 @@ def test_a_run_goes_back_before_a_spike(monkeypatch: pytest.MonkeyPatch) -> None
     assert (newest["memory"]["kept"], newest["memory"]["rollbacks"]) == ([12.0], [1.0])
     stops(monkeypatch, (*flags, "--out", "b"), 15, 13, 14)
     for folder in ("student", "checkpoints", "averages"):
-        assert tree(Path("a", folder)) == tree(Path("b", folder)), folder
+        assert bits(Path("a", folder)) == bits(Path("b", folder)), folder
 
 
 def test_a_spike_that_recurs_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,4 +219,4 @@ def test_a_picture_that_vanishes_stops_the_run(monkeypatch: pytest.MonkeyPatch) 
     assert "3.png" in done.err.splitlines()[-1]
     Path("3.png").rename("set/3.png")
     assert "continuing from step 4 of 8" in fewstep(*train, "--out", "b").err
-    assert tree(Path("a/student")) == tree(Path("b/student"))
+    assert bits(Path("a/student")) == bits(Path("b/student"))

@@ -185,10 +185,12 @@ def test_an_interrupted_evaluation_continues(place: Path) -> None:
 
 def test_another_model_in_the_same_folder_is_measured_anew(place: Path) -> None:
     few = (*SHORT[2:], "--samples", "20", "--runs", "1")
-    assert fewstep("evaluate", "runs/sid", *few).code == 0
-    shutil.rmtree("runs/sid/student")
-    shutil.copytree("runs/teacher/student", "runs/sid/student")
-    done = fewstep("evaluate", "runs/sid", *few)
+    shutil.copytree("runs/sid/student", "model")
+    assert fewstep("evaluate", "model", *few).code == 0
+    for name in ("model.json", "model.safetensors", "manifest.json"):
+        shutil.copy(f"runs/teacher/student/{name}", "model")
+    done = fewstep("evaluate", "model", *few)
+    assert done.code == 0
     assert "parts are there" not in done.err
     direct = fewstep("evaluate", "runs/teacher/student", *few)  # any model's folder
     assert direct.out == done.out

@@ -20,6 +20,7 @@ pytest.importorskip("diffusers")
 from fewstep.pipelines.load import load
 from fewstep.student import load_student
 from tests.end_to_end.command import fewstep, tree
+from tests.end_to_end.test_cli import interrupt
 from tests.pipelines import tiny
 
 TEXTS = ["a red cube", "a blue ball", "the small ball"]
@@ -163,6 +164,49 @@ def test_prompts_that_changed_are_another_run(home: Path) -> None:
     done = fewstep(*DISTIL, "--steps", "1", "--out", "run")
     assert done.code == 2
     assert "in use by a run with other settings (run.domain.sha256 was" in done.err
+
+
+def test_a_pipeline_and_prompts_may_move(
+    trained: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run is told by digests: the file by its absolute path, pipeline and cache elsewhere."""
+    with monkeypatch.context() as patch:
+        interrupt(patch, 2, 15)
+        assert fewstep(*DISTIL, "--out", "cut").code == 75
+    Path("new").mkdir()
+    Path("pipe").rename("new/pipe")
+    Path("prompts.txt").rename("new/p.txt")
+    domain = f"Prompts('{home}/new/p.txt', cache='{home}/new/cache')"
+    moved = ["distill", "t2i", "--teacher", "new/pipe", "--domain", domain, *DISTIL[6:]]
+    done = fewstep(*moved, "--out", "cut")
+    assert done.code == 0, done.err
+    assert "continuing from step 2 of 4" in done.err
+    weights = "student/model.safetensors"
+    assert (home / "cut" / weights).read_bytes() == (trained / "run" / weights).read_bytes()
+    facts = json.loads(Path("cut/run.json").read_text())
+    assert facts["teacher"] == str(home / "new/pipe")
+    assert facts["run"]["domain"]["file"] == f"{home}/new/p.txt"
+
+
+@pytest.mark.parametrize(
+    ("part", "said"), [("unet", "weights"), ("text_encoder", "text"), ("vae", "vae")]
+)
+def test_another_part_in_its_place_is_another_teacher(
+    part: str, said: str, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each part that a run rests on, of the same shapes under the same name."""
+    with monkeypatch.context() as patch:
+        interrupt(patch, 2, 15)
+        assert fewstep(*DISTIL, "--out", "cut").code == 75
+    (path,) = Path("pipe", part).glob("*.safetensors")
+    state = load_file(path)
+    save_file({name: t + 0.01 for name, t in state.items()}, path, {"format": "pt"})
+    before = tree(home / "cut")
+    done = fewstep(*DISTIL, "--out", "cut")
+    assert done.code == 2
+    assert f"{home / 'pipe'} no longer holds what the run was started with" in done.err
+    assert f"digests.teacher.{said} was " in done.err
+    assert tree(home / "cut") == before
 
 
 def test_a_teacher_of_another_prediction_is_refused_before_training(home: Path) -> None:
