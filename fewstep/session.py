@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fewstep import checkpoint, parallel
 from fewstep.generator import Generator
+from fewstep.pictures import NotFinite
 from fewstep.posthoc import Averages
 from fewstep.recipes.run import Run
 from fewstep.run_folder import RunFolder
@@ -68,6 +69,8 @@ class Session:
                 seen = self.watch.look(state)
         except OSError as error:
             notes.append(f"step {record.step} is not in the log: {error}")
+        except NotFinite as error:
+            notes.append(f"step {record.step} has no pictures: {error}")
         if looks and run.best.metric:
             notes += self._judge(seen)
         self.ended = last or run.best.over(state.memory)

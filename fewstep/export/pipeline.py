@@ -24,6 +24,7 @@ from fewstep.export.program import Given
 from fewstep.export.schedulers import stock_scheduler
 from fewstep.files import read_json, write, write_json
 from fewstep.generator import Generator
+from fewstep.pictures import finite
 from fewstep.pipelines.adapter import Adapter
 from fewstep.pipelines.folder import NEVER_LOADED, PipelineFolder
 from fewstep.pipelines.load import dressed, origin
@@ -170,7 +171,7 @@ def against(pipe: Any, student: Generator, prompt: str = "a small red cube") -> 
     assert speaking.text is not None
     cond = speaking.text([prompt])
     draws = Given(torch.zeros(1, dtype=torch.int64), noises=tuple(noises))
-    ours = student.sampler(student.denoiser, z, cond, draws)
+    ours = finite(student.sampler(student.denoiser, z, cond, draws))
     return float((theirs - ours).abs().max() / ours.abs().max())
 
 

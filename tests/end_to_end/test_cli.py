@@ -21,9 +21,10 @@ from PIL import Image
 import fewstep as package
 from fewstep.cli import VERBS
 from fewstep.nets.mlp import MLP
+from fewstep.pictures import to_uint8
 from fewstep.recipes import digits as recipes
 from fewstep.recipes.score_identity import RECIPES
-from fewstep.report.grid import grid, to_uint8
+from fewstep.report.grid import grid
 from fewstep.spec import decode
 from fewstep.student import load_student
 from fewstep.times import LogNormal
