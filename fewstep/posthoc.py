@@ -23,6 +23,7 @@ from fewstep.ema_power import PowerEMA, beta, combination, gamma_of, update
 from fewstep.files import Damaged, pack, read_folder, unpack, vacant, write_folder
 from fewstep.lora import LoRA
 from fewstep.model import Model
+from fewstep.own_code import decoded
 from fewstep.parallel import first, local, rank
 from fewstep.run_folder import RunFolder
 from fewstep.spec import decode
@@ -134,9 +135,10 @@ def write(run: Path, sigma_rel: float, out: Path) -> float:
     vacant(out)
     folder = RunFolder(run)
     facts = folder.facts()
-    model: Model = decode(facts["run"].get("model"), Model)
+    model: Model = decoded(facts["run"].get("model"), Model, run)
     method = facts["run"].get("method")
-    sampler: Sampler = decode(method.get("sampler") if isinstance(method, dict) else {}, Sampler)
+    called = method.get("sampler") if isinstance(method, dict) else {}
+    sampler: Sampler = decoded(called, Sampler, run)
     made = reconstruct(folder.averages, sigma_rel)
     card = {"method": facts["recipe"], "average": made.facts, "seed": facts["run"].get("seed")}
     weights, adapters = made.weights, {}

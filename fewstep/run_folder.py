@@ -1,6 +1,7 @@
 """The folder of one run: what is in it, who may write to it, and how lines are appended.
 
 run.json            the resolved run, its teacher, the command and the environment
+code/               copies of the user's own files that the run is made with, if there are any
 log.jsonl           a line for each logged step
 gauges.jsonl        a line for each time the student was looked at
 grids/              pictures of the same noise over time

@@ -2,6 +2,8 @@
 
     student/   model.json   model.safetensors   manifest.json
 
+A network or sampler of the user's own file has a copy of that file beside them (see
+`fewstep.own_code`).
 `load_student` rebuilds the network from its description and checks the digests before a weight
 is used. Teachers trained here are stored the same way.
 """
@@ -29,7 +31,8 @@ from fewstep.files import (
 )
 from fewstep.generator import Generator
 from fewstep.model import Model
-from fewstep.spec import decode, encode
+from fewstep.own_code import copies, decoded
+from fewstep.spec import encode, own_files, own_sources
 
 KIND = "fewstep model"
 """What the manifest of a finished model says it is."""
@@ -56,7 +59,10 @@ def save_model(
     adapters: what was trained of them, if they are merged (see `fewstep.lora`): lora.safetensors.
     """
     description = {"model": encode(model), "sampler": encode(sampler), "card": dict(card)}
+    if own := own_sources((model, sampler)):
+        description["files"] = own_files((model, sampler))
     files = {
+        **copies(own.values()),
         "model.json": (json.dumps(description, indent=2) + "\n").encode(),
         "model.safetensors": pack(weights),
     }
@@ -73,19 +79,18 @@ def load_student(folder: Path | str, device: torch.device | str = "cpu") -> Gene
     folder = finished(folder)
     _of_model(folder, read_folder(folder))
     description = _description(folder)
-    model: Model = decode(description["model"], Model)
-    sampler: Sampler = decode(description["sampler"], Sampler)
+    model: Model = decoded(description["model"], Model, folder)
+    sampler: Sampler = decoded(description["sampler"], Sampler, folder)
     net = model.build()
     load_weights(net, unpack(folder / "model.safetensors"), folder)
     net.requires_grad_(False).eval().to(device)
-    return Generator(
-        net, sampler, model.shape, model.classes, model, card=description.get("card", {})
-    )
+    return Generator(net, sampler, model.shape, model.classes, model, card=description["card"])
 
 
 def stored_model(folder: Path | str) -> Model:
     """The network that `load_student` would build, as its folder describes it."""
-    model: Model = decode(_description(finished(folder))["model"], Model)
+    folder = finished(folder)
+    model: Model = decoded(_description(folder)["model"], Model, folder)
     return model
 
 
@@ -119,4 +124,6 @@ def _description(folder: Path) -> dict[str, Any]:
     description = read_json(folder / "model.json")
     if not isinstance(description, dict) or not {"model", "sampler"} <= description.keys():
         raise Damaged(f"{folder / 'model.json'} does not describe a model")
+    if not isinstance(description.setdefault("card", {}), dict):
+        raise Damaged(f"{folder / 'model.json'} has a card that is none")
     return description

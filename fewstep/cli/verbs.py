@@ -7,7 +7,7 @@ from argparse import ArgumentParser
 from pathlib import Path
 
 from fewstep.cli.display import say
-from fewstep.cli.parser import GUIDANCE, VAE, fail, printable, verb_parser
+from fewstep.cli.parser import GUIDANCE, VAE, code_flag, fail, printable, verb_parser
 from fewstep.cli.work import demonstrate, like_teacher, perform
 from fewstep.shell import command_line
 
@@ -39,6 +39,7 @@ def distill(args: list[str]) -> int:
 
 def _run(verb: str, args: list[str], default: str) -> int:
     from fewstep.cli.overrides import help_text, resolve
+    from fewstep.own_code import trust
     from fewstep.pipelines.hub import local
     from fewstep.recipes.find import recipe
 
@@ -56,6 +57,7 @@ def _run(verb: str, args: list[str], default: str) -> int:
         parser.add_argument(
             "--init", default="", help="folder of the network to start from (default: the teacher)"
         )
+        code_flag(parser)
     _machine_flags(parser)
     parser.add_argument("--dry-run", action="store_true", help="print the run and its cost only")
     parser.add_argument("-h", "--help", action="store_true", help="this, and the recipe's fields")
@@ -78,6 +80,7 @@ def _run(verb: str, args: list[str], default: str) -> int:
         )
         return 0
     teacher, init = local(getattr(own, "teacher", "")), getattr(own, "init", "")
+    trust(getattr(own, "code", []), (teacher, init))
     run = resolve(like_teacher(run, teacher), rest, f"fewstep {verb} {name}", parser.flags())
     right = "distill" if run.distils else "train"
     if verb != right:
@@ -152,9 +155,12 @@ def sample(args: list[str]) -> int:
     parser.add_argument("--vae", default="", help=VAE)
     parser.add_argument("--guidance", type=float, default=1.0, help=GUIDANCE)
     parser.add_argument("--device", default="cpu", help="such as cuda or mps (default: cpu)")
+    code_flag(parser)
     own = parser.parse_args(args)
     from fewstep.cli.samples import make
+    from fewstep.own_code import trust
 
+    trust(own.code, [own.model])
     given = (own.vae, own.prompts, own.guidance, own.device)
     make(own.model, own.seeds, own.labels, own.out, *given)
     print(own.out)
@@ -180,9 +186,12 @@ def report(args: list[str]) -> int:
     text = "Write report.html, one self-contained page, into a run folder."
     parser = verb_parser("report", text)
     parser.add_argument("run", type=Path, help="a run folder")
+    code_flag(parser)
     own = parser.parse_args(args)
+    from fewstep.own_code import trust
     from fewstep.report.page import write_report
 
+    trust(own.code, [own.run])
     print(write_report(own.run))
     return 0
 
@@ -191,6 +200,7 @@ def export(args: list[str]) -> int:
     """A student as files of other programs."""
     from fewstep.export.formats import FORMATS, notes
     from fewstep.export.formats import export as write
+    from fewstep.own_code import trust
 
     formats = "; ".join(f"{name}: {form.what}" for name, form in FORMATS.items())
     parser = verb_parser(
@@ -209,7 +219,9 @@ def export(args: list[str]) -> int:
         action="store_true",
         help="of a pipeline as pt2 or onnx: the VAE's decoder is a part of the program",
     )
+    code_flag(parser)
     own = parser.parse_args(args)
+    trust(own.code, [own.run])
     off = write(own.run, own.out, own.to, own.rank, own.pictures)
     say(f"differs from the student by {off:.1g} of its range")
     for note in notes(own.run, own.to):
@@ -273,9 +285,12 @@ def ema(args: list[str]) -> int:
         "--sigma-rel", type=float, required=True, help="length as a part of the training: 0.13"
     )
     parser.add_argument("--out", type=Path, required=True, help="the folder, new or empty")
+    code_flag(parser)
     own = parser.parse_args(args)
+    from fewstep.own_code import trust
     from fewstep.posthoc import write
 
+    trust(own.code, [own.run])
     mismatch = write(own.run, own.sigma_rel, own.out)
     say(f"the profile is met to {100 * mismatch:.2g} %")
     print(own.out)

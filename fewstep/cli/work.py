@@ -20,11 +20,12 @@ from fewstep.cli.display import Bar, Stop, say, stopping
 from fewstep.eval.evaluate import Yardstick, evaluate, real_scores
 from fewstep.files import read_json, write_json
 from fewstep.generator import Generator
+from fewstep.own_code import decoded
 from fewstep.preparation import told
 from fewstep.recipes.run import Domain, Run
 from fewstep.run_folder import RunFolder
 from fewstep.runner import Note, Progress, Step, execute, prepare
-from fewstep.spec import decode, encode
+from fewstep.spec import encode
 from fewstep.student import load_student
 from fewstep.teaching import load_teacher, model_of, settled
 
@@ -132,7 +133,7 @@ def measured(path: Path, samples: int, draws: int) -> Metrics:
     folder = RunFolder(path)
     facts = folder.facts()
     folder.refuse_unfinished()
-    domain: Domain = decode(facts["run"].get("domain"), Domain)  # the method may be a file's
+    domain: Domain = decoded(facts["run"].get("domain"), Domain, path)
     yardstick = domain.yardstick()
     if yardstick is None:
         raise ValueError(

@@ -79,8 +79,10 @@ class Findings:
     @property
     def role(self) -> str:
         """What the run makes: "student", or "teacher" where it trains on data."""
-        if "student" in self.metrics:
+        if "student" in self.metrics or self.facts.get("distils") is True:
             return "student"
+        if self.facts.get("distils") is False:
+            return "teacher"
         output = getattr(known().get(self.method), "output", "student")
         return "student" if output == "student" else "teacher"
 
