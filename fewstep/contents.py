@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fewstep.checkpoint import COUNTERS, find
-from fewstep.files import Damaged, digest, read_folder, read_json
+from fewstep.files import Damaged, digest, read_folder, read_json, spelled
 from fewstep.run_folder import RunFolder
 from fewstep.student import KIND
 from fewstep.teachers.convert import LICENCE, description, jsonable
@@ -72,7 +72,7 @@ def weights(path: Path) -> Facts:
     """What the header of a safetensors file says."""
     pairs: list[tuple[str, list[int]]] = []
     try:
-        with safe_open(path, "numpy") as file:
+        with spelled(path) as named, safe_open(named, "numpy") as file:
             for name in file.keys():  # noqa: SIM118
                 part = file.get_slice(name)
                 pairs.append((_type(part.get_dtype()), part.get_shape()))

@@ -207,7 +207,7 @@ def decode(data: Any, expected: type = object) -> Any:
     name = data["type"]
     if name not in known():
         fitting = [key for key, cls in known().items() if issubclass(cls, expected)]
-        raise ValueError(f"there is no {name!r}{nearest(name, fitting)}")
+        raise ValueError(f"there is no {_short(name)}{nearest(name[:60], fitting)}")
     return build(known()[name], {k: v for k, v in data.items() if k != "type"}, expected)
 
 
@@ -221,7 +221,8 @@ def build(cls: type, values: Mapping[str, Any], expected: type = object) -> Any:
     checked = {}
     for name, value in values.items():
         if name not in names:
-            raise ValueError(f"{cls.__name__} has no field {name!r}{nearest(name, names)}")
+            shown = f"{_short(name)}{nearest(name[:60], names)}"
+            raise ValueError(f"{cls.__name__} has no field {shown}")
         checked[name] = conform(value, hints[name], f"{cls.__name__}.{name}")
     try:
         return cls(**checked)

@@ -21,7 +21,7 @@ from fewstep.data.prompts import read_prompts
 from fewstep.files import digest
 from fewstep.generator import Generator
 from fewstep.pipelines.load import root
-from fewstep.report.findings import Findings, number, read
+from fewstep.report.findings import Findings, number, read, whole
 from fewstep.report.words import short
 from fewstep.sample import FewStep
 from fewstep.spec import known
@@ -78,8 +78,9 @@ def teacher_name(student: Generator) -> str:
     first = _first(student.card)
     if "folder" in first:
         return Path(str(first["folder"])).name
-    source = first.get("source", {})
-    return str(source.get("file", "") or "a teacher trained by fewstep")
+    source = first.get("source")
+    file = source.get("file") if isinstance(source, Mapping) else None
+    return str(file or "a teacher trained by fewstep")
 
 
 def _first(card: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -143,7 +144,7 @@ def _facts(student: Generator, found: Findings | None) -> Iterator[tuple[str, st
     if (method := _method(card)) is not None:
         yield "data", "real pictures" if method.needs_data else f"none: noise and {_heard(found)}"
     if "images" in card:
-        yield "training", f"{card['images']:,} samples in {card.get('steps', 0):,} steps"
+        yield "training", f"{whole(card, 'images'):,} samples in {whole(card, 'steps'):,} steps"
 
 
 def _heard(found: Findings | None) -> str:
