@@ -114,7 +114,7 @@ class Session:
         after = parallel.first(judged)
         better = bool(after) and after[1] == step
         if better and (failed := self._store(self.folder.best, {run.best.metric: after[0]})):
-            return [f"the best model so far could not be written: {failed}"]
+            return [f"the best model so far could not be written: {failed[1]}"]
         memory["best"] = after
         if run.best.over(memory):
             found = f"{run.best.metric} was {before[0]:.4g} at step {before[1]:.0f}"
@@ -125,19 +125,22 @@ class Session:
         """Wait for the last checkpoint, then write the finished model."""
         self.writer.finish()
         if failed := self._store(self.folder.student, {}):
-            raise OSError(failed)
+            raise OSError(*failed)
 
-    def _store(self, target: Path, told: dict[str, float]) -> str:
-        """Write the averaged net as a finished model; what went wrong with that, on every rank."""
+    def _store(self, target: Path, told: dict[str, float]) -> list[Any]:
+        """Write the averaged net as a finished model; what went wrong with that, on every rank.
+
+        That is nothing, or the arguments of an OSError.
+        """
         average = self.state.average.state_dict()
         weights = {name: parallel.full(t) for name, t in average.items()}
 
-        def attempt() -> str:
+        def attempt() -> list[Any]:
             try:
                 self._write(target, weights, told)
             except OSError as error:
-                return str(error)
-            return ""
+                return [error.errno, error.strerror or str(error), error.filename]
+            return []
 
         return parallel.first(attempt)
 

@@ -20,6 +20,7 @@ from fewstep.cli.display import Bar, Stop, say, stopping
 from fewstep.eval.evaluate import Yardstick, evaluate, real_scores
 from fewstep.files import read_json, write_json
 from fewstep.generator import Generator
+from fewstep.machine import short_of_memory
 from fewstep.own_code import decoded
 from fewstep.preparation import told
 from fewstep.recipes.run import Domain, Run
@@ -92,7 +93,7 @@ def _failure(error: Exception) -> str:
     """A sentence for what is wrong with the machine and not with the program; else nothing."""
     if isinstance(error, parallel.Lost):
         return str(error)
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error):
+    if short_of_memory(error):
         return (
             "the memory does not suffice; compute each batch in more parts with --accumulate, or "
             "lower --batch; what was saved is kept"

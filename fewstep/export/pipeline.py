@@ -22,7 +22,7 @@ from fewstep.export.card import card
 from fewstep.export.place import fresh
 from fewstep.export.program import Given
 from fewstep.export.schedulers import stock_scheduler
-from fewstep.files import read_json, write, write_json
+from fewstep.files import read_json, spelled, write, write_json
 from fewstep.generator import Generator
 from fewstep.pictures import finite
 from fewstep.pipelines.adapter import Adapter
@@ -178,9 +178,10 @@ def against(pipe: Any, student: Generator, prompt: str = "a small red cube") -> 
 def stock(folder: Path) -> Any:
     """The pipeline in a folder, as diffusers loads it."""
     library("transformers")  # be quiet
-    pipe = library("diffusers").DiffusionPipeline.from_pretrained(
-        folder, local_files_only=True, use_safetensors=True
-    )
+    with spelled(folder) as named:
+        pipe = library("diffusers").DiffusionPipeline.from_pretrained(
+            named, local_files_only=True, use_safetensors=True
+        )
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
