@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import difflib
 import os
-import signal
 import sys
 from contextlib import suppress
 
 from fewstep import __version__
 from fewstep.cli.parser import fail
-from fewstep.cli.signals import Stopped, interruptible, last_words, tolerant
 from fewstep.machine import sentence, short_of_memory, trouble
+from fewstep.signals import ended, interruptible, last_words, tolerant
 
 VERBS = {
     "demo": "train a teacher on small digits, distil it to one step, measure, show: one command",
@@ -63,10 +62,7 @@ def _answer(argv: list[str]) -> int:
     except BrokenPipeError:  # whoever read has heard enough; nothing is left to be written
         _abandon_output()
     except KeyboardInterrupt as stop:
-        number = stop.number if isinstance(stop, Stopped) else signal.SIGINT
-        name = "" if number == signal.SIGINT else f" by {signal.Signals(number).name}"
-        last_words(f"\nfewstep: stopped{name}; run the same command again to continue")
-        return 128 + number
+        return ended(stop)
     except FloatingPointError as error:
         last_words(f"fewstep: {error}")
     except Exception as error:

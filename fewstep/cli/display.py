@@ -21,7 +21,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from fewstep.cli.signals import Stopped, last_words, leave_terminal, terminals
+from fewstep.signals import Stopped, last_words, leave_terminal, terminals
 
 EVERY = 10.0
 """Seconds between two plain lines."""

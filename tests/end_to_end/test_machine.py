@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 import torch
 
-from fewstep.cli.signals import Stopped, interruptible, tolerant
 from fewstep.machine import ADVICE, sentence, short_of_memory, trouble
+from fewstep.signals import Stopped, interruptible, tolerant
 from tests.end_to_end.command import SMALL, TEACH, fewstep
 
 ROOT = Path(__file__).parents[2]
@@ -160,6 +160,9 @@ threading.Thread(target=wait, daemon=True).start()
         ("torch", signal.SIGINT, 130, ""),
         ("torch.nn", signal.SIGTERM, 143, " by SIGTERM"),
         ("fewstep.core", signal.SIGHUP, 129, " by SIGHUP"),
+        ("numpy._core", signal.SIGTERM, 143, " by SIGTERM"),
+        ("fewstep.cli", signal.SIGINT, 130, ""),
+        ("fewstep.cli.parser", signal.SIGTERM, 143, " by SIGTERM"),
     ],
 )
 def test_a_signal_while_modules_are_imported(

@@ -23,8 +23,23 @@ class Stopped(KeyboardInterrupt):
         self.number = number
 
 
-def raise_stopped(number: int, frame: FrameType | None) -> None:
-    """A handler: ends what runs, by way of its clean-ups."""
+def _importing(frame: FrameType | None) -> bool:
+    """Whether a module is being imported at this place."""
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            return True
+        frame = frame.f_back
+    return False
+
+
+def interrupt(number: int, frame: FrameType | None) -> None:
+    """A handler of signals: ends what runs by raising `Stopped`, by way of its clean-ups.
+
+    While a module is imported the process ends on the spot, since extensions turn what is raised
+    there into errors of their own; what is half-written then has a name of its own.
+    """
+    if _importing(frame):
+        os._exit(ended(Stopped(number)))
     raise Stopped(number)
 
 
@@ -34,17 +49,24 @@ def interruptible() -> Iterator[None]:
 
     In a thread of another program nothing is changed: its signals are its own.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    old = {n: signal.getsignal(n) for n in STOPPING if signal.getsignal(n) != signal.SIG_IGN}
+    main = threading.current_thread() is threading.main_thread()
+    old = {number: signal.getsignal(number) for number in STOPPING if main}
+    old = {n: handler for n, handler in old.items() if handler != signal.SIG_IGN}
     for number in old:
-        signal.signal(number, raise_stopped)
+        signal.signal(number, interrupt)
     try:
         yield
     finally:
         for number, handler in old.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+def ended(stop: KeyboardInterrupt) -> int:
+    """Say that the command was stopped; the conventional exit code."""
+    number = stop.number if isinstance(stop, Stopped) else signal.SIGINT
+    name = "" if number == signal.SIGINT else f" by {signal.Signals(number).name}"
+    last_words(f"\nfewstep: stopped{name}; run the same command again to continue")
+    return 128 + number
 
 
 def last_words(text: str) -> None:
