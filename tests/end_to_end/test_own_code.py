@@ -240,6 +240,7 @@ CHANGED = {
 }
 INIT = """
 from dataclasses import dataclass, replace
+from torch import nn
 from fewstep.core import Nets
 from fewstep.methods.sid import SiD
 from fewstep.methods.pretrain import Pretrain
