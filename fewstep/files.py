@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from safetensors import SafetensorError
@@ -18,6 +21,11 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from fewstep.bounded import tensors_header
+
+LARGEST, LONGEST = 16 << 20, 1 << 20
+"""Bytes of a JSON file, and of a line where each is a value, that are read at most."""
+DEEPEST, DIGITS = 64, 64
+"""Levels of nesting and digits of a number that a JSON value has at most."""
 
 
 class Damaged(ValueError):
@@ -81,8 +89,11 @@ def nothing() -> None:
 
 
 def write(path: Path, content: bytes | str) -> None:
-    """Write beside, flush to disk, rename: `path` holds the old content or all of the new."""
-    data = content.encode() if isinstance(content, str) else content
+    """Write beside, flush to disk, rename: `path` holds the old content or all of the new.
+
+    Text is written as UTF-8; the bytes of a name that is none are written as escapes.
+    """
+    data = content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
         with partial.open("wb") as file:
@@ -90,8 +101,24 @@ def write(path: Path, content: bytes | str) -> None:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
+    except OSError as error:
+        if error.filename is None:  # of a full disk
+            error.filename = str(path)
+        raise
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def spelled(path: Path) -> Iterator[Path]:
+    """`path` for a library that takes only names in UTF-8: itself, or a link to it."""
+    if not any("\ud800" <= letter <= "\udfff" for letter in str(path)):
+        yield path
+        return
+    with TemporaryDirectory() as folder:
+        link = Path(folder, f"link{path.suffix if path.suffix.isascii() else ''}")
+        link.symlink_to(path.absolute())
+        yield link
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -100,13 +127,106 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The JSON value in `path`; `Damaged` names the file where it is missing or broken."""
+    """The JSON value in `path`, read without trust, see `parse_json`.
+
+    `Damaged` names the file where it is missing, larger than `LARGEST`, or broken.
+    """
+    if not path.exists():
+        raise Damaged(f"{path} is missing")
+    if not path.is_file():
+        raise Damaged(f"{path} is not a regular file")
+    with path.open("rb") as file:
+        data = file.read(LARGEST + 1)
+    if len(data) > LARGEST:
+        raise Damaged(f"{path} is larger than {LARGEST >> 20} MiB, too large for what it holds")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise Damaged(f"{path} is missing") from None
-    except (ValueError, RecursionError) as error:
+        return parse_json(data)
+    except ValueError as error:
         raise Damaged(f"{path} is not readable JSON ({error})") from None
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects in `path`, one a line; none where it is missing. NaN and infinity are numbers.
+
+    A torn last line is left out, as a process that was killed leaves one; `Damaged` names any
+    other line that is no object.
+    """
+    if not path.exists():
+        return
+    if not path.is_file():
+        raise Damaged(f"{path} is not a regular file")
+    with path.open("rb") as file:
+        for number, data in enumerate(iter(lambda: file.readline(LONGEST + 1), b""), 1):
+            try:
+                if len(data) > LONGEST:
+                    raise ValueError(f"it is longer than {LONGEST >> 20} MiB")
+                line = parse_json(data, finite=False) if data.strip() else {}
+                if not isinstance(line, dict):
+                    raise ValueError("it is no object")
+            except ValueError as error:
+                if not data.endswith(b"\n") and len(data) <= LONGEST:
+                    return
+                raise Damaged(f"{path}, line {number} is not readable JSON ({error})") from None
+            if line:
+                yield line
+
+
+def parse_json(data: bytes, finite: bool = True) -> Any:
+    """The JSON value in UTF-8 text that may be anybody's; a ValueError says what is wrong.
+
+    Refused are a key that an object has twice, more than `DEEPEST` levels, numbers of more than
+    `DIGITS` digits and, if `finite`, NaN and infinity, written so or by a large exponent.
+    """
+
+    def real(text: str) -> float:
+        value = float(text) if len(text) <= DIGITS else math.inf
+        if finite and not math.isfinite(value):
+            raise ValueError(f"the number {text[:20]} is not finite, or too long")
+        return value
+
+    def whole(text: str) -> float:
+        return int(text) if len(text) <= DIGITS else real(text)
+
+    try:
+        value = json.loads(
+            data.decode("utf-8"),
+            parse_float=real,
+            parse_int=whole,
+            parse_constant=real,
+            object_pairs_hook=_object,
+        )
+    except RecursionError:
+        value = None
+        levels = DEEPEST + 1
+    else:
+        levels = _levels(value)
+    if levels > DEEPEST:
+        raise ValueError(f"it is nested more than {DEEPEST} levels deep")
+    return value
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of these pairs, whose keys are different."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in found if keys.count(key) > 1)
+        raise ValueError(f"the key {twice[:60]!r} is there twice")
+    return found
+
+
+def _levels(value: Any) -> int:
+    """How deep lists and objects are nested, as far as `DEEPEST` + 1."""
+    levels, layer = 0, [value]
+    while levels <= DEEPEST:
+        layer = [v for v in layer if isinstance(v, (dict, list))]
+        if not layer:
+            break
+        layer = [
+            v for inner in layer for v in (inner.values() if isinstance(inner, dict) else inner)
+        ]
+        levels += 1
+    return levels
 
 
 def write_folder(

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from fewstep.core import Cond, Sampler, rows_of
 from fewstep.draws import Draws
 from fewstep.model import Model
+from fewstep.pictures import finite
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ class Generator:
 
         labels: N class numbers; by default sample i gets label i modulo the number of classes.
         cond: the conditions of N samples, for a model of another kind (see `text`).
+        Raises `NotFinite` (a ValueError) where a sample holds NaN or infinity.
         """
         index = torch.tensor(list(seeds), dtype=torch.int64)
         if cond is None:
@@ -74,7 +76,8 @@ class Generator:
             draws = Draws(index[rows].to(self.device), seed, "sample/")
             z = draws.normal("z", self.shape)
             here = rows_of(cond, rows, self.device)
-            parts.append(self.decode(self.sampler(self.denoiser, z, here, draws)))
+            x = finite(self.sampler(self.denoiser, z, here, draws))
+            parts.append(finite(self.decode(x)))
         return torch.cat(parts) if parts else torch.empty(0, *self.shape)
 
     def conditions(self, index: Tensor, labels: Sequence[int] | Tensor | None = None) -> Cond:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from safetensors import SafetensorError, safe_open
 
 from fewstep.bounded import tensors_header
-from fewstep.files import Damaged
+from fewstep.files import Damaged, spelled
 
 POINTER = b"version https://git-lfs"
 """What a file begins with whose content was left on the server by git."""
@@ -39,7 +39,7 @@ def header(path: Path) -> Tensors:
     types, shapes = {}, {}
     try:
         tensors_header(path)
-        with safe_open(path, "numpy") as file:
+        with spelled(path) as named, safe_open(named, "numpy") as file:
             for name in file.keys():  # noqa: SIM118
                 part = file.get_slice(name)
                 types[name], shapes[name] = part.get_dtype(), tuple(part.get_shape())

@@ -238,9 +238,12 @@ def first(function: Callable[[], T]) -> T:
             told["result"] = function()
         except (ValueError, OSError) as error:
             told["error"], raised = str(error), error
+            told["system"] = [error.errno, error.strerror] if isinstance(error, OSError) else []
     told = _broadcast(told)
     if raised is not None:
         raise raised
+    if told.get("system"):
+        raise OSError(*told["system"])
     if "error" in told:
         raise ValueError(told["error"])
     result: T = told["result"]

@@ -36,6 +36,7 @@ from fewstep.files import (
 )
 from fewstep.lora import LoRA
 from fewstep.model import Model
+from fewstep.own_code import decoded
 from fewstep.parallel import first, local, rank
 from fewstep.run_folder import RunFolder
 from fewstep.spec import decode
@@ -198,9 +199,10 @@ def write(run: Path, sigma_rel: float, out: Path) -> str:
     vacant(out)
     folder = RunFolder(run)
     facts = folder.facts()
-    model: Model = decode(facts["run"].get("model"), Model)
+    model: Model = decoded(facts["run"].get("model"), Model, run)
     method = facts["run"].get("method")
-    sampler: Sampler = decode(method.get("sampler") if isinstance(method, dict) else {}, Sampler)
+    called = method.get("sampler") if isinstance(method, dict) else {}
+    sampler: Sampler = decoded(called, Sampler, run)
     made = reconstruct(folder.averages, sigma_rel, origin_of(facts))
     card = {"method": facts["recipe"], "average": made.facts, "seed": facts["run"].get("seed")}
     weights, adapters = made.weights, {}

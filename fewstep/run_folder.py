@@ -2,6 +2,7 @@
 
 run.json            the resolved run, its id, where its teacher was, the digests of all that it
                     rests on, the command and the environment
+code/               copies of the user's own files that the run is made with, if there are any
 log.jsonl           a line for each logged step
 gauges.jsonl        a line for each time the student was looked at
 grids/              pictures of the same noise over time
@@ -35,10 +36,12 @@ from fewstep.files import (
     origin_of,
     read_folder,
     read_json,
+    read_lines,
     read_manifest,
     write,
     write_json,
 )
+from fewstep.machine import trouble
 from fewstep.preparation import progress
 from fewstep.spec import decode, encode
 
@@ -48,6 +51,12 @@ TORN = (".*.partial-*", ".*.old-*")
 """What was being written, or replaced, when a process was killed."""
 WAIT = 0.2
 """Seconds after which a process that waits for a folder looks again."""
+KINDS = {
+    **dict.fromkeys(("recipe", "teacher", "init", "command"), str),
+    **dict.fromkeys(("files", "environment"), dict),
+    "distils": bool,
+}
+"""What run.json holds beside the run, by type; older versions did not write all of it."""
 MODELS = ("teacher", "init")
 """What run.json names by folder: whole paths in use, stored relative where inside the run."""
 
@@ -180,6 +189,12 @@ class RunFolder:
         facts = read_json(self.path / "run.json")
         if not isinstance(facts, dict) or not isinstance(facts.get("run"), dict):
             raise Damaged(f"{self.path / 'run.json'} does not describe a run")
+        for key, kind in KINDS.items():
+            if not isinstance(facts.get(key, kind()), kind):
+                raise Damaged(
+                    f"{self.path / 'run.json'} does not describe a run: {key} is "
+                    f"{str(facts[key])[:60]!r}"
+                )
         for key in MODELS:
             if isinstance(stored := facts.get(key), str) and stored:
                 facts[key] = str((self.path / stored).resolve())
@@ -378,14 +393,7 @@ class RunFolder:
 
     def lines(self, name: str) -> Iterator[dict[str, Any]]:
         """The lines of `name`, none if it is missing; a torn last line is left out."""
-        path = self.path / name
-        if not path.exists():
-            return
-        for text in path.read_text(encoding="utf-8").splitlines():
-            with suppress(ValueError):
-                line = json.loads(text)
-                if isinstance(line, dict):
-                    yield line
+        yield from read_lines(self.path / name)
 
     def rewind(self, name: str, step: int) -> None:
         """Drop the lines of `name` after `step`: they will be written again."""
@@ -407,6 +415,8 @@ def locked(path: Path, wait: bool = False) -> Iterator[Hold]:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
+        if trouble(error):
+            raise
         raise ValueError(f"cannot write to {path}: {error.strerror}") from None
     while True:
         with ExitStack() as stack:

@@ -17,19 +17,20 @@ import torch
 from torch import nn
 
 from fewstep import checkpoint, parallel
-from fewstep.core import Denoiser, Source
+from fewstep.core import Denoiser, Method, Source
 from fewstep.environment import environment
 from fewstep.files import origin_of
 from fewstep.generator import Generator
 from fewstep.nets.recompute import has_blocks, recompute
 from fewstep.offload import Resting
+from fewstep.own_code import keep
 from fewstep.precision import hold, products
 from fewstep.recipes.run import Run
 from fewstep.run_folder import FORMAT, MODELS, RunFolder, locked
 from fewstep.sample import FewStep
 from fewstep.session import Session
 from fewstep.sharding import copies, shard
-from fewstep.spec import encode, own_files
+from fewstep.spec import encode, own_files, own_sources
 from fewstep.teaching import digests, load_teacher, loaded, notes_on, settled
 from fewstep.training import Record, State, divisible, train
 from fewstep.watch import Watch
@@ -88,8 +89,13 @@ class Work:
         return None if self.teacher is None else self.teacher.denoiser
 
     def init(self) -> State:
-        """The state at step 0, of copies of the teacher's own weights; to be called once."""
+        """The state at step 0, of copies of the teacher's own weights; to be called once.
+
+        ValueError where the method makes a result that `run.model` does not describe.
+        """
+        described = anatomy(self.net)
         state = State.init(self.run.method, self.denoiser, self.net)
+        refuse_other(self.run.method, described, anatomy(state.average))
         if self.run.frozen == "bf16" and self.run.lora is None and self.teacher is not None:
             hold(self.teacher.denoiser)
         if self.sharded:
@@ -128,6 +134,33 @@ class Work:
             yield record
             if resting is not None:  # whoever looked may have called it
                 resting.rest()
+
+
+def anatomy(net: nn.Module) -> dict[str, str]:
+    """What a network is made of, by name: its modules' classes, its tensors' shapes, its path."""
+    found = {name or "it": type(module).__name__ for name, module in net.named_modules()}
+    found |= {name: f"of shape {tuple(t.shape)}" for name, t in net.state_dict().items()}
+    return {**found, "its path": f"{getattr(net, 'path', 'none')}"}
+
+
+def refuse_other(method: Method, described: dict[str, str], made: dict[str, str]) -> None:
+    """A ValueError unless the result of `method` is the network that its run describes.
+
+    It is stored under that description, so that no other could be read when it is finished.
+    """
+    names = [n for n in {**described, **made} if described.get(n) != made.get(n)]
+    if not names:
+        return
+    told = [
+        f"{name} is {made.get(name, 'missing')}, described as {described.get(name, 'not there')}"
+        for name in names[:3]
+    ]
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    raise ValueError(
+        f"{type(method).__name__}.init makes a {method.output!r} that is not the network of the "
+        f"run ({'; '.join(told)}{more}), so that it could not be read when it is finished; start "
+        "from `net`, or describe the other network by --model"
+    )
 
 
 def starting_point(run: Run, init: str) -> nn.Module:
@@ -242,6 +275,7 @@ def execute(
             nonlocal folder
             folder = RunFolder(out, held.enter_context(locked(out)))
             stored, continues, notes = folder.open(facts, places)
+            keep(out, own_sources(run).values())
             return stored, continues, [*notes, *folder.changes(facts["environment"])]
 
         if parallel.first(lambda: folder.continues(facts, places) and folder.complete()):

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fewstep import checkpoint, parallel
 from fewstep.generator import Generator
+from fewstep.pictures import NotFinite
 from fewstep.posthoc import Averages
 from fewstep.recipes.run import Run
 from fewstep.run_folder import RunFolder
@@ -84,6 +85,8 @@ class Session:
                 seen = self.watch.look(state)
         except OSError as error:
             notes.append(f"step {record.step} is not in the log: {error}")
+        except NotFinite as error:
+            notes.append(f"step {record.step} has no pictures: {error}")
         if looks and run.best.metric:
             notes += self._judge(seen)
         self.ended = last or run.best.over(state.memory)
@@ -144,7 +147,7 @@ class Session:
         after = parallel.first(judged)
         better = bool(after) and after[1] == step
         if better and (failed := self._store(self.folder.best, {run.best.metric: after[0]})):
-            return [f"the best model so far could not be written: {failed}"]
+            return [f"the best model so far could not be written: {failed[1]}"]
         memory["best"] = after
         if run.best.over(memory):
             found = f"{run.best.metric} was {before[0]:.4g} at step {before[1]:.0f}"
@@ -157,19 +160,22 @@ class Session:
             self.stop()
         self.writer.finish()
         if failed := self._store(self.folder.student, {}):
-            raise OSError(failed)
+            raise OSError(*failed)
 
-    def _store(self, target: Path, told: dict[str, float]) -> str:
-        """Write the averaged net as a finished model; what went wrong with that, on every rank."""
+    def _store(self, target: Path, told: dict[str, float]) -> list[Any]:
+        """Write the averaged net as a finished model; what went wrong with that, on every rank.
+
+        That is nothing, or the arguments of an OSError.
+        """
         average = self.state.average.state_dict()
         weights = {name: parallel.full(t) for name, t in average.items()}
 
-        def attempt() -> str:
+        def attempt() -> list[Any]:
             try:
                 self._write(target, weights, told)
             except OSError as error:
-                return str(error)
-            return ""
+                return [error.errno, error.strerror or str(error), error.filename]
+            return []
 
         return parallel.first(attempt)
 

@@ -2,6 +2,8 @@
 
     student/   model.json   model.safetensors   manifest.json
 
+A network or sampler of the user's own file has a copy of that file beside them (see
+`fewstep.own_code`).
 `load_student` rebuilds the network from its description and checks the digests before a weight
 is used. Teachers trained here are stored the same way.
 """
@@ -11,11 +13,17 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from torch.nn.modules.module import (
+    register_module_buffer_registration_hook,
+    register_module_parameter_registration_hook,
+)
 
 from fewstep.checkpoint import load_weights
 from fewstep.core import Method, Sampler
@@ -28,13 +36,19 @@ from fewstep.files import (
     read_folder,
     read_json,
     read_manifest,
+    spelled,
     unpack,
     write_folder,
 )
 from fewstep.generator import Generator
 from fewstep.model import Model
-from fewstep.spec import decode, encode
+from fewstep.own_code import copies, decoded
+from fewstep.spec import encode, own_files, own_sources
 
+SLACK = 4
+"""Tensors that a network registers while it is built, for each that it stores."""
+CALLS, NUMBERS = 10_000, 1 << 26
+"""Network calls a sample, and numbers in one, that a stored model has at most."""
 KIND = "fewstep model"
 """What the manifest of a finished model says it is."""
 
@@ -63,7 +77,10 @@ def save_model(
     origin: the run that made it (see `fewstep.files.of_run`); check: as of `write_folder`.
     """
     description = {"model": encode(model), "sampler": encode(sampler), "card": dict(card)}
+    if own := own_sources((model, sampler)):
+        description["files"] = own_files((model, sampler))
     files = {
+        **copies(own.values()),
         "model.json": (json.dumps(description, indent=2) + "\n").encode(),
         "model.safetensors": pack(weights),
     }
@@ -81,19 +98,62 @@ def load_student(folder: Path | str, device: torch.device | str = "cpu") -> Gene
     folder = finished(folder)
     _of_model(folder, read_folder(folder))
     description = _description(folder)
-    model: Model = decode(description["model"], Model)
-    sampler: Sampler = decode(description["sampler"], Sampler)
+    model: Model = decoded(description["model"], Model, folder)
+    sampler: Sampler = decoded(description["sampler"], Sampler, folder)
+    if sampler.calls > CALLS or prod(model.shape) > NUMBERS:
+        raise Damaged(
+            f"{folder / 'model.json'} describes samples of shape {model.shape} in {sampler.calls} "
+            "calls, more than any model that fewstep makes"
+        )
+    _refuse_larger(model, folder)
     net = model.build()
     load_weights(net, unpack(folder / "model.safetensors"), folder)
     net.requires_grad_(False).eval().to(device)
-    return Generator(
-        net, sampler, model.shape, model.classes, model, card=description.get("card", {})
+    return Generator(net, sampler, model.shape, model.classes, model, card=description["card"])
+
+
+def _refuse_larger(model: Model, folder: Path) -> None:
+    """A ValueError where the described network is much larger than the stored weights.
+
+    Found without memory for it: it is built of tensors that have no numbers, and no further than
+    weights are there for.
+    """
+    weights = folder / "model.safetensors"
+    try:
+        with spelled(weights) as path, safe_open(path, "pt") as file:
+            stored = [prod(file.get_slice(name).get_shape()) for name in file.keys()]  # noqa: SIM118
+    except FileNotFoundError:
+        raise Damaged(f"{weights} is missing") from None
+    except SafetensorError as error:
+        raise Damaged(f"{weights} is not a safetensors file ({error})") from None
+    most, numbers, met = SLACK * (len(stored) + 100), SLACK * (sum(stored) + 10_000), [0, 0]
+
+    def meet(_module: nn.Module, _name: str, tensor: Tensor | None) -> None:
+        met[0] += 1
+        met[1] += 0 if tensor is None else tensor.numel()
+        if met[0] > most or met[1] > numbers:
+            raise ValueError(
+                f"{folder / 'model.json'} describes a larger network than the weights beside it"
+            )
+
+    hooks = (
+        register_module_parameter_registration_hook(meet),
+        register_module_buffer_registration_hook(meet),
     )
+    try:
+        with torch.device("meta"):
+            model.build()
+    except (NotImplementedError, AttributeError):  # what cannot be built so is built below
+        pass
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def stored_model(folder: Path | str) -> Model:
     """The network that `load_student` would build, as its folder describes it."""
-    model: Model = decode(_description(finished(folder))["model"], Model)
+    folder = finished(folder)
+    model: Model = decoded(_description(folder)["model"], Model, folder)
     return model
 
 
@@ -138,4 +198,6 @@ def _description(folder: Path) -> dict[str, Any]:
     description = read_json(folder / "model.json")
     if not isinstance(description, dict) or not {"model", "sampler"} <= description.keys():
         raise Damaged(f"{folder / 'model.json'} does not describe a model")
+    if not isinstance(description.setdefault("card", {}), dict):
+        raise Damaged(f"{folder / 'model.json'} has a card that is none")
     return description

@@ -20,7 +20,7 @@ CORE = (
     *("training", "ema", "optim", "checkpoint", "files", "model", "denoisers", "generator"),
     *("student", "spec", "fake_score", "critic", "augment", "guidance", "head", "tap"),
     *("gauges", "teachers", "parallel", "precision", "sharding", "gradient", "offload", "lora"),
-    *("adam8", "bounded"),
+    *("adam8", "bounded", "own_code", "pictures", "machine"),
 )
 MAX_FUNCTION = 60
 

@@ -9,7 +9,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from fewstep.report.grid import png, to_uint8
+from fewstep.pictures import to_uint8
+from fewstep.report.grid import png
 
 SCALE, GAP, MARGIN, HEAD, LINE = 2, 6, 190, 46, 15
 
@@ -30,7 +31,7 @@ def table(rows: Mapping[str, Tensor], captions: Sequence[str], out: Path) -> Non
     for (title, x), height in zip(rows.items(), tall, strict=True):
         draw.text((8, top + height / 2), title, "black", font, "lm")
         for place, cell in enumerate(x):
-            for repeat, picture in enumerate(to_uint8(cell)):
+            for repeat, picture in enumerate(to_uint8(cell).numpy()):
                 shown = Image.fromarray(np.ascontiguousarray(picture))
                 shown = shown.resize((side, side), Image.Resampling.NEAREST)
                 canvas.paste(shown, (MARGIN + place * wide, top + repeat * (side + 2)))

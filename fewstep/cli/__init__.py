@@ -5,9 +5,12 @@ from __future__ import annotations
 import difflib
 import os
 import sys
+from contextlib import suppress
 
 from fewstep import __version__
 from fewstep.cli.parser import fail
+from fewstep.machine import sentence, short_of_memory, trouble
+from fewstep.signals import ended, interruptible, last_words, tolerant
 
 VERBS = {
     "demo": "train a teacher on small digits, distil it to one step, measure, show: one command",
@@ -38,51 +41,68 @@ EPILOG = """examples:
   fewstep ema runs/sid --sigma-rel 0.13 --out runs/longer
 
 'fewstep VERB --help' tells more. A run that was stopped continues with the same command.
-Exit codes: 0 done, 1 failed, 2 wrong input (one sentence says what to do), 75 stopped by the
-system and resumable, 130 stopped by Ctrl-C and resumable."""
-
-
-def sentence(error: Exception) -> str:
-    """What a person should read of an error: "digits.png: Permission denied"."""
-    if isinstance(error, OSError) and error.strerror:
-        where = error.filename2 or error.filename
-        return f"{where}: {error.strerror}" if where else error.strerror
-    return str(error)
+Exit codes: 0 done, 1 failed (a full disk, say), 2 wrong input (one sentence says what to do), 75
+stopped by the system and resumable, 130 stopped by Ctrl-C and resumable."""
+MEMORY = "the memory does not suffice; ask for less at once, or close other programs"
 
 
 def main(argv: list[str] | None = None) -> None:
     """Entry point of the `fewstep` command."""
-    argv = sys.argv[1:] if argv is None else argv
-    width = max(map(len, VERBS))
-    verbs = "\n".join(f"  {verb:{width}}  {text}" for verb, text in VERBS.items())
+    tolerant()
+    raise SystemExit(_answer(sys.argv[1:] if argv is None else argv))
+
+
+def _answer(argv: list[str]) -> int:
+    """Do what is asked; the exit code, and one line for whatever ended it early."""
+    try:
+        with interruptible():
+            code = _run(argv)
+            sys.stdout.flush()
+            return code
+    except BrokenPipeError:  # whoever read has heard enough; nothing is left to be written
+        _abandon_output()
+    except KeyboardInterrupt as stop:
+        return ended(stop)
+    except FloatingPointError as error:
+        last_words(f"fewstep: {error}")
+    except Exception as error:
+        system, memory = trouble(error), short_of_memory(error)
+        known = system or memory or isinstance(error, (ValueError, OSError))
+        if os.environ.get("FEWSTEP_DEBUG") or not known:
+            raise
+        if not (system or memory):
+            fail(sentence(error))
+        _abandon_output()
+        last_words(f"fewstep: {sentence(system) if system else MEMORY}")
+    return 1
+
+
+def _run(argv: list[str]) -> int:
+    """Print what fewstep is, or import the verbs, which takes seconds, and run one."""
     if not argv or argv[0] in ("-h", "--help"):
+        width = max(map(len, VERBS))
+        verbs = "\n".join(f"  {verb:{width}}  {text}" for verb, text in VERBS.items())
         print("usage: fewstep VERB [options]\n")
         print("Distil a diffusion or flow model into a generator of one to four network calls.\n")
         print(f"verbs:\n{verbs}\n\n{EPILOG}")
-        return
+        return 0
     if argv[0] in ("--version", "-V"):
         print(f"fewstep {__version__}")
-        return
+        return 0
     if argv[0] not in VERBS:
         close = difflib.get_close_matches(argv[0], VERBS, 1)
         hint = f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(VERBS)}"
         fail(f"there is no verb {argv[0]!r}; {hint}")
     from fewstep.cli import verbs as implementation
 
-    try:
-        code = getattr(implementation, argv[0])(argv[1:])
+    code: int = getattr(implementation, argv[0])(argv[1:])
+    return code
+
+
+def _abandon_output() -> None:
+    """What is still to be written to standard output cannot be: Python need not try at its end."""
+    with suppress(OSError, ValueError):
         sys.stdout.flush()
-    except BrokenPipeError:  # whoever read has heard enough; nothing is left to be written
+        return
+    with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(1) from None
-    except (ValueError, OSError) as error:
-        if os.environ.get("FEWSTEP_DEBUG"):
-            raise
-        fail(sentence(error))
-    except FloatingPointError as error:
-        print(f"fewstep: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
-    except KeyboardInterrupt:
-        print("\nfewstep: stopped; run the same command again to continue", file=sys.stderr)
-        raise SystemExit(130) from None
-    raise SystemExit(code or 0)

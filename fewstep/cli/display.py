@@ -21,6 +21,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from fewstep.signals import Stopped, last_words, leave_terminal, terminals
+
 EVERY = 10.0
 """Seconds between two plain lines."""
 
@@ -93,7 +95,7 @@ class Bar:
 def say(text: str) -> None:
     """A line for the person who waits, on standard error; results go to standard output."""
     if not silent():
-        print(text, file=sys.stderr, flush=True)
+        last_words(text)
 
 
 def silent() -> bool:
@@ -114,21 +116,25 @@ class Stop:
 
 @contextmanager
 def stopping(launched: bool = False) -> Iterator[Stop]:
-    """Within the block Ctrl-C, SIGTERM or SIGUSR1 only sets a flag; a second one interrupts.
+    """Within the block Ctrl-C, SIGTERM, SIGHUP or SIGUSR1 only sets a flag; a second interrupts.
 
     A launcher repeats a terminal's Ctrl-C and kills by itself what does not stop, so that in
     `launched` processes a second signal changes nothing.
     """
-    stop = Stop()
+    stop, screens = Stop(), terminals()
 
     def handle(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGHUP:
+            leave_terminal(screens)
         if stop.signal and not launched:
-            raise KeyboardInterrupt
+            raise Stopped(number)
         if not stop.signal:
             stop.signal = number
             say("\nstopping after this step" + ("" if launched else "; once more to stop at once"))
 
-    watched = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    watched = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup says to go on
+        watched.append(signal.SIGHUP)
     old = {number: signal.signal(number, handle) for number in watched}
     try:
         yield stop

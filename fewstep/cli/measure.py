@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from fewstep.cli.parser import GUIDANCE, TEACHER, VAE, fail, verb_parser
+from fewstep.cli.parser import GUIDANCE, TEACHER, VAE, code_flag, fail, verb_parser
 from fewstep.cli.prompted import Asked, evaluate_prompts
 from fewstep.cli.protocol import evaluate_protocol, make_stats
 from fewstep.cli.work import found_again, measured, table
+from fewstep.own_code import trust
 
 FEATURES = (
     "Inception's weights, a DINOv2 folder, or my_file.py:Name (default: what "
@@ -36,6 +37,7 @@ def evaluate(args: list[str]) -> int:
         type=int,
         help="with --prompts: pictures are resized to this for --features (default: 256; 0: not)",
     )
+    code_flag(parser)
     group = parser.add_argument_group("with --protocol or --prompts")
     group.add_argument(
         "--runs", type=int, dest="draws", default=argparse.SUPPRESS, help="the same as --draws"
@@ -49,6 +51,7 @@ def evaluate(args: list[str]) -> int:
     group.add_argument("--guidance", type=float, help=GUIDANCE)
     group.add_argument("--device", help="such as cuda or mps (default: cpu)")
     own = parser.parse_args(args)
+    trust(own.code, [own.run])
     if own.teacher:
         found_again(own.run, own.teacher)
     if own.prompts:

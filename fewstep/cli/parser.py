@@ -13,6 +13,10 @@ from fewstep.cli import spelling
 
 GUIDANCE = "scale of classifier-free guidance, of a teacher: such as 7.5 (default: 1, none)"
 TEACHER = "where the run's teacher is now, if it was moved: checked by digest, and recorded"
+CODE = (
+    "a file of your own that the model was made with, such as RUN/code/my_method.py; it is run "
+    "where its SHA-256 is the recorded one"
+)
 VAE = "folder of the autoencoder that decodes latents (default: what FEWSTEP_VAE names)"
 
 
@@ -70,6 +74,13 @@ class Parser(argparse.ArgumentParser):
     def flags(self) -> list[str]:
         """The long flags."""
         return [name for name in self._option_string_actions if name.startswith("--")]
+
+
+def code_flag(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """--code FILE, any number of times; the verb passes them to `fewstep.own_code.trust`."""
+    parser.add_argument(
+        "--code", type=Path, action="append", default=[], metavar="FILE", help=CODE
+    )
 
 
 def verb_parser(verb: str, text: str, **options: Any) -> Parser:

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 from fewstep.cli.display import Bar, say
 from fewstep.cli.overrides import resolve
-from fewstep.cli.parser import fail, verb_parser
+from fewstep.cli.parser import code_flag, fail, verb_parser
+from fewstep.own_code import trust
 from fewstep.pipelines.hub import local
 from fewstep.plan.choices import (
     RESERVE,
@@ -56,11 +57,13 @@ def run(args: list[str]) -> int:
         default=RATE,
         help=f"10^12 operations a second a GPU sustains in bf16 (default: {RATE:g})",
     )
+    code_flag(parser)
     own, rest = parser.parse_known_args(args)
     gpus = GPUs.parse(own.gpus)
     if min(own.at_once) < 1 or not own.tflops > 0:
         fail("--at-once and --tflops are positive")
     where = local(own.teacher)
+    trust(own.code, [where])
     model = model_of(where)
     for note in notes_on(where):
         say(note)

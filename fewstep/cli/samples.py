@@ -15,9 +15,10 @@ from fewstep.data.prompts import read_prompts
 from fewstep.files import write
 from fewstep.generator import Generator
 from fewstep.guidance import CFG
+from fewstep.pictures import to_uint8
 from fewstep.pipelines.lengths import lost
 from fewstep.pipelines.load import dressed
-from fewstep.report.grid import grid, png, to_uint8
+from fewstep.report.grid import grid, png
 from fewstep.runner import usable
 from fewstep.teaching import opened
 
@@ -118,7 +119,10 @@ def make(
         columns = 10 if generator.classes == 10 and not chosen else None
         write(out, png(grid(x, columns)))
         return
-    arrays = {"images": to_uint8(x) if x.ndim == 4 else x.numpy(), "seeds": np.array(index)}
+    arrays = {
+        "images": to_uint8(x).numpy() if x.ndim == 4 else x.numpy(),
+        "seeds": np.array(index),
+    }
     if generator.classes:
         arrays["labels"] = np.array(chosen or [i % generator.classes for i in index])
     buffer = io.BytesIO()

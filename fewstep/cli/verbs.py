@@ -7,7 +7,7 @@ from argparse import ArgumentParser
 from pathlib import Path
 
 from fewstep.cli.display import say
-from fewstep.cli.parser import GUIDANCE, TEACHER, VAE, fail, printable, verb_parser
+from fewstep.cli.parser import GUIDANCE, TEACHER, VAE, code_flag, fail, printable, verb_parser
 from fewstep.cli.work import demonstrate, found_again, like_teacher, perform
 from fewstep.shell import command_line
 
@@ -39,6 +39,7 @@ def distill(args: list[str]) -> int:
 
 def _run(verb: str, args: list[str], default: str) -> int:
     from fewstep.cli.overrides import help_text, resolve
+    from fewstep.own_code import trust
     from fewstep.pipelines.hub import local
     from fewstep.recipes.find import every, recipe
     from fewstep.recipes.t2i import suit
@@ -57,6 +58,7 @@ def _run(verb: str, args: list[str], default: str) -> int:
         parser.add_argument(
             "--init", default="", help="folder of the network to start from (default: the teacher)"
         )
+        code_flag(parser)
     _machine_flags(parser)
     parser.add_argument("--dry-run", action="store_true", help="print the run and its cost only")
     parser.add_argument("-h", "--help", action="store_true", help="this, and the recipe's fields")
@@ -79,6 +81,7 @@ def _run(verb: str, args: list[str], default: str) -> int:
         )
         return 0
     teacher, init = local(getattr(own, "teacher", "")), getattr(own, "init", "")
+    trust(getattr(own, "code", []), (teacher, init))
     run = resolve(like_teacher(run, teacher), rest, f"fewstep {verb} {name}", parser.flags())
     suit(run, name, every())
     right = "distill" if run.distils else "train"
@@ -154,9 +157,12 @@ def sample(args: list[str]) -> int:
     parser.add_argument("--vae", default="", help=VAE)
     parser.add_argument("--guidance", type=float, default=1.0, help=GUIDANCE)
     parser.add_argument("--device", default="cpu", help="such as cuda or mps (default: cpu)")
+    code_flag(parser)
     own = parser.parse_args(args)
     from fewstep.cli.samples import make
+    from fewstep.own_code import trust
 
+    trust(own.code, [own.model])
     given = (own.vae, own.prompts, own.guidance, own.device)
     make(own.model, own.seeds, own.labels, own.out, *given)
     print(own.out)
@@ -183,9 +189,12 @@ def report(args: list[str]) -> int:
     parser = verb_parser("report", text)
     parser.add_argument("run", type=Path, help="a run folder")
     parser.add_argument("--teacher", default="", help=TEACHER)
+    code_flag(parser)
     own = parser.parse_args(args)
+    from fewstep.own_code import trust
     from fewstep.report.page import write_report
 
+    trust(own.code, [own.run])
     if own.teacher:
         found_again(own.run, own.teacher)
     print(write_report(own.run))
@@ -196,6 +205,7 @@ def export(args: list[str]) -> int:
     """A student as files of other programs."""
     from fewstep.export.formats import FORMATS, notes
     from fewstep.export.formats import export as write
+    from fewstep.own_code import trust
 
     formats = "; ".join(f"{name}: {form.what}" for name, form in FORMATS.items())
     parser = verb_parser(
@@ -214,7 +224,9 @@ def export(args: list[str]) -> int:
         action="store_true",
         help="of a pipeline as pt2 or onnx: the VAE's decoder is a part of the program",
     )
+    code_flag(parser)
     own = parser.parse_args(args)
+    trust(own.code, [own.run])
     off = write(own.run, own.out, own.to, own.rank, own.pictures)
     say(f"differs from the student by {off:.1g} of its range")
     for note in notes(own.run, own.to):
@@ -279,9 +291,12 @@ def ema(args: list[str]) -> int:
     )
     parser.add_argument("--out", type=Path, required=True, help="the folder, new or empty")
     parser.add_argument("--teacher", default="", help=TEACHER)
+    code_flag(parser)
     own = parser.parse_args(args)
+    from fewstep.own_code import trust
     from fewstep.posthoc import write
 
+    trust(own.code, [own.run])
     if own.teacher:
         found_again(own.run, own.teacher)
     say(write(own.run, own.sigma_rel, own.out))

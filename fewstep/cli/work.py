@@ -20,12 +20,14 @@ from fewstep.cli.display import Bar, Stop, say, stopping
 from fewstep.eval.evaluate import Yardstick, evaluate, real_scores
 from fewstep.files import read_json, write_json
 from fewstep.generator import Generator
+from fewstep.machine import short_of_memory
+from fewstep.own_code import decoded
 from fewstep.pipelines.hub import local
 from fewstep.preparation import heard, told
 from fewstep.recipes.run import Domain, Run
 from fewstep.run_folder import RunFolder
 from fewstep.runner import Note, Progress, Step, execute, prepare
-from fewstep.spec import decode, encode
+from fewstep.spec import encode
 from fewstep.student import load_student
 from fewstep.teaching import load_teacher, model_of, settled, teacher_of
 
@@ -94,7 +96,7 @@ def _failure(error: Exception) -> str:
     """A sentence for what is wrong with the machine and not with the program; else nothing."""
     if isinstance(error, parallel.Lost):
         return str(error)
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error):
+    if short_of_memory(error):
         return (
             "the memory does not suffice; compute each batch in more parts with --accumulate, or "
             "lower --batch; what was saved is kept"
@@ -140,7 +142,7 @@ def measured(path: Path, samples: int, draws: int) -> Metrics:
     folder = RunFolder(path)
     facts = folder.facts()
     folder.refuse_unfinished()
-    domain: Domain = decode(facts["run"].get("domain"), Domain)  # the method may be a file's
+    domain: Domain = decoded(facts["run"].get("domain"), Domain, path)
     yardstick = domain.yardstick()
     if yardstick is None:
         raise ValueError(

@@ -118,10 +118,3 @@ def channels_first(pictures: Tensor, device: torch.device | str) -> Tensor:
         )
     x = pictures.to(device).permute(0, 3, 1, 2).float()
     return x.expand(-1, 3, -1, -1)
-
-
-def to_uint8(x: Tensor) -> Tensor:
-    """(B, 1 or 3, H, W) in [-1, 1] -> uint8 (B, H, W, C), as pictures are stored and measured."""
-    if x.ndim != 4 or x.shape[1] not in (1, 3):
-        raise ValueError(f"only pictures (B, 1 or 3, H, W) are measured, got {tuple(x.shape)}")
-    return (x * 127.5 + 128).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fewstep.eval.clip import Aligned, alignment, text_vectors
-from fewstep.eval.features import to_uint8
+from fewstep.pictures import to_uint8
 
 PART = 32
 """Pictures that the network sees at once."""

@@ -22,7 +22,7 @@ from fewstep.files import digest
 from fewstep.generator import Generator
 from fewstep.pipelines.hub import name_of
 from fewstep.pipelines.load import root
-from fewstep.report.findings import Findings, number, read
+from fewstep.report.findings import Findings, number, read, whole
 from fewstep.report.words import short
 from fewstep.sample import FewStep
 from fewstep.spec import known
@@ -80,8 +80,9 @@ def teacher_name(student: Generator) -> str:
     if "folder" in first:
         folder = Path(str(first["folder"]))
         return name_of(folder) or folder.name
-    source = first.get("source", {})
-    return str(source.get("file", "") or "a teacher trained by fewstep")
+    source = first.get("source")
+    file = source.get("file") if isinstance(source, Mapping) else None
+    return str(file or "a teacher trained by fewstep")
 
 
 def _first(card: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -145,7 +146,7 @@ def _facts(student: Generator, found: Findings | None) -> Iterator[tuple[str, st
     if (method := _method(card)) is not None:
         yield "data", "real pictures" if method.needs_data else f"none: noise and {_heard(found)}"
     if "images" in card:
-        yield "training", f"{card['images']:,} samples in {card.get('steps', 0):,} steps"
+        yield "training", f"{whole(card, 'images'):,} samples in {whole(card, 'steps'):,} steps"
 
 
 def _heard(found: Findings | None) -> str:

@@ -17,12 +17,11 @@ from fewstep.export.comfyui import caution, to_comfyui
 from fewstep.export.graphs import to_onnx, to_pt2
 from fewstep.export.lora import to_kohya, to_lora
 from fewstep.export.pipeline import to_diffusers, to_safetensors
-from fewstep.files import read_json
 from fewstep.report.findings import number, read
 from fewstep.report.words import short
 from fewstep.run_folder import RunFolder
 from fewstep.spec import nearest
-from fewstep.student import finished, stored_model
+from fewstep.student import stored_card, stored_model
 
 Writer = Callable[..., float]
 
@@ -74,12 +73,13 @@ def notes(run: Path, name: str) -> Iterator[str]:
     """What a person should know of the export of `run` as `name`, in sentences."""
     best = RunFolder(run).best
     if (best / "manifest.json").is_file():
-        kept, last = (read_json(at / "model.json")["card"] for at in (best, finished(run)))
-        if kept["steps"] != last["steps"]:
-            metric = read(run).run["best"]["metric"]
+        kept, last = stored_card(best), stored_card(run)
+        if kept.get("steps") != last.get("steps"):
+            rule = read(run).run.get("best")
+            metric = str(rule.get("metric")) if isinstance(rule, Mapping) else "?"
             yield (
-                f"this is the last model, of step {last['steps']}; the best, of step "
-                f"{kept['steps']} ({metric} {short(number(kept, metric))}), is in {best}: "
+                f"this is the last model, of step {last.get('steps')}; the best, of step "
+                f"{kept.get('steps')} ({metric} {short(number(kept, metric))}), is in {best}: "
                 "export that folder if you want it"
             )
     if name == "comfyui" and (said := caution(stored_model(run))):

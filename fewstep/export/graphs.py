@@ -8,6 +8,7 @@ takes embeddings and gives latents, or pictures, by the VAE's decoder, where the
 from __future__ import annotations
 
 import importlib
+import io
 import json
 import logging
 import warnings
@@ -24,7 +25,7 @@ from fewstep.export.card import card
 from fewstep.export.pipeline import embedded
 from fewstep.export.place import fresh
 from fewstep.export.program import Inputs, batches, described, difference, examples, traced
-from fewstep.files import write
+from fewstep.files import spelled, write
 from fewstep.generator import Generator
 from fewstep.pipelines.load import dressed, origin
 from fewstep.student import load_student
@@ -46,8 +47,10 @@ def to_pt2(run: Path, out: Path, pictures: bool = False) -> float:
     with fresh(out, ".pt2") as place:
         program = traced(student)
         facts = described(student, examples(student, 1), batches(program))
-        torch.export.save(program, place, extra_files={FACTS: json.dumps(facts)})
-        again: Any = torch.export.load(place).module()
+        whole = io.BytesIO()  # written to a disk that is full, torch ends the process
+        torch.export.save(program, whole, extra_files={FACTS: json.dumps(facts)})
+        write(place, whole.getvalue())
+        again: Any = torch.export.load(io.BytesIO(place.read_bytes())).module()
         found = _near(difference(student, again), PT2_TOLERANCE)
         use = _pt2_use(student, out, facts)
         write(place.with_name(f"{out.name}.md"), card(student, run, use, facts))
@@ -78,7 +81,8 @@ def to_onnx(run: Path, out: Path, pictures: bool = False) -> float:
             model.model.metadata_props["fewstep"] = json.dumps(facts)
             model.save(place)
         try:
-            session = runtime.InferenceSession(place, providers=["CPUExecutionProvider"])
+            with spelled(place) as named:
+                session = runtime.InferenceSession(named, providers=["CPUExecutionProvider"])
         except Exception as error:
             raise ValueError(
                 f"onnxruntime does not take what torch.onnx made of this network: {error}"

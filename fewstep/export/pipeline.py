@@ -22,8 +22,9 @@ from fewstep.export.card import card
 from fewstep.export.place import fresh
 from fewstep.export.program import Given
 from fewstep.export.schedulers import stock_scheduler
-from fewstep.files import read_json, write, write_json
+from fewstep.files import read_json, spelled, write, write_json
 from fewstep.generator import Generator
+from fewstep.pictures import finite
 from fewstep.pipelines.adapter import Adapter
 from fewstep.pipelines.folder import NEVER_LOADED, PipelineFolder, open_folder
 from fewstep.pipelines.load import dressed, origin
@@ -182,7 +183,7 @@ def against(pipe: Any, student: Generator, prompt: str = "a small red cube") -> 
     assert speaking.text is not None
     cond = speaking.text([prompt])
     draws = Given(torch.zeros(1, dtype=torch.int64), noises=tuple(noises))
-    ours = student.sampler(student.denoiser, z, cond, draws)
+    ours = finite(student.sampler(student.denoiser, z, cond, draws))
     return float((theirs - ours).abs().max() / ours.abs().max())
 
 
@@ -190,9 +191,10 @@ def stock(folder: Path) -> Any:
     """The pipeline in a folder, as diffusers loads it."""
     library("transformers")  # be quiet
     left_out = dict.fromkeys(open_folder(folder).left_out)
-    pipe = library("diffusers").DiffusionPipeline.from_pretrained(
-        folder, local_files_only=True, use_safetensors=True, **left_out
-    )
+    with spelled(folder) as named:
+        pipe = library("diffusers").DiffusionPipeline.from_pretrained(
+            named, local_files_only=True, use_safetensors=True, **left_out
+        )
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from fewstep.draws import Draws
 from fewstep.generator import Generator
+from fewstep.pictures import finite
 from fewstep.pipelines.adapters import Adapter
 from fewstep.sample import FewStep
 
@@ -107,8 +108,8 @@ def difference(student: Generator, run: Any, counts: tuple[int, ...] = (1, 3)) -
     for count in counts:
         inputs = examples(student, count, seed=count)
         with torch.no_grad():
-            ours = Program(student)(inputs)
-        worst = max(worst, float((run(inputs) - ours).abs().max() / ours.abs().max()))
+            ours = finite(Program(student)(inputs))
+        worst = max(worst, float((finite(run(inputs)) - ours).abs().max() / ours.abs().max()))
     return worst
 
 

@@ -11,18 +11,21 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_origin, get_type_hints
 
 from fewstep.eval.features import retitled
 from fewstep.files import Damaged, digest, read_json
 from fewstep.pipelines.net import Diffusers
+from fewstep.recipes.run import Run
 from fewstep.run_folder import RunFolder
-from fewstep.spec import known
+from fewstep.spec import conform, known
 
 Line = Mapping[str, Any]
 Scores = dict[str, dict[str, float]]
 COMPARED = ("features", "labels", "samples")
 """What two evaluations must share to stand side by side."""
+TEXTS = (*COMPARED, "model")
+"""What of an evaluation is a text or a number."""
 EVALUATION = ("best", "mean", "std", "reference")
 """What an evaluation holds beside its runs."""
 
@@ -34,8 +37,14 @@ def number(line: Line | None, key: str) -> float:
         return math.nan
     try:
         return float(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         return math.nan
+
+
+def whole(line: Line | None, key: str) -> int:
+    """line[key] as a whole number; 0 where it is none."""
+    value = number(line, key)
+    return int(value) if math.isfinite(value) else 0
 
 
 @dataclass(frozen=True)
@@ -80,15 +89,17 @@ class Findings:
     @property
     def role(self) -> str:
         """What the run makes: "student", or "teacher" where it trains on data."""
-        if "student" in self.metrics:
+        if "student" in self.metrics or self.facts.get("distils") is True:
             return "student"
+        if self.facts.get("distils") is False:
+            return "teacher"
         output = getattr(known().get(self.method), "output", "student")
         return "student" if output == "student" else "teacher"
 
     @property
     def steps(self) -> int:
         """Steps the run is to have."""
-        return int(number(self.run, "steps"))
+        return whole(self.run, "steps")
 
     @property
     def done(self) -> int:
@@ -172,8 +183,7 @@ def read(path: Path) -> Findings:
     """Read the run folder `path`; a `Damaged` (ValueError) says what is wrong with it."""
     folder = RunFolder(path)
     facts = folder.facts()
-    if not isinstance(facts["run"], dict):
-        raise Damaged(f"{path / 'run.json'} does not describe a run")
+    _scalars(path, facts["run"])
     metrics, protocol = _metrics(path / "metrics.json")
     log, gauges = (
         [line for line in folder.lines(name) if math.isfinite(number(line, "step"))]
@@ -181,6 +191,19 @@ def read(path: Path) -> Findings:
     )
     found = _evaluations(path / "evaluation")
     return Findings(path, facts, log, gauges, metrics, protocol, found, folder.finished)
+
+
+def _scalars(path: Path, run: Mapping[str, Any]) -> None:
+    """A `Damaged` where a number, a text or a switch of the run is none; parts are not looked at.
+
+    Those may be of a class that is not known here, and of settings of another version.
+    """
+    for name, hint in get_type_hints(Run).items():
+        if name in run and (hint in (int, float, str, bool) or get_origin(hint) is Literal):
+            try:
+                conform(run[name], hint, f"Run.{name}")
+            except ValueError as error:
+                raise Damaged(f"{path / 'run.json'} does not describe a run: {error}") from None
 
 
 def _metrics(path: Path) -> tuple[Scores, dict[str, Any]]:
@@ -204,7 +227,9 @@ def _evaluations(folder: Path) -> dict[str, dict[str, Any]]:
         stored = read_json(path)
         parts = [stored.get(key) for key in EVALUATION] if isinstance(stored, dict) else [None]
         runs = stored.get("runs") if all(isinstance(part, dict) for part in parts) else None
-        if not (isinstance(runs, list) and runs and all(isinstance(run, dict) for run in runs)):
+        texts = [stored.get(key, "") for key in TEXTS] if isinstance(runs, list) else [None]
+        sound = all(isinstance(text, (str, int)) for text in texts)
+        if not (sound and runs and all(isinstance(run, dict) for run in runs)):
             raise Damaged(f"{path} does not hold an evaluation")
         found[path.stem] = _named(stored)
     return found

@@ -9,18 +9,12 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-
-def to_uint8(x: Tensor) -> np.ndarray:
-    """(B, C, H, W) in [-1, 1] with C = 1 or 3 -> (B, H, W, C) uint8."""
-    if x.ndim != 4 or x.shape[1] not in (1, 3):
-        raise ValueError(f"pictures must be (B, 1 or 3, H, W), got {tuple(x.shape)}")
-    scaled = (x.detach().float().clamp(-1, 1) + 1) * 127.5
-    return scaled.round().to("cpu").byte().permute(0, 2, 3, 1).numpy()
+from fewstep.pictures import finite, to_uint8
 
 
 def scatter(x: Tensor, size: int = 256, extent: float | None = None) -> np.ndarray:
     """Points (B, 2) as one picture (size, size, 1): white dots on black."""
-    points = x.detach().float().cpu().numpy()
+    points = finite(x.detach()).float().cpu().numpy()
     extent = extent or float(np.abs(points).max()) * 1.1 + 1e-6
     cells = ((points / extent + 1) / 2 * (size - 1)).round().astype(int)
     inside = ((cells >= 0) & (cells < size)).all(1)
@@ -36,7 +30,7 @@ def grid(x: Tensor, columns: int | None = None, cell: int = 48, gap: int = 4) ->
     """
     if x.ndim == 2 and x.shape[1] == 2:
         return Image.fromarray(scatter(x)[..., 0])
-    pictures = to_uint8(x[:, :3] if x.shape[1] == 4 else x)
+    pictures = to_uint8(x[:, :3] if x.shape[1] == 4 else x).cpu().numpy()
     count, height, width, channels = pictures.shape
     columns = columns or math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from fewstep.report.checks import RATIO, Check, Headline
-from fewstep.report.findings import Findings, number, on_prompts
+from fewstep.report.findings import Findings, number, on_prompts, whole
 from fewstep.report.words import count, short
 from fewstep.rules import Best
 from fewstep.shell import command_line
@@ -60,7 +60,7 @@ def kept(f: Findings) -> str:
         rule: Best = decode(f.run.get("best"), Best)
         best: list[float] = []
         for look in f.gauges if rule.metric else ():
-            best = rule.judged(look, best, int(number(look, "step")))
+            best = rule.judged(look, best, whole(look, "step"))
     except ValueError:  # of another version, or a metric that is not there
         return ""
     if not best or not (f.path / "best" / "manifest.json").is_file():
@@ -70,7 +70,7 @@ def kept(f: Findings) -> str:
     text += f"that model is in {f.path / 'best'}."
     if not f.finished:
         return text
-    last = max(f.done, int(number(f.last, "step")))
+    last = max(f.done, whole(f.last, "step"))
     which = "the same" if step == last else f"the last one, of step {last:,}"
     text += f" {f.path / 'student'}, which this page shows, is {which}."
     if last < f.steps and rule.over({"best": best}):

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.files import write
+from fewstep.machine import trouble
 from fewstep.report import charts, pictures, plots, reasons, tables
 from fewstep.report.checks import checks
-from fewstep.report.findings import Findings, read
+from fewstep.report.findings import Findings, read, whole
 from fewstep.report.headline import headline, kept, measuring
 from fewstep.report.words import about, count, duration, short
 
@@ -33,6 +34,8 @@ def write_report(path: Path) -> Path:
     try:
         write(out, page)
     except OSError as error:
+        if trouble(error):
+            raise
         raise ValueError(f"cannot write {out}: {error.strerror}") from None
     return out
 
@@ -45,7 +48,7 @@ def render(f: Findings) -> str:
     samples = pictures.sample(f)
     asked = checks(f, samples.diversity)
     held_out = len(samples.yardstick.held_out) if samples.yardstick else 0
-    few = 0 < held_out < int(f.protocol.get("samples") or 0)
+    few = 0 < held_out < whole(f.protocol, "samples")
     context: dict[str, Any] = {
         "name": str(f.facts.get("recipe", "run")),
         "f": f,
@@ -119,7 +122,7 @@ def _cards(f: Findings, samples: pictures.Samples) -> list[tuple[str, str, str]]
 
 def _protocol(f: Findings, samples: pictures.Samples) -> str:
     """How the measurements were made."""
-    size, draws = (int(f.protocol.get(key) or 0) for key in ("samples", "draws"))
+    size, draws = (whole(f.protocol, key) for key in ("samples", "draws"))
     text = f"{count(draws, 'draw')} of {size:,} fresh samples each" if size else "Unknown draws"
     text += "; mean ± standard deviation over the draws."
     if (y := samples.yardstick) is not None:
@@ -133,5 +136,5 @@ def _protocol(f: Findings, samples: pictures.Samples) -> str:
 def _quick(f: Findings) -> str:
     """Samples of a quick look, and of the anchors beside it."""
     quick = f.last.get("quick") if f.last else None
-    size = int(quick.get("samples") or 0) if isinstance(quick, dict) else 0
+    size = whole(quick, "samples") if isinstance(quick, dict) else 0
     return f"{size:,}" if size else ""

@@ -18,6 +18,7 @@ from torch import Tensor
 from fewstep.eval.evaluate import Yardstick
 from fewstep.gauges import diversity
 from fewstep.generator import Generator
+from fewstep.own_code import decoded
 from fewstep.pipelines.folder import is_pipeline
 from fewstep.pipelines.load import dressed
 from fewstep.pipelines.net import Diffusers
@@ -26,7 +27,6 @@ from fewstep.report.findings import Findings, number
 from fewstep.report.grid import grid, png, scatter
 from fewstep.report.plots import moments
 from fewstep.run_folder import RunFolder
-from fewstep.spec import decode
 from fewstep.student import load_student
 from fewstep.teachers.convert import open_model
 from fewstep.teaching import teacher_of
@@ -133,7 +133,7 @@ def is_prompted(generator: Generator) -> bool:
 
 def _domain(f: Findings) -> tuple[Domain | None, list[str]]:
     try:
-        domain: Domain = decode(f.run.get("domain"), Domain)
+        domain: Domain = decoded(f.run.get("domain"), Domain, f.path)
     except ValueError as error:
         return None, [f"Real pictures are not shown: {error}."]
     return domain, []

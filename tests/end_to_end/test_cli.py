@@ -21,9 +21,10 @@ from PIL import Image
 import fewstep as package
 from fewstep.cli import VERBS
 from fewstep.nets.mlp import MLP
+from fewstep.pictures import to_uint8
 from fewstep.recipes import digits as recipes
 from fewstep.recipes.score_identity import RECIPES
-from fewstep.report.grid import grid, to_uint8
+from fewstep.report.grid import grid
 from fewstep.spec import decode
 from fewstep.student import load_student
 from fewstep.times import LogNormal
@@ -197,7 +198,9 @@ def interrupt(monkeypatch: Any, step: int, number: int, times: int = 1) -> None:
         (signal.SIGINT, 1, 130),
         (signal.SIGTERM, 1, 75),
         (signal.SIGUSR1, 1, 75),
+        (signal.SIGHUP, 1, 75),
         (signal.SIGINT, 2, 130),
+        (signal.SIGTERM, 2, 143),
     ],
 )
 def test_a_stopped_run_continues_to_the_same_bits(
@@ -206,16 +209,17 @@ def test_a_stopped_run_continues_to_the_same_bits(
     """One signal: saved at once. Two: not even that, and the last checkpoint serves."""
     monkeypatch.chdir(tmp_path)
     args = (*DISTIL, "--teacher", str(finished / "runs" / "teacher"), "--out", "x")
-    watched = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    watched = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
     handlers = [signal.getsignal(n) for n in watched]
     with monkeypatch.context() as patch:
         interrupt(patch, 11, number, times)
         stopped = fewstep(*args)
     assert [signal.getsignal(n) for n in watched] == handlers
     command = f"fewstep {' '.join(args)}"
+    by = "" if number == signal.SIGINT else f" by {signal.Signals(number).name}"
     last = {
         1: f"stopped at step 11 of 20, saved in x; continue with: {command}",
-        2: "fewstep: stopped; run the same command again to continue",
+        2: f"fewstep: stopped{by}; run the same command again to continue",
     }
     first = "stopping after this step; once more to stop at once"
     assert stopped.code == code

@@ -104,7 +104,8 @@ def test_a_full_disk_is_one_sentence(tmp_path: Path, monkeypatch: Any) -> None:
 
     monkeypatch.setattr("os.fsync", failing)
     result = fewstep("train", "digits_teacher", *SMALL, "--steps", "2", "--out", "x")
-    assert result == (2, "", "fewstep: No space left on device\n")
+    assert (result.code, result.out, result.err.count("\n")) == (1, "", 1)
+    assert result.err.startswith("fewstep: x/run.json: No space left on device; free some space")
     monkeypatch.setenv("FEWSTEP_DEBUG", "1")  # for the one who wants to know where
     with pytest.raises(OSError, match="No space left"):
         fewstep("train", "digits_teacher", *SMALL, "--steps", "2", "--out", "x")

@@ -15,7 +15,6 @@ import pytest
 import torch
 from PIL import Image
 
-from fewstep.eval.features import to_uint8
 from fewstep.eval.metrics import (
     Predictions,
     density_coverage,
@@ -24,6 +23,7 @@ from fewstep.eval.metrics import (
     kid,
     precision_recall,
 )
+from fewstep.pictures import to_uint8
 from fewstep.report.words import short
 from fewstep.student import load_student
 from tests.end_to_end.command import fewstep, tree

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from fewstep.files import read_json
 from fewstep.nets.edm2 import Precond
 from fewstep.nets.edm_precond import EDMPrecond
-from fewstep.report.grid import to_uint8
+from fewstep.pictures import to_uint8
 from fewstep.student import load_student
 from fewstep.teachers.convert import load
 from tests.distributed.processes import results

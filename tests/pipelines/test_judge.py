@@ -15,8 +15,8 @@ from tests.pipelines.conftest import Folders
 pytest.importorskip("diffusers")
 
 from fewstep.eval.clip import load_clip
-from fewstep.eval.features import to_uint8
 from fewstep.eval.judge import Judge
+from fewstep.pictures import to_uint8
 from fewstep.pipelines.load import dressed
 from fewstep.student import load_student
 from tests.end_to_end.command import fewstep

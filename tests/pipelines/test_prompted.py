@@ -25,10 +25,10 @@ from tests.pipelines.conftest import Folders
 pytest.importorskip("diffusers")
 
 from fewstep.eval.clip import load_clip
-from fewstep.eval.features import to_uint8
 from fewstep.eval.metrics import frechet
 from fewstep.eval.prompted import Joined, Resized, alignment, diversity, resized
 from fewstep.guidance import CFG
+from fewstep.pictures import to_uint8
 from fewstep.pipelines.load import dressed, load
 from fewstep.report.words import short
 from fewstep.student import load_student

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from fewstep.eval import features as module
 from fewstep.eval import torchscript
-from fewstep.eval.features import Known, Published, retitled, titled, to_uint8
+from fewstep.eval.features import Known, Published, retitled, titled
 from fewstep.eval.networks import Inception, load_features
+from fewstep.pictures import to_uint8
 
 OWN = '''
 import torch
@@ -172,7 +173,7 @@ def test_pictures_are_quantised_as_files_are() -> None:
     levels = torch.arange(256.0).view(1, 1, 16, 16)
     assert torch.equal(to_uint8(levels / 127.5 - 1)[0, :, :, 0].float(), levels[0, 0])
     assert to_uint8(torch.zeros(2, 3, 4, 5)).shape == (2, 4, 5, 3)
-    with pytest.raises(ValueError, match=r"only pictures .* got \(4, 2\)"):
+    with pytest.raises(ValueError, match=r"^pictures are .* got \(4, 2\)"):
         to_uint8(torch.zeros(4, 2))
 
 
