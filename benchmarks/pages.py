@@ -6,10 +6,11 @@ A page that tells figures has a template in benchmarks/pages/, with fields in th
     {digits[alpha][alpha 1][fd_digits]:±.2f}       mean ± standard deviation over the seeds
     {differences[steps][a - b][recall]:diff.2f}    mean difference (its 95 % interval)
 
-Filled in from benchmarks/results/, the template is the page. Outside of fields it may hold no
+Filled in from benchmarks/results/, the template is the page, or a passage of it where most of the
+page tells no figures (`PASSAGES`). Outside of fields it may hold no
 decimal number, no percentage and no number of thousands, but those that `STATED` has for it:
 settings and published figures. This lists what is wrong, and then exits with 1; --write writes the
-pages.
+pages that are templates as a whole.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ PAGES = {
     "assets.md": "benchmarks/assets/README.md",
 }
 """Template -> the page that it is."""
+PASSAGES = {"architecture-speed.md": "docs/architecture.md"}
+"""Template -> the page that holds it, whatever its line breaks."""
 STATED: Mapping[str, frozenset[str]] = {
     "claims.md": frozenset(
         (
@@ -80,6 +83,7 @@ def sources() -> dict[str, Field]:
     found = {
         "emoji": read_json(RESULTS / "emoji.json"),
         "study": read_json(RESULTS / "emoji-study.json"),
+        "networks": read_json(RESULTS / "networks.json"),
         "presets": read_json(RESULTS / "claims" / "digits-presets.json"),
         **read_json(RESULTS / "claims" / "summary.json"),
     }
@@ -99,7 +103,13 @@ def unbacked(template: str, stated: frozenset[str]) -> list[str]:
 def problems(name: str, page: str, fields: Mapping[str, Field]) -> list[str]:
     """What is wrong with the text of a page, by its template."""
     template = (TEMPLATES / name).read_text(encoding="utf-8")
-    found = [f"{name}: {figure} is no field" for figure in unbacked(template, STATED[name])]
+    stated = STATED.get(name, frozenset())
+    found = [f"{name}: {figure} is no field" for figure in unbacked(template, stated)]
+    if name in PASSAGES:
+        passage = " ".join(template.format(**fields).split())
+        if passage not in " ".join(page.split()):
+            found.append(f"{PASSAGES[name]} has not: {passage}")
+        return found
     wanted, lines = template.format(**fields).splitlines(), page.splitlines()
     found += [f"{PAGES[name]} has not: {line}" for line in wanted if line not in lines]
     found += [f"{name} does not give: {line}" for line in lines if line not in wanted]
@@ -110,9 +120,9 @@ def problems(name: str, page: str, fields: Mapping[str, Field]) -> list[str]:
 
 def main(args: list[str]) -> int:
     fields, wrong = sources(), []
-    for name, place in PAGES.items():
+    for name, place in (PAGES | PASSAGES).items():
         page = ROOT / place
-        if "--write" in args:
+        if "--write" in args and name in PAGES:
             text = (TEMPLATES / name).read_text(encoding="utf-8").format(**fields)
             page.write_text(text, encoding="utf-8")
         wrong += problems(name, page.read_text(encoding="utf-8"), fields)

@@ -6,9 +6,11 @@ import math
 import sys
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from fewstep.files import read_json, write_json
 
@@ -26,10 +28,11 @@ def fields() -> dict[str, pages.Field]:
 
 
 def text(name: str) -> str:
-    return (pages.ROOT / pages.PAGES[name]).read_text(encoding="utf-8")
+    place = (pages.PAGES | pages.PASSAGES)[name]
+    return (pages.ROOT / place).read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", pages.PAGES)
+@pytest.mark.parametrize("name", [*pages.PAGES, *pages.PASSAGES])
 def test_every_figure_is_a_field_of_the_results(name: str, fields: dict[str, pages.Field]) -> None:
     assert pages.problems(name, text(name), fields) == []
 
@@ -46,6 +49,21 @@ def test_a_changed_figure_is_noticed(name: str, fields: dict[str, pages.Field]) 
         assert pages.problems(name, wrong, fields)
     assert pages.problems(name, page + "\nIt is 1.13 times as far.\n", fields)
     assert pages.problems(name, page.split("\n", 1)[1], fields)
+
+
+@pytest.mark.parametrize("name", pages.PASSAGES)
+def test_a_changed_passage_is_noticed(name: str, fields: dict[str, pages.Field]) -> None:
+    """Each of its figures, a digit off; other line breaks change nothing."""
+    page = " ".join(text(name).split())
+    passage = (pages.TEMPLATES / name).read_text(encoding="utf-8").format(**fields)
+    passage = " ".join(passage.split())
+    assert pages.problems(name, page, fields) == []
+    figures = list(pages.FIGURE.finditer(passage))
+    assert figures
+    for found in figures:
+        last = found.end() - 1
+        wrong = passage[:last] + str((int(passage[last]) + 1) % 10) + passage[found.end() :]
+        assert pages.problems(name, page.replace(passage, wrong), fields)
 
 
 @pytest.mark.parametrize("figure", ["1.13", ".35", "3 %", "12%", "1,433", "0.5e-3"])
@@ -131,6 +149,30 @@ def test_scales_are_chosen_on_one_draw_and_reported_on_another() -> None:
     assert found["recall"]["mean"] == pytest.approx(0.05)
     with pytest.raises(ValueError, match="no scale of LSG is as aligned as X; add larger ones"):
         summary.at_equal_alignment(trials + aligned("X", 0.995, 0.9, 0.5), "X")
+
+
+def test_the_two_draws_share_no_noise() -> None:
+    """Each score has its own seeds: 5,000 of the samples, and `MANY` of the alignment."""
+    seen: list[list[int]] = []
+
+    class Counting:
+        classes = 10
+
+        def sample(self, seeds: list[int]) -> torch.Tensor:
+            seen.append(seeds)
+            return torch.tensor(seeds)
+
+    yardstick = SimpleNamespace(limit=1e9, measure=lambda x: (x, x % 10 * (x % 4 > 0)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            lab, "score", lambda x, labels, yardstick: {"sum": float((labels * 1).sum())}
+        )
+        found = lab.both_draws(Counting(), yardstick, 5000)
+    report, validation = ({*seen[0], *seen[1]}, {*seen[2], *seen[3]})
+    assert len(report) == len(validation) == lab.MANY
+    assert not report & validation
+    assert found["report"]["sum"] == 4.5 * 5000
+    assert found["report"]["alignment"] == pytest.approx(0.80)  # of 20 labels, 4 are not met
 
 
 def test_trials_are_kept_with_their_teacher_alone(tmp_path: Path) -> None:
