@@ -5,6 +5,7 @@ A page that tells figures has a template in benchmarks/pages/, with fields in th
     {emoji[scores][real][fd]:.4f}                  a number
     {digits[alpha][alpha 1][fd_digits]:±.2f}       mean ± standard deviation over the seeds
     {differences[steps][a - b][recall]:diff.2f}    mean difference (its 95 % interval)
+    {differences[convergence][slope]:mean.2f}      the same, without the sign of a gain
 
 Filled in from benchmarks/results/, the template is the page, or a passage of it where most of the
 page tells no figures (`PASSAGES`). Outside of fields it may hold no
@@ -61,20 +62,22 @@ class Field:
         return Field(self.value[key])
 
     def __format__(self, spec: str) -> str:
-        """`.2f` and the like of a number, or of a mean; with ± and diff, see the module."""
-        kind = next((k for k in ("±", "diff") if spec.startswith(k)), "")
+        """`.2f` and the like of a number, or of a mean; with ±, diff and mean, see the module."""
+        kind = next((k for k in ("±", "diff", "mean") if spec.startswith(k)), "")
         digits = spec.removeprefix(kind)
         row = self.value if isinstance(self.value, Mapping) else {"mean": self.value}
         mean = row["mean"]
         if isinstance(mean, str):
             return mean
-        shown = format(mean, "+" + digits if kind == "diff" else digits)
+        if kind == "diff":
+            digits = "+" + digits
+        shown = format(mean, digits)
         if kind == "±" and "std" in row:
             return f"{shown} ± {row['std']:{digits}}"
-        if kind == "diff":
+        if kind in ("diff", "mean"):
             if row["low"] is None:
                 return f"{shown} (one seed)"
-            return f"{shown} ({row['low']:+{digits}} to {row['high']:+{digits}})"
+            return f"{shown} ({format(row['low'], digits)} to {format(row['high'], digits)})"
         return shown
 
 

@@ -83,6 +83,7 @@ def test_the_summary_is_that_of_the_trials() -> None:
 def test_formats(fields: dict[str, pages.Field]) -> None:
     whole = {"mean": -0.25, "low": -0.5, "high": 0.0, "t": -4.3, "n": 3, "clear": False}
     assert f"{pages.Field(whole):diff.2f}" == "-0.25 (-0.50 to +0.00)"
+    assert f"{pages.Field(whole):mean.1f}" == "-0.2 (-0.5 to 0.0)"
     assert f"{pages.Field({**whole, 'low': None}):diff.1f}" == "-0.2 (one seed)"
     assert f"{pages.Field({'mean': 1.0, 'std': 0.125}):±.3f}" == "1.000 ± 0.125"
     assert f"{pages.Field({'mean': 1.0}):±.1f}, {pages.Field(0.5):.2f}" == "1.0, 0.50"

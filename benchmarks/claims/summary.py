@@ -227,7 +227,7 @@ def compared(claims: Mapping[str, Trials]) -> dict[str, Any]:
     """All comparisons on digits, by claim."""
     steps, sida = claims["steps"], claims["adversarial"]
     fast = "1 call, lr 0.002"  # one call at the rate of the recipe, for as many steps
-    again = [t | {"label": fast} for t in claims["guidance"] if t["label"] == "Unguided"]
+    again = [{**t, "label": fast} for t in claims["guidance"] if t["label"] == "Unguided"]
     plain = [trial for trial in claims["alpha"] if trial["label"] == "alpha 1"]
     return {
         "convergence": convergence(plain),
