@@ -1,7 +1,10 @@
 """Pictures and texts in one space: contrastive training (CLIP, https://arxiv.org/abs/2103.00020).
 
 It is done twice, from different seeds, with different networks: once for the text encoder of the
-pipeline, and once for the judge of its pictures, which the pipeline never meets.
+pipeline, and once for the judge of its pictures, which the pipeline never meets. What is to be
+learnt about blur differs: the text encoder should not care, and the judge must hear it, since blur
+is the commonest fault of few-step generators. So the judge learns that a blurred picture is a
+wrong picture of its name.
 """
 
 from __future__ import annotations
@@ -69,12 +72,21 @@ class Pair(nn.Module):
         """Token numbers (B, L) -> (B, width) of length one."""
         return F.normalize(self.text(ids), dim=1)
 
-    def loss(self, x: Tensor, ids: Tensor) -> Tensor:
-        """Cross-entropy over the batch, both ways; texts that are equal are all right."""
-        logits = self.scale.exp() * self.see(x) @ self.read(ids).T
+    def loss(self, x: Tensor, ids: Tensor, wrong: Tensor | None = None) -> Tensor:
+        """Cross-entropy over the batch, both ways; texts that are equal are all right.
+
+        wrong: (W, 3, 32, 32), pictures that no text may choose.
+        """
+        texts = self.read(ids)
+        logits = self.scale.exp() * self.see(x) @ texts.T
         same = (ids[:, None] == ids[None]).all(2).float()
         target = same / same.sum(1, keepdim=True)
-        return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+        choices = logits
+        if wrong is not None:
+            choices = torch.cat([logits, self.scale.exp() * self.see(wrong) @ texts.T])
+        never = target.new_zeros(len(target), len(choices) - len(logits))
+        chosen = F.cross_entropy(choices.T, torch.cat([target, never], 1))
+        return (F.cross_entropy(logits, target) + chosen) / 2
 
 
 def called(emoji: Emoji, rows: Sequence[int], draws: torch.Generator) -> list[str]:
@@ -86,21 +98,43 @@ def called(emoji: Emoji, rows: Sequence[int], draws: torch.Generator) -> list[st
     return texts
 
 
-def spoilt(x: Tensor, draws: torch.Generator) -> Tensor:
-    """Moved pictures with other contrast and brightness, a little blurred or not, and noise."""
-    x = moved(x, draws)
-    gain, lift, blur = torch.rand(3, len(x), 1, 1, 1, generator=draws)
+def blurred(x: Tensor, amount: Tensor) -> Tensor:
+    """Pictures (B, 3, H, W) mixed with their means over 3x3; `amount` (B, 1, 1, 1) is 0 to 1."""
     smooth = F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, 1)
-    x = torch.lerp(x, smooth, blur) * (0.8 + 0.4 * gain) + 0.3 * (lift - 0.5)
+    return torch.lerp(x, smooth, amount)
+
+
+def spoilt(x: Tensor, draws: torch.Generator) -> Tensor:
+    """Pictures (B, 3, H, W) with other contrast and brightness, and noise."""
+    gain, lift = torch.rand(2, len(x), 1, 1, 1, generator=draws)
+    x = x * (0.8 + 0.4 * gain) + 0.3 * (lift - 0.5)
     return x + 0.1 * torch.randn(x.shape, generator=draws)
 
 
+def shown(x: Tensor, hears_blur: bool, draws: torch.Generator) -> tuple[Tensor, Tensor | None]:
+    """Moved and spoilt pictures, and wrong ones, as `Pair.loss` takes them.
+
+    Without `hears_blur` the pictures are a little blurred or not, and none is wrong. With it they
+    are sharp, and their copies, blurred by a quarter to all, are the wrong ones.
+    """
+    x = moved(x, draws)
+    amount = torch.rand(len(x), 1, 1, 1, generator=draws)
+    if not hears_blur:
+        return spoilt(blurred(x, amount), draws), None
+    return spoilt(x, draws), spoilt(blurred(x, 0.25 + 0.75 * amount), draws)
+
+
 def fit(
-    pair: Pair, emoji: Emoji, ids: dict[str, Tensor], steps: int, seed: int
+    pair: Pair,
+    emoji: Emoji,
+    ids: dict[str, Tensor],
+    steps: int,
+    seed: int,
+    hears_blur: bool = False,
 ) -> Iterator[tuple[int, float]]:
     """Train `pair` in place; (step, loss) after each hundredth step and at the end.
 
-    ids: text -> its token numbers (L,).
+    ids: text -> its token numbers (L,). hears_blur: see `shown`.
     """
     draws = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(pair.parameters(), 2e-3, weight_decay=0.02)
@@ -109,7 +143,8 @@ def fit(
     for step in range(1, steps + 1):
         rows = torch.randperm(len(emoji.names), generator=draws)[:BATCH].tolist()
         texts = torch.stack([ids[text] for text in called(emoji, rows, draws)])
-        loss = pair.loss(spoilt(emoji.pictures[rows], draws), texts)
+        x, wrong = shown(emoji.pictures[rows], hears_blur, draws)
+        loss = pair.loss(x, texts, wrong)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

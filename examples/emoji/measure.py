@@ -5,7 +5,10 @@
     fd                Frechet distance of the features of named pictures to those of real ones
     diversity         mean distance between the features of two pictures of a shared word
     diversity_names   root-mean-square difference between two pictures of a name
+    sharpness         mean absolute Laplacian of named pictures over that of real ones: below 1
+                      they are blurred, above it noisy
 
+The encoder is trained to tell a picture from a blurred copy, so that blur counts in all of these.
 A name belongs to one picture, mirrored or not and anywhere within two pixels; a shared word
 ("bird") belongs to several. Real pictures are moved likewise before they are measured.
 """
@@ -17,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save
 from torch import Tensor
 
@@ -43,7 +47,8 @@ class Judge:
         with torch.no_grad():
             self.texts = pair.read(numbers(words, emoji.names))
         self.real = self.see(emoji.pictures)
-        self.moved = self.see(torch.cat(views(emoji.pictures, VIEWS)))
+        moved = torch.cat(views(emoji.pictures, VIEWS))
+        self.moved, self.edges = self.see(moved), edges(moved)
 
     @torch.no_grad()
     def see(self, x: Tensor) -> Tensor:
@@ -68,6 +73,7 @@ class Judge:
             "fd": frechet(found, self.moved),
             "diversity": spread(of_words),
             "diversity_names": spread(named.flatten(2)) / named[0, 0].numel() ** 0.5,
+            "sharpness": edges(named.flatten(0, 1)) / self.edges,
         }
 
     def draw(self, generator: Generator, repeats: int) -> Sequence[Tensor]:
@@ -94,13 +100,19 @@ def spread(features: Tensor) -> float:
     return float((gaps.sum((1, 2)) / pairs).mean())
 
 
+def edges(x: Tensor) -> float:
+    """Mean absolute Laplacian of pictures (N, C, H, W), by four neighbours, off the border."""
+    kernel = torch.tensor([[0.0, 1.0, 0.0], [1.0, -4.0, 1.0], [0.0, 1.0, 0.0]]).to(x)
+    return float(F.conv2d(x.flatten(0, 1)[:, None], kernel[None, None]).abs().mean())
+
+
 def judge(file: Path, emoji: Emoji, words: Any, sizes: Sizes) -> Judge:
     """The judge in `file`, trained first if it is not there."""
     torch.manual_seed(SEED)
     pair = Pair(BagText(len(words), sizes.width), sizes.width, channels=32)
     if not file.is_file():
         ids = dict(zip(emoji.texts, numbers(words, emoji.texts), strict=True))
-        for step, loss in fit(pair, emoji, ids, sizes.contrast_steps, SEED):
+        for step, loss in fit(pair, emoji, ids, sizes.contrast_steps, SEED, hears_blur=True):
             print(f"judge: step {step}, loss {loss:.3f}", flush=True)
         write(file, save(pair.state_dict()))
     pair.load_state_dict(load_file(file))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ pytest.importorskip("transformers")
 from diffusers import DiffusionPipeline
 from PIL import Image
 
-from examples.emoji import contrast, data, measure, picture, study, vae
+from examples.emoji import contrast, data, measure, picture, study, vae, words
 from examples.emoji.__main__ import main
 from examples.emoji.data import Emoji
 from examples.emoji.teacher import Latents
@@ -169,8 +170,6 @@ def test_scores_of_known_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_encoders_learn(emoji: Emoji) -> None:
     """Sixty steps: all twelve pictures are nearest to their own name; before, chance."""
-    from examples.emoji import words
-
     tokens = words.tokenizer(emoji.texts, 540, 8)
     ids = dict(zip(emoji.texts, words.numbers(tokens, emoji.texts), strict=True))
     torch.manual_seed(0)
@@ -186,6 +185,74 @@ def test_the_encoders_learn(emoji: Emoji) -> None:
     assert before < 6 < 10 <= right()
 
 
+def trained(emoji: Emoji, hears_blur: bool) -> measure.Judge:
+    """A judge of the twelve shapes, after 600 steps."""
+    tokens = words.tokenizer(emoji.texts, 540, 8)
+    ids = dict(zip(emoji.texts, words.numbers(tokens, emoji.texts), strict=True))
+    torch.manual_seed(0)
+    pair = contrast.Pair(contrast.BagText(len(tokens), 32), 32, channels=8)
+    for _ in contrast.fit(pair, emoji, ids, 600, 0, hears_blur):
+        pass
+    return measure.Judge(pair, emoji, tokens)
+
+
+def test_the_judge_hears_blur(emoji: Emoji) -> None:
+    """The more a copy of real pictures is blurred, the farther off and the less sharp it is.
+
+    Its name is still found. The text encoder's training, which is to be deaf to blur, hears less
+    than a quarter of it.
+    """
+    real = torch.stack(data.views(emoji.pictures, 4), 1)
+    worded = measure.of_words(emoji, emoji.pictures)
+
+    def rows(judge: measure.Judge) -> list[dict[str, float]]:
+        copies = [contrast.blurred(real.flatten(0, 1), torch.tensor(a)) for a in (0.0, 0.5, 1.0)]
+        return [judge.scores(x.unflatten(0, real.shape[:2]), worded) for x in copies]
+
+    hears, deaf = rows(trained(emoji, True)), rows(trained(emoji, False))
+    sharp, half, whole = (row["fd"] for row in hears)
+    assert 1.3 * sharp < half < whole / 1.3
+    assert deaf[2]["fd"] - deaf[0]["fd"] < (whole - sharp) / 4
+    assert [row["alignment"] for row in hears] == [1, 1, 1]
+    sharpness = [row["sharpness"] for row in hears]
+    assert sharpness[0] == pytest.approx(1, abs=0.02)
+    assert 0.9 > sharpness[1] > 1.5 * sharpness[2]
+
+
+def test_sharpness_by_hand() -> None:
+    """A dot of height h, off the border: |-4h| and four times h, over 9 inner pixels of 25."""
+    x = torch.zeros(2, 3, 5, 5)
+    x[:, :, 2, 2] = 0.5
+    assert measure.edges(x) == pytest.approx((4 + 4) * 0.5 / 9)
+    slope = torch.arange(5.0).expand(1, 1, 5, 5)
+    assert measure.edges(slope + 3) == 0  # neither brightness nor a slope is an edge
+    assert measure.edges(contrast.blurred(x, torch.tensor(1.0))) < measure.edges(x) / 2
+
+
+def test_blur_by_hand() -> None:
+    """Half of a dot's blur: half of it stays, and each of nine pixels has a ninth of the rest."""
+    x = torch.zeros(1, 1, 5, 5)
+    x[..., 2, 2] = 18.0
+    wanted = torch.zeros(1, 1, 5, 5)
+    wanted[..., 1:4, 1:4] = 1.0
+    wanted[..., 2, 2] = 10.0
+    torch.testing.assert_close(contrast.blurred(x, torch.tensor(0.5)), wanted)
+
+
+def test_wrong_pictures_are_chosen_by_no_text(emoji: Emoji) -> None:
+    """The loss with wrong pictures is that of a text that may choose them too; by hand for two."""
+    pair = Known()
+    loss = partial(contrast.Pair.loss, pair)
+    pure = 2 * torch.eye(3).reshape(3, 3, 1, 1).expand(3, 3, 32, 32) - 1
+    pair.scale = torch.tensor(0.0)
+    ids = torch.arange(2)[:, None]
+    near = pair.see(pure) @ torch.eye(3)[:2].T  # (pictures, texts)
+    other = torch.nn.functional.cross_entropy(near.T, torch.arange(2))
+    plain = torch.nn.functional.cross_entropy(near[:2], torch.arange(2))
+    torch.testing.assert_close(loss(pure[:2], ids, pure[2:]), (plain + other) / 2)
+    assert loss(pure[:2], ids) < loss(pure[:2], ids, pure[2:]) < loss(pure[:2], ids, pure[:2])
+
+
 def test_every_stage(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From the file of emoji to measured pictures of stock diffusers, in a process of its own."""
     monkeypatch.setattr(study, "CHOICES", {"LSG 3": study.CHOICES["LSG 3"]})
@@ -195,7 +262,11 @@ def test_every_stage(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     rows = list(result["scores"].values())
     assert result["pictures"] == 12
     assert rows[0]["fd"] < 0.01
-    teacher, four = rows[4], rows[6]
+    control, teacher, four = rows[3], rows[4], rows[6]
+    for row, key in ((four, "mark_met"), (control, "mark_met_without_distillation")):
+        near = row["fd"] <= 1.3 * teacher["fd"] * (1 + 1e-3)
+        assert result[key] == (near and row["alignment"] >= teacher["alignment"] - 0.05)
+    assert rows[0]["sharpness"] == pytest.approx(1, abs=0.1)
     assert result["four_steps_distance_ratio"] == pytest.approx(
         four["fd"] / teacher["fd"], rel=0.02
     )

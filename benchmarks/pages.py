@@ -1,0 +1,137 @@
+"""Every figure of a page is a field of the results: python benchmarks/pages.py [--write]
+
+A page that tells figures has a template in benchmarks/pages/, with fields in their place:
+
+    {emoji[scores][real][fd]:.4f}                  a number
+    {digits[alpha][alpha 1][fd_digits]:±.2f}       mean ± standard deviation over the seeds
+    {differences[steps][a - b][recall]:diff.2f}    mean difference (its 95 % interval)
+    {differences[convergence][slope]:mean.2f}      the same, without the sign of a gain
+
+Filled in from benchmarks/results/, the template is the page, or a passage of it where most of the
+page tells no figures (`PASSAGES`). Outside of fields it may hold no
+decimal number, no percentage and no number of thousands, but those that `STATED` has for it:
+settings and published figures. This lists what is wrong, and then exits with 1; --write writes the
+pages that are templates as a whole.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fewstep.files import read_json
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS, TEMPLATES = ROOT / "benchmarks" / "results", ROOT / "benchmarks" / "pages"
+FIGURE = re.compile(
+    r"(?<![\w.])(?<![A-Za-z]-)(?:\d+(?:,\d{3})+|\d*\.\d+|\d+(?= ?%))(?:e-?\d+)?(?: ?%)?"
+)
+PAGES = {
+    "claims.md": "docs/claims.md",
+    "emoji.md": "docs/emoji.md",
+    "assets.md": "benchmarks/assets/README.md",
+}
+"""Template -> the page that it is."""
+PASSAGES = {"architecture-speed.md": "docs/architecture.md"}
+"""Template -> the page that holds it, whatever its line breaks."""
+STATED: Mapping[str, frozenset[str]] = {
+    "claims.md": frozenset(
+        (
+            *("5,000", "20,000", "2,000", "64,000", "95 %", "5 %", "1.0", "1.2"),
+            *("0.25", "0.5", "0.75", "1.05", "1.1", "1.35", "1.5"),
+        )
+    ),
+    "assets.md": frozenset(("766,516", "18,000", "2,000")),
+    "emoji.md": frozenset(("1.3", "1.5", "2,000", "14,000", "1,000", "1.2")),
+}
+
+
+class Field:
+    """A value of the results, reached by keys and shown by a format, as str.format asks."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __getitem__(self, key: str | int) -> Field:
+        key = str(key)  # str.format reads digits as an int
+        if not isinstance(self.value, Mapping) or key not in self.value:
+            raise ValueError(f"a template asks for {key!r}, which the results do not have there")
+        return Field(self.value[key])
+
+    def __format__(self, spec: str) -> str:
+        """`.2f` and the like of a number, or of a mean; with ±, diff and mean, see the module."""
+        kind = next((k for k in ("±", "diff", "mean") if spec.startswith(k)), "")
+        digits = spec.removeprefix(kind)
+        row = self.value if isinstance(self.value, Mapping) else {"mean": self.value}
+        mean = row["mean"]
+        if isinstance(mean, str):
+            return mean
+        if kind == "diff":
+            digits = "+" + digits
+        shown = format(mean, digits)
+        if kind == "±" and "std" in row:
+            return f"{shown} ± {row['std']:{digits}}"
+        if kind in ("diff", "mean"):
+            if row["low"] is None:
+                return f"{shown} (one seed)"
+            return f"{shown} ({format(row['low'], digits)} to {format(row['high'], digits)})"
+        return shown
+
+
+def sources() -> dict[str, Field]:
+    """What templates may name: the results, and the parts of the claims' summary."""
+    found = {
+        "emoji": read_json(RESULTS / "emoji.json"),
+        "study": read_json(RESULTS / "emoji-study.json"),
+        "networks": read_json(RESULTS / "networks.json"),
+        "presets": read_json(RESULTS / "claims" / "digits-presets.json"),
+        **read_json(RESULTS / "claims" / "summary.json"),
+    }
+    return {name: Field(value) for name, value in found.items()}
+
+
+def unbacked(template: str, stated: frozenset[str]) -> list[str]:
+    """Figures of a template that are neither a field nor stated.
+
+    Code, links and pictures are passed over: they hold commands, addresses and names.
+    """
+    text = re.sub(r"^```.*?^```$", " ", template, flags=re.M | re.S)
+    text = re.sub(r"\{[^}]*\}|`[^`]*`|\]\([^)]*\)|<[^>]*>", " ", text)
+    return [figure for figure in FIGURE.findall(text) if figure not in stated]
+
+
+def problems(name: str, page: str, fields: Mapping[str, Field]) -> list[str]:
+    """What is wrong with the text of a page, by its template."""
+    template = (TEMPLATES / name).read_text(encoding="utf-8")
+    stated = STATED.get(name, frozenset())
+    found = [f"{name}: {figure} is no field" for figure in unbacked(template, stated)]
+    if name in PASSAGES:
+        passage = " ".join(template.format(**fields).split())
+        if passage not in " ".join(page.split()):
+            found.append(f"{PASSAGES[name]} has not: {passage}")
+        return found
+    wanted, lines = template.format(**fields).splitlines(), page.splitlines()
+    found += [f"{PAGES[name]} has not: {line}" for line in wanted if line not in lines]
+    found += [f"{name} does not give: {line}" for line in lines if line not in wanted]
+    if not found and wanted != lines:
+        found.append(f"{PAGES[name]} has its lines in another order")
+    return found
+
+
+def main(args: list[str]) -> int:
+    fields, wrong = sources(), []
+    for name, place in (PAGES | PASSAGES).items():
+        page = ROOT / place
+        if "--write" in args and name in PAGES:
+            text = (TEMPLATES / name).read_text(encoding="utf-8").format(**fields)
+            page.write_text(text, encoding="utf-8")
+        wrong += problems(name, page.read_text(encoding="utf-8"), fields)
+    print("\n".join(wrong) or "every figure is a field of the results")
+    return int(bool(wrong))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
