@@ -28,9 +28,9 @@ def denoiser() -> Any:
     import diffusers
     import torch
 
-    from fewstep.denoisers import Eps
-    from fewstep.path import VP
-    from fewstep.pipelines.adapters import UNet
+    from fewstep.diffusion.denoisers import Eps
+    from fewstep.diffusion.noise_path import VP
+    from fewstep.teachers.diffusers.adapters import UNet
 
     torch.manual_seed(0)
     net = diffusers.UNet2DConditionModel(
@@ -46,13 +46,13 @@ def measure(case: str) -> None:
     """Two steps of one case, as one line of a table."""
     from itertools import chain
 
-    from fewstep.checkpoint import tensors
-    from fewstep.data.source import Latents
+    from fewstep.config import parse
+    from fewstep.data.batches import Latents
+    from fewstep.diffusion.samplers import FewStep
+    from fewstep.diffusion.time_distributions import Uniform
     from fewstep.methods.sid import SiD
-    from fewstep.sample import FewStep
-    from fewstep.spec import parse
-    from fewstep.times import Uniform
-    from fewstep.training import train
+    from fewstep.storage.checkpoint import tensors
+    from fewstep.training.loop import train
 
     teacher = denoiser()
     before = resident() - sum(p.numel() for p in teacher.parameters()) * 4 / 2**30

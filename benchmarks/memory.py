@@ -18,11 +18,11 @@ import torch
 
 def measure(lean: bool) -> dict[str, float]:
     """GB beside what was there before the first step, and seconds of the second step."""
-    from fewstep.data.source import Latents
+    from fewstep.data.batches import Latents
     from fewstep.methods.sid import SiD
+    from fewstep.nets.activation_checkpointing import recompute
     from fewstep.nets.edm_precond import EDMPrecond
-    from fewstep.nets.recompute import recompute
-    from fewstep.training import State, train
+    from fewstep.training.loop import State, train
 
     net = EDMPrecond(32, 3, model_type="SongUNet", model_channels=64, num_blocks=4)
     teacher = deepcopy(net)

@@ -22,7 +22,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fewstep.files import read_json
+from fewstep.storage.files import read_json
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, TEMPLATES = ROOT / "benchmarks" / "results", ROOT / "benchmarks" / "pages"

@@ -18,13 +18,13 @@ from typing import Any
 
 import torch
 
-from fewstep import checkpoint
-from fewstep.data.source import Latents
+from fewstep.data.batches import Latents
+from fewstep.diffusion.model import Model
 from fewstep.methods.sid import SiD
-from fewstep.model import Model
 from fewstep.nets.edm_precond import EDMPrecond
 from fewstep.nets.mlp import MLP
-from fewstep.training import State, train
+from fewstep.storage import checkpoint
+from fewstep.training.loop import State, train
 
 EVERY = 500
 

@@ -9,11 +9,23 @@ from collections.abc import Callable
 
 import torch
 
-from fewstep.core import Method, Sampler
-from fewstep.critic import Critic
-from fewstep.fake_score import FakeScore
-from fewstep.guidance import (
-    CFG,
+from fewstep.diffusion.guidance import CFG
+from fewstep.diffusion.noise_path import VE, VP, Flow, NoisePath, TrigFlow
+from fewstep.diffusion.samplers import FewStep, Heun
+from fewstep.diffusion.time_distributions import (
+    Discrete,
+    Karras,
+    LogitNormal,
+    LogNormal,
+    Shifted,
+    TimeLaw,
+    Uniform,
+    Whole,
+)
+from fewstep.diffusion.types import Sampler
+from fewstep.distillation.critic import Critic
+from fewstep.distillation.fake_score import FakeScore
+from fewstep.distillation.guidance_scales import (
     LSG,
     AntiCFG,
     Guidance,
@@ -22,6 +34,7 @@ from fewstep.guidance import (
     Unguided,
     ZeroCFG,
 )
+from fewstep.distillation.method import Method
 from fewstep.losses.distance import (
     Distance,
     Exponential,
@@ -37,19 +50,7 @@ from fewstep.methods.pretrain import Pretrain
 from fewstep.methods.sid import SiD
 from fewstep.methods.sida import SiDA
 from fewstep.methods.sim import SIM
-from fewstep.path import VE, VP, Flow, NoisePath, TrigFlow
-from fewstep.sample import FewStep, Heun
 from fewstep.teachers.gaussian import Gaussian, GaussianMixture
-from fewstep.times import (
-    Discrete,
-    Karras,
-    LogitNormal,
-    LogNormal,
-    Shifted,
-    TimeLaw,
-    Uniform,
-    Whole,
-)
 
 PATHS: tuple[NoisePath, ...] = (
     VE(),

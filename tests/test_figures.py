@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from fewstep.files import read_json, write_json
+from fewstep.storage.files import read_json, write_json
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 if not BENCHMARKS.is_dir():
@@ -163,12 +163,12 @@ def test_the_two_draws_share_no_noise() -> None:
             seen.append(seeds)
             return torch.tensor(seeds)
 
-    yardstick = SimpleNamespace(limit=1e9, measure=lambda x: (x, x % 10 * (x % 4 > 0)))
+    sample_metrics = SimpleNamespace(limit=1e9, measure=lambda x: (x, x % 10 * (x % 4 > 0)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            lab, "score", lambda x, labels, yardstick: {"sum": float((labels * 1).sum())}
+            lab, "score", lambda x, labels, sample_metrics: {"sum": float((labels * 1).sum())}
         )
-        found = lab.both_draws(Counting(), yardstick, 5000)
+        found = lab.both_draws(Counting(), sample_metrics, 5000)
     report, validation = ({*seen[0], *seen[1]}, {*seen[2], *seen[3]})
     assert len(report) == len(validation) == lab.MANY
     assert not report & validation

@@ -16,27 +16,15 @@ ROOT = Path(__file__).parent.parent / "fewstep"
 OUT = ROOT.parent / "docs" / "images" / "architecture.svg"
 LAYERS = (
     ("a person", ("cli",)),
-    (
-        "a run",
-        (
-            *("recipes", "runner", "teaching", "watch", "report", "run_folder", "export"),
-            *("eval", "gauges", "contents", "environment", "posthoc", "preflight", "plan"),
-            *("session", "preparation"),
-        ),
-    ),
-    ("storage", ("student", "checkpoint", "spec", "files", "bounded", "shell")),
-    (
-        "the loop",
-        (
-            *("training", "gradient", "optim", "adam8", "ema", "ema_power", "rules"),
-            *("precision", "parallel", "sharding", "offload"),
-        ),
-    ),
-    ("algorithms", ("methods", "nets", "lora", "teachers", "pipelines", "data")),
-    ("shared by methods", ("critic", "fake_score", "guidance", "augment", "head", "tap")),
-    ("nouns", ("generator", "model", "sample", "denoisers", "core")),
-    ("mathematics", ("losses", "path", "times", "draws")),
+    ("of a run", ("report", "export", "plan", "recipes")),
+    ("a run", ("runs", "domains")),
+    ("measures", ("eval", "data")),
+    ("models", ("teachers", "safe_pickle", "storage")),
+    ("the loop", ("training",)),
+    ("algorithms", ("methods", "distillation")),
+    ("nouns", ("nets", "losses", "diffusion", "config", "signals")),
 )
+"""The rooms of tests/test_structure.py, `ORDER`, as they are drawn."""
 
 
 def imports() -> dict[str, set[str]]:
@@ -92,8 +80,8 @@ def main() -> None:
                         (u, v),
                         arrowstyle="-|>",
                         mutation_scale=9,
-                        shrinkA=16,
-                        shrinkB=16,
+                        shrinkA=18,
+                        shrinkB=18,
                         linewidth=0.8,
                         color="#3b6ea5",
                         alpha=0.45,
@@ -116,7 +104,7 @@ def main() -> None:
         )
         axes.text(x, y, f"{name}/" if package else name, ha="center", va="center", zorder=4)
     axes.set_xlim(-1.4, 10.2)
-    axes.set_ylim(-len(LAYERS) * 1.3 + 0.6, 0.7)
+    axes.set_ylim(-len(LAYERS) * 1.3 + 0.2, 0.7)
     axes.axis("off")
     figure.savefig(OUT, bbox_inches="tight", metadata={"Date": None})
     print(OUT)

@@ -32,17 +32,17 @@ import torch
 import torch._dynamo  # optimisers import it: seconds, saved in every forked process
 from lives import CONTROLS, STEPS, Life, forgets, live, stops_halfway
 
-from fewstep import checkpoint
-from fewstep.cli import overrides, verbs
-from fewstep.files import Damaged, read_folder, read_json, write_json
-from fewstep.parallel import fingerprint
-from fewstep.recipes.run import Run
-from fewstep.run_folder import RunFolder
-from fewstep.runner import prepare
-from fewstep.spec import decode
-from fewstep.training import State
+from fewstep.cli import recipe_run, run_flags
+from fewstep.config import decode
+from fewstep.runs.run import Run
+from fewstep.runs.run_folder import RunFolder
+from fewstep.runs.runner import prepare
+from fewstep.storage import checkpoint
+from fewstep.storage.files import Damaged, read_folder, read_json, write_json
+from fewstep.training.distributed import fingerprint
+from fewstep.training.loop import State
 
-PRELOADED = (overrides, verbs)
+PRELOADED = (run_flags, recipe_run)
 PER_RUN = 5
 """Kills before a run is left to end."""
 PAGE = 4096
@@ -51,7 +51,7 @@ PAGE = 4096
 def outcome(folder: Path) -> dict[str, Any]:
     """What a finished run left: digests of nets, average, optimisers and model; counters; log."""
     run = RunFolder(folder)
-    newest = read_folder(checkpoint.find(run.checkpoints)[-1])
+    newest = read_folder(checkpoint.find_checkpoints(run.checkpoints)[-1])
     newest.pop("origin")  # each run has an id of its own
     lines = [{k: v for k, v in line.items() if k != "seconds"} for line in run.lines("log.jsonl")]
     student = read_folder(run.student)["sha256"]["model.safetensors"]
@@ -61,7 +61,7 @@ def outcome(folder: Path) -> dict[str, Any]:
 def good(folder: Path) -> list[int]:
     """The steps of the sound checkpoints."""
     steps = []
-    for path in checkpoint.find(folder / "checkpoints"):
+    for path in checkpoint.find_checkpoints(folder / "checkpoints"):
         try:
             steps.append(int(read_folder(path)["step"]))
         except Damaged:
@@ -167,7 +167,7 @@ def _damage(path: Path, kind: str, rng: random.Random) -> bool:
 
 def corrupt(out: Path, seed: int, count: int) -> dict[str, Any]:
     """Damage the checkpoint in out/half `count` times; how many are seen before a weight moves."""
-    source = checkpoint.find(out / "half" / "checkpoints")[-1]
+    source = checkpoint.find_checkpoints(out / "half" / "checkpoints")[-1]
     run: Run = decode(read_json(out / "half" / "run.json")["run"], Run)
     state = prepare(run, "mixture", "").init()
     optim = run.optims(state.nets)
@@ -184,10 +184,12 @@ def corrupt(out: Path, seed: int, count: int) -> dict[str, Any]:
             continue
         done, kinds[kind] = done + 1, kinds[kind] + 1
         try:
-            checkpoint.load(bad, state, run.method, optim)
+            checkpoint.load_checkpoint(bad, state, run.method, optim)
         except Damaged:
             seen += torch.equal(_all(state), before)
-    checkpoint.load(source, state, run.method, optim)  # and nothing but damage is refused
+    checkpoint.load_checkpoint(
+        source, state, run.method, optim
+    )  # and nothing but damage is refused
     return {"corruptions": done, **kinds, "detected": seen}
 
 

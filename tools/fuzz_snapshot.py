@@ -25,10 +25,10 @@ import torch
 
 from fewstep.nets.edm2 import Precond
 from fewstep.nets.edm_precond import EDMPrecond
-from fewstep.teachers.snapshot import UnsafeSnapshotError, parse
-from tests.hostile import writer
-from tests.hostile.assemble import call, data, name, network, pickled, tensor
-from tests.hostile.corpus import archive, hostile
+from fewstep.safe_pickle import UnsafeSnapshotError, parse_snapshot
+from tests import snapshot_writer
+from tests.hostile_files import archive, hostile
+from tests.pickle_assembler import call, data, name, network, pickled, tensor
 
 BANNED = (
     "import",
@@ -75,8 +75,11 @@ def seeds() -> list[bytes]:
     )
     module = name("torch.nn.modules.container", "ModuleDict")
     by_hand = pickled({"ema": network(weights, {"a": network({})}), "x": [scalar], "y": module})
-    written = [writer.write(edm, small, "edm", p) for p in (2, 4)]
-    written += [writer.write(edm2, small, "edm2", 5), writer.write(edm, small, "state")]
+    written = [snapshot_writer.write(edm, small, "edm", p) for p in (2, 4)]
+    written += [
+        snapshot_writer.write(edm2, small, "edm2", 5),
+        snapshot_writer.write(edm, small, "state"),
+    ]
     return [by_hand, archive()] * 8 + written
 
 
@@ -121,7 +124,9 @@ def run(count: int, seed: int) -> dict[str, Any]:
         warnings.simplefilter("ignore")
         corpus = list(hostile().values())
     for content in honest:
-        parse(content)  # must be readable; also lets torch import what it imports on first use
+        parse_snapshot(
+            content
+        )  # must be readable; also lets torch import what it imports on first use
     sys.addaudithook(_audit)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     report: dict[str, Any] = {"count": count, "corpus": len(corpus), "refused": 0, "read": 0}
@@ -131,7 +136,7 @@ def run(count: int, seed: int) -> dict[str, Any]:
         start = time.perf_counter()
         _watching = True
         try:
-            parse(content)
+            parse_snapshot(content)
             outcome = "read"
         except UnsafeSnapshotError:
             outcome = "refused"

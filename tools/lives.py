@@ -11,14 +11,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fewstep import checkpoint, cli, files, parallel
-from fewstep.recipes.mixture import Ring
-from fewstep.training import State
+from fewstep import cli
+from fewstep.domains.ring import Ring
+from fewstep.storage import checkpoint, files
+from fewstep.training import distributed
+from fewstep.training.loop import State
 
 STEPS, EVERY = 40, 5
 ARGS = (
     *("distill", "mixture", "--steps", str(STEPS), "--save-every", str(EVERY)),
-    *("--draw-every", str(STEPS), "--model.net.width", "16", "--model.net.blocks", "1"),
+    *("--sample-every", str(STEPS), "--model.net.width", "16", "--model.net.blocks", "1"),
     *("--batch", "16", "--precision", "fp16"),
 )
 EVENTS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.scandir", "shutil.rmtree")
@@ -126,14 +128,14 @@ def _watch_saves(counted: Path, in_save: tuple[int, int] | None) -> None:
 
 def stops_halfway() -> None:
     """SIGTERM to oneself after half of the steps."""
-    ready, done = parallel.alive, iter(range(1, STEPS + 1))
+    ready, done = distributed.heartbeat, iter(range(1, STEPS + 1))
 
     def alive() -> None:
         ready()
         if next(done) == STEPS // 2:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    parallel.alive = alive  # type: ignore[assignment]
+    distributed.heartbeat = alive  # type: ignore[assignment]
 
 
 def _restart(name: str) -> Callable[[State, State], None]:
@@ -163,7 +165,7 @@ CONTROLS: dict[str, Callable[[State, State], object]] = {
 
 def forgets(name: str) -> None:
     """From now on, resuming loses the part `name`."""
-    resume = checkpoint.resume
+    resume = checkpoint.resume_newest
 
     def forgetful(folder: Path, state: State, *rest: Any) -> Any:
         from copy import deepcopy
@@ -173,4 +175,4 @@ def forgets(name: str) -> None:
         CONTROLS[name](state, fresh)
         return found
 
-    checkpoint.resume = forgetful
+    checkpoint.resume_newest = forgetful

@@ -1,8 +1,9 @@
 """Plant one-line faults in the package and see that the tests catch each: python tools/mutants.py
 
-A test-suite is worth what it refuses. Every entry of `mutant_list.MUTANTS` names a line's
-fragment, what it is replaced by, and the tests that must then fail. The package and its tests
-are copied; the working tree is never touched. The same tests must first pass without a fault.
+A test-suite is worth what it refuses. Every entry of tools/mutants.json names a file of the
+package, tests, and pairs: a fragment that is in the file once, and what replaces it, after which
+the tests must fail. The package and its tests are copied; the working tree is never touched. The
+same tests must first pass without a fault.
 
 Exit status 1 if a fault survives, if its original is not found exactly once, or if the tests
 end in anything but failure (a fault that cannot even be imported proves nothing).
@@ -13,6 +14,7 @@ end in anything but failure (a fault that cannot even be imported proves nothing
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -22,15 +24,32 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import Queue
-
-from mutant import Mutant
-from mutant_list import MUTANTS
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 WORKERS = 2
 LIMIT = 300
 """Seconds one run of tests may take."""
 PASSED, FAILED, HUNG = 0, 1, -1
+
+
+class Mutant(NamedTuple):
+    """`original`, found once in fewstep/`file`, becomes `replacement`; tests/`tests` must fail."""
+
+    file: str
+    original: str
+    replacement: str
+    tests: tuple[str, ...]
+
+
+def listed() -> list[Mutant]:
+    """All faults of tools/mutants.json."""
+    groups = json.loads((ROOT / "tools" / "mutants.json").read_text(encoding="utf-8"))
+    return [
+        Mutant(group["file"], original, replacement, tuple(group["tests"]))
+        for group in groups
+        for original, replacement in group["faults"]
+    ]
 
 
 def copy_to(folder: Path) -> Path:
@@ -81,7 +100,7 @@ def verdict(mutant: Mutant, folder: Path) -> str:
 
 def main(words: list[str]) -> int:
     """Run the chosen faults, WORKERS at a time; the exit status."""
-    chosen = [m for m in MUTANTS if not words or any(word in m.file for word in words)]
+    chosen = [m for m in listed() if not words or any(word in m.file for word in words)]
     wrong = [m for m in chosen if misquoted(m)]
     for m in wrong:
         print(f"NOT FOUND ONCE  {m.file}: {m.original}")

@@ -10,14 +10,14 @@ from PIL import Image
 
 from fewstep import load_student
 from fewstep.data import digits
-from fewstep.report.grid import grid, png
+from fewstep.data.image_grid import grid, png
 
 OUT = Path(__file__).parent.parent / "docs" / "images" / "digits.png"
 ROWS = 8
 
 
 def main(run: Path) -> None:
-    _, held_out = digits.load()
+    _, held_out = digits.load_digits()
     by_label = [held_out.x0[held_out.labels == c][:ROWS] for c in range(digits.CLASSES)]
     real = torch.stack(by_label, 1).flatten(0, 1)
     seeds = range(ROWS * digits.CLASSES)

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fewstep.eval.classifier import LAYOUTS, Classifier
+from fewstep.eval.digit_features import LAYOUTS, Classifier
 
 ASSETS = Path(__file__).parent.parent / "fewstep" / "eval" / "assets"
 BATCH = 128
@@ -62,11 +62,11 @@ def main() -> None:
     if name == "digits":
         from fewstep.data import digits
 
-        train, held = digits.load()
+        train, held = digits.load_digits()
     else:
         from fewstep.data import mnist
 
-        train, held = mnist.load(os.environ.get("FEWSTEP_MNIST", "mnist.npz"))
+        train, held = mnist.load_mnist(os.environ.get("FEWSTEP_MNIST", "mnist.npz"))
     net = Classifier(LAYOUTS[name])
     optimizer = torch.optim.AdamW(net.parameters(), training.rate, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, training.rate, training.steps)

@@ -15,18 +15,19 @@ from typing import Any
 import lab
 from lab import Setting, Trial
 
-from fewstep.critic import Critic
-from fewstep.generator import Generator
-from fewstep.guidance import LSG, AntiCFG, Guidance, Unguided, ZeroCFG
+from fewstep.diffusion.generator import Generator
+from fewstep.diffusion.samplers import FewStep
+from fewstep.distillation.critic import Critic
+from fewstep.distillation.guidance_scales import LSG, AntiCFG, Guidance, Unguided, ZeroCFG
+from fewstep.domains.digits import Digits
 from fewstep.losses.distance import PseudoHuber, SquaredL2
 from fewstep.methods.sid import SiD
 from fewstep.methods.sida import SiDA
 from fewstep.methods.sim import SIM
-from fewstep.recipes.digits import Digits, digits, digits_teacher
-from fewstep.run_folder import RunFolder
-from fewstep.runner import execute
-from fewstep.sample import FewStep
-from fewstep.student import load_student
+from fewstep.recipes.digits import digits, digits_teacher
+from fewstep.runs.run_folder import RunFolder
+from fewstep.runs.runner import execute
+from fewstep.storage.model_folder import load_student
 
 SEEDS = (0, 1, 2)
 MORE = (0, 1, 2, 3, 4, 5)

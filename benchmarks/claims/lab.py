@@ -21,14 +21,14 @@ from typing import Any
 
 import torch
 
-from fewstep.core import Method
-from fewstep.ema import EMA
-from fewstep.eval.evaluate import Yardstick, score
-from fewstep.files import read_json, write_json
-from fewstep.generator import Generator
-from fewstep.optim import Optim
-from fewstep.recipes.run import Domain
-from fewstep.training import Diverged, train
+from fewstep.diffusion.generator import Generator
+from fewstep.distillation.method import Method
+from fewstep.domains.domain import Domain
+from fewstep.eval.domain_scores import SampleMetrics, score
+from fewstep.storage.files import read_json, write_json
+from fewstep.training.ema import EMA
+from fewstep.training.loop import Diverged, train
+from fewstep.training.optim import Optim
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "claims"
@@ -67,32 +67,32 @@ class Trial:
 
 
 def scored(
-    generator: Generator, yardstick: Yardstick, samples: int, first: int = 0
+    generator: Generator, sample_metrics: SampleMetrics, samples: int, first: int = 0
 ) -> dict[str, float]:
     """All scores of the samples of seeds first, first + 1, ..."""
     seeds = torch.arange(first, first + samples)
     labels = seeds % generator.classes if generator.classes else None
-    return score(generator.sample(seeds.tolist()), labels, yardstick)
+    return score(generator.sample(seeds.tolist()), labels, sample_metrics)
 
 
-def alignment(generator: Generator, yardstick: Yardstick, first: int = 0) -> float:
+def alignment(generator: Generator, sample_metrics: SampleMetrics, first: int = 0) -> float:
     """Share of `MANY` pictures, of seeds first, first + 1, ..., that show their label."""
     seeds = torch.arange(first, first + MANY)
-    x = generator.sample(seeds.tolist()).clamp(-yardstick.limit, yardstick.limit)
-    return float((yardstick.measure(x)[1] == seeds % generator.classes).double().mean())
+    x = generator.sample(seeds.tolist()).clamp(-sample_metrics.limit, sample_metrics.limit)
+    return float((sample_metrics.measure(x)[1] == seeds % generator.classes).double().mean())
 
 
-def both_draws(student: Generator, yardstick: Yardstick, samples: int) -> dict[str, Any]:
+def both_draws(student: Generator, sample_metrics: SampleMetrics, samples: int) -> dict[str, Any]:
     """`report` and `validation`: all scores and the alignment, each on noise of its own."""
     return {
-        name: scored(student, yardstick, samples, first)
-        | {"alignment": alignment(student, yardstick, first)}
+        name: scored(student, sample_metrics, samples, first)
+        | {"alignment": alignment(student, sample_metrics, first)}
         for name, first in (("report", 0), ("validation", VALIDATION))
     }
 
 
 def conduct(
-    trial: Trial, setting: Setting, teacher: Generator, yardstick: Yardstick
+    trial: Trial, setting: Setting, teacher: Generator, sample_metrics: SampleMetrics
 ) -> dict[str, Any]:
     """Train; the scores at ten steps evenly spaced on a log scale."""
     at = lambda name: trial.changes.get(name, getattr(setting, name))  # noqa: E731
@@ -117,11 +117,11 @@ def conduct(
             if record.step in looks:
                 average = record.state.average
                 student = Generator(average, trial.method.sampler, model.shape, model.classes)
-                scores = scored(student, yardstick, setting.samples)
+                scores = scored(student, sample_metrics, setting.samples)
                 curve.append({"step": record.step, "images": record.images, **scores})
                 print(f"  {record.step:6} {json.dumps(rounded(scores))}", flush=True)
                 if trial.validated and record.step == steps:
-                    more = both_draws(student, yardstick, setting.samples)
+                    more = both_draws(student, sample_metrics, setting.samples)
     except Diverged as error:
         failure = str(error)
     seconds = time.process_time() - began
@@ -147,15 +147,15 @@ def investigate(claim: str, trials: Iterable[Trial], setting: Setting) -> None:
     torch.set_num_threads(1)
     RESULTS.mkdir(parents=True, exist_ok=True)
     out = RESULTS / f"{setting.name}-{claim}.json"
-    teacher, yardstick = setting.teacher(), setting.domain.yardstick()
-    anchor = rounded(scored(teacher, yardstick, setting.samples))
+    teacher, sample_metrics = setting.teacher(), setting.domain.sample_metrics()
+    anchor = rounded(scored(teacher, sample_metrics, setting.samples))
     known = done(out, anchor)
     for trial in trials:
         key = trial.label, trial.seed
         if key in known and not (trial.validated and "validation" not in known[key]):
             continue
         print(f"{claim}: {trial.label}, seed {trial.seed}", flush=True)
-        result = conduct(trial, setting, teacher, yardstick)
+        result = conduct(trial, setting, teacher, sample_metrics)
         known[key] = result | {"curve": [rounded(point) for point in result["curve"]]}
         write_json(out, {"claim": claim, "teacher": anchor, "trials": [*known.values()]})
 

@@ -13,13 +13,14 @@ from typing import Any
 import lab
 from lab import Setting, Trial
 
-from fewstep.critic import Critic
-from fewstep.generator import Generator
+from fewstep.diffusion.generator import Generator
+from fewstep.diffusion.samplers import FewStep
+from fewstep.distillation.critic import Critic
+from fewstep.domains.mnist import Mnist
 from fewstep.methods.sid import SiD
 from fewstep.methods.sida import SiDA
-from fewstep.recipes.mnist import Mnist, mnist
-from fewstep.sample import FewStep
-from fewstep.student import load_student
+from fewstep.recipes.mnist import mnist
+from fewstep.storage.model_folder import load_student
 
 RECIPE = mnist()
 assert isinstance(RECIPE.method, SiD)

@@ -18,9 +18,9 @@ from dataclasses import replace
 import digits
 import lab
 
-from fewstep.files import read_json, write_json
-from fewstep.run_folder import RunFolder
-from fewstep.student import load_student
+from fewstep.runs.run_folder import RunFolder
+from fewstep.storage.files import read_json, write_json
+from fewstep.storage.model_folder import load_student
 
 STEPS, SAMPLES = 300, 2000
 TIMES = "times=Karras(tmax=500)"
@@ -47,7 +47,7 @@ PRESETS = {
 
 
 def main() -> None:
-    teacher, yardstick = digits.teacher(), digits.SETTING.domain.yardstick()
+    teacher, sample_metrics = digits.teacher(), digits.SETTING.domain.sample_metrics()
     out = lab.RESULTS / "digits-presets.json"
     found = read_json(out) if out.is_file() else {}
     place = {name: lab.WORK / "digits" / "presets" / re.sub(r"\W+", "-", name) for name in PRESETS}
@@ -58,13 +58,13 @@ def main() -> None:
             continue
         home = lab.WORK / "digits" / "teacher"
         told = flags.format(**{key: path for key, path in place.items() if " " not in key})
-        told += f" --teacher {home} --out {place[name]} --draw-every {STEPS}"
+        told += f" --teacher {home} --out {place[name]} --sample-every {STEPS}"
         words = [*shlex.split(command)[1:3], "--steps", str(STEPS), *shlex.split(told)]
         subprocess.run([sys.executable, "-m", "fewstep", *words], check=True, capture_output=True)
         student = load_student(place[name])
         start = load_student(place["SiD"]) if "--init" in flags else teacher
         first = replace(start, sampler=student.sampler)
-        begins, ends = (lab.scored(each, yardstick, SAMPLES) for each in (first, student))
+        begins, ends = (lab.scored(each, sample_metrics, SAMPLES) for each in (first, student))
         found[name] = {
             "command": command,
             "start": lab.rounded(begins),

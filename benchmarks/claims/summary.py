@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from lab import RESULTS, ROOT
 from scipy.stats import t as student_t
 
-from fewstep.files import read_json, write_json
+from fewstep.storage.files import read_json, write_json
 
 OUT = RESULTS / "summary.json"
 Trial = Mapping[str, Any]

@@ -18,9 +18,9 @@ import torch
 from examples.emoji import results, stages, study
 from examples.emoji.data import load
 from examples.emoji.sizes import SMALL, Sizes
-from fewstep.files import digest, read_json, write_json
-from fewstep.pipelines.net import library
-from fewstep.run_folder import locked
+from fewstep.storage.files import digest, read_json, write_json
+from fewstep.storage.folder_lock import locked
+from fewstep.teachers.diffusers.network import require_library
 
 
 def main(args: list[str]) -> None:
@@ -31,7 +31,7 @@ def main(args: list[str]) -> None:
     own = parser.parse_args(args)
     sizes = SMALL if own.small else Sizes()
     for name in ("diffusers", "transformers"):
-        library(name)  # makes them quiet
+        require_library(name)  # makes them quiet
     torch.set_num_threads(1)  # of small networks; the same numbers on every machine's cores
     emoji = load(own.data, sizes.groups, sizes.pictures)
     own.out.mkdir(parents=True, exist_ok=True)

@@ -28,9 +28,9 @@ from examples.emoji.contrast import BagText, Pair, fit
 from examples.emoji.data import Emoji, views
 from examples.emoji.sizes import Sizes
 from examples.emoji.words import numbers
+from fewstep.diffusion.generator import Generator
 from fewstep.eval.metrics import frechet
-from fewstep.files import write
-from fewstep.generator import Generator
+from fewstep.storage.files import write
 
 NEAREST = 5
 VIEWS = 16

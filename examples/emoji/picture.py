@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from fewstep.pictures import to_uint8
-from fewstep.report.grid import png
+from fewstep.data.image_grid import png
+from fewstep.diffusion.pixels import to_uint8
 
 SCALE, GAP, MARGIN, HEAD, LINE = 2, 6, 190, 46, 15
 

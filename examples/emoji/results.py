@@ -17,10 +17,10 @@ from examples.emoji.data import views
 from examples.emoji.measure import by_prompt, of_words, rounded
 from examples.emoji.picture import table
 from examples.emoji.stages import STUDENTS, Work
-from fewstep.core import Sampler
-from fewstep.files import write_json
-from fewstep.pipelines.load import load
-from fewstep.spec import parse
+from fewstep.config import parse
+from fewstep.diffusion.types import Sampler
+from fewstep.storage.files import write_json
+from fewstep.teachers.diffusers.load import load_pipeline
 
 SHOWN = (
     *("red apple", "strawberry", "pineapple", "hamburger", "birthday cake", "hot beverage"),
@@ -78,7 +78,7 @@ def measure(work: Work) -> None:
         decoded = work.vae.decode(vae.encoded(work.vae, real.flatten(0, 1))).sample.clamp(-1, 1)
     decoded = decoded.reshape(real.shape)
     made = {name: [x, of_words(emoji, x[:, 0])] for name, x in (("real", real), (CODED, decoded))}
-    teacher = load(work.out / "pipe")
+    teacher = load_pipeline(work.out / "pipe")
     for student in STUDENTS.values():
         plain = replace(teacher, sampler=parse(student.sampler, Sampler))
         made[f"teacher, {student.title}"] = list(judge.draw(plain, repeats))

@@ -28,9 +28,9 @@ from examples.emoji.data import Emoji, views
 from examples.emoji.measure import Judge, judge
 from examples.emoji.sizes import Sizes
 from fewstep import cli
-from fewstep.cli.work import perform
-from fewstep.files import write
-from fewstep.shell import command_line
+from fewstep.cli.recipe_run import perform
+from fewstep.runs.command_line import command_line
+from fewstep.storage.files import write
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ def distil(work: Work, name: str) -> None:
         *("--method.guidance", student.guidance, "--method.matching", student.matching),
         *("--steps", str(steps), "--batch", str(sizes.batch), "--accumulate", "1"),
         *("--optim", f"Optim({student.lr}, (0.0, 0.99), warmup=20, decay='linear')"),
-        *("--ema.halflife", str(20 * sizes.batch), "--draw-every", "100", "--save-every", "50"),
+        *("--ema.halflife", str(20 * sizes.batch), "--sample-every", "100", "--save-every", "50"),
     )
     fewstep("export", str(run), str(work.out / f"{name}-pipe"))
 

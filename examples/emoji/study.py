@@ -13,19 +13,19 @@ from typing import Any
 
 from examples.emoji.measure import rounded
 from examples.emoji.stages import STUDENTS, Work
-from fewstep.ema import EMA
-from fewstep.fake_score import FakeScore
-from fewstep.files import read_json, write_json
-from fewstep.generator import Generator
-from fewstep.guidance import LSG, AntiCFG, Guidance, Unguided, ZeroCFG
+from fewstep.diffusion.generator import Generator
+from fewstep.diffusion.samplers import FewStep
+from fewstep.diffusion.time_distributions import Whole
+from fewstep.distillation.fake_score import FakeScore
+from fewstep.distillation.guidance_scales import LSG, AntiCFG, Guidance, Unguided, ZeroCFG
+from fewstep.domains.prompts import conditioned
 from fewstep.losses.weight import Power
 from fewstep.methods.sid import SiD
-from fewstep.optim import Optim
-from fewstep.pipelines.load import load
-from fewstep.recipes.t2i import conditioned
-from fewstep.sample import FewStep
-from fewstep.times import Whole
-from fewstep.training import train
+from fewstep.storage.files import read_json, write_json
+from fewstep.teachers.diffusers.load import load_pipeline
+from fewstep.training.ema import EMA
+from fewstep.training.loop import train
+from fewstep.training.optim import Optim
 
 CHOICES: dict[str, Guidance] = {
     "LSG 1.5": LSG(1.5),
@@ -38,7 +38,7 @@ CHOICES: dict[str, Guidance] = {
 
 def conduct(work: Work) -> None:
     """Train what is missing; study.json gathers all so far."""
-    teacher = load(work.out / "pipe")
+    teacher = load_pipeline(work.out / "pipe")
     folder = work.out / "study"
     folder.mkdir(exist_ok=True)
     found = {}

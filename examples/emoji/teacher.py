@@ -19,20 +19,21 @@ from torch import Tensor
 
 from examples.emoji.contrast import NAMED
 from examples.emoji.sizes import Sizes
-from fewstep.core import Batch, Source
-from fewstep.data.source import epoch_order
-from fewstep.draws import Draws
-from fewstep.ema import EMA
+from fewstep.data.batches import epoch_order
+from fewstep.diffusion.model import Model
+from fewstep.diffusion.rng import Draws
+from fewstep.diffusion.samplers import FewStep
+from fewstep.diffusion.time_distributions import Uniform
+from fewstep.diffusion.types import Batch, Source
+from fewstep.domains.domain import Domain
 from fewstep.losses.weight import Power
 from fewstep.methods.pretrain import Pretrain
-from fewstep.model import Model
-from fewstep.optim import Optim
-from fewstep.pipelines.net import Diffusers
-from fewstep.pipelines.schedule import Timesteps
-from fewstep.recipes.run import Domain, Run
-from fewstep.sample import FewStep
-from fewstep.student import load_student
-from fewstep.times import Uniform
+from fewstep.runs.run import Run
+from fewstep.storage.model_folder import load_student
+from fewstep.teachers.diffusers.network import DiffusersNet
+from fewstep.teachers.diffusers.scheduler_config import Timesteps
+from fewstep.training.ema import EMA
+from fewstep.training.optim import Optim
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class Captioned(Domain):
         return Latents(**load_file(self.file), drop=self.drop)
 
 
-def network(sizes: Sizes) -> Diffusers:
+def network(sizes: Sizes) -> DiffusersNet:
     """A U-Net of two levels with cross-attention on the lower one, 4x4."""
     config = {
         "sample_size": 8,
@@ -86,7 +87,7 @@ def network(sizes: Sizes) -> Diffusers:
         "attention_head_dim": 2,  # which diffusers takes for the number of heads
         "norm_num_groups": 8,
     }
-    return Diffusers("UNet2DConditionModel", json.dumps(config), sizes.tokens, pixels=32)
+    return DiffusersNet("UNet2DConditionModel", json.dumps(config), sizes.tokens, pixels=32)
 
 
 def run(sizes: Sizes, file: Path) -> Run:
@@ -103,7 +104,7 @@ def run(sizes: Sizes, file: Path) -> Run:
         batch=sizes.batch,
         optim=Optim(1e-3, betas=(0.9, 0.99), warmup=100, decay="cosine", clip=1.0),
         ema=EMA(halflife=10_000),
-        draw_every=1000,
+        sample_every=1000,
         save_every=500,
     )
 

@@ -1,16 +1,17 @@
-"""The command line: verbs only. Torch is imported inside the verbs, never for --help."""
+"""The command line: one module a verb, with a function `run`, imported when it is asked for."""
 
 from __future__ import annotations
 
 import difflib
+import importlib
 import os
 import sys
 from contextlib import suppress
 
 from fewstep import __version__
 from fewstep.cli.parser import fail
-from fewstep.machine import sentence, short_of_memory, trouble
 from fewstep.signals import ended, interruptible, last_words, tolerant
+from fewstep.storage.machine_errors import sentence, short_of_memory, trouble
 
 VERBS = {
     "demo": "train a teacher on small digits, distil it to one step, measure, show: one command",
@@ -93,9 +94,7 @@ def _run(argv: list[str]) -> int:
         close = difflib.get_close_matches(argv[0], VERBS, 1)
         hint = f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(VERBS)}"
         fail(f"there is no verb {argv[0]!r}; {hint}")
-    from fewstep.cli import verbs as implementation
-
-    code: int = getattr(implementation, argv[0])(argv[1:])
+    code: int = importlib.import_module(f"fewstep.cli.{argv[0]}").run(argv[1:])
     return code
 
 

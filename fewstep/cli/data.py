@@ -8,8 +8,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from fewstep.cli.display import Bar, say, stopping
 from fewstep.cli.parser import Parser, printable
+from fewstep.cli.progress_bar import Bar, say, stopping
 
 FEW = 20
 """Classes that are listed one by one."""
@@ -88,16 +88,16 @@ def check(own: Namespace) -> int:
     """Read every picture, tell what there is, and draw some."""
     import torch
 
-    from fewstep.data.picture_set import Marker, array, every, first_shape, spread
-    from fewstep.data.problems import Problems
+    from fewstep.data.errors import Problems
+    from fewstep.data.image_grid import grid, png
+    from fewstep.data.picture_set import Marker, array, every, first_shape, spread_labels
     from fewstep.data.readers import reader_of
-    from fewstep.files import write
-    from fewstep.report.grid import grid, png
+    from fewstep.storage.files import write
 
     reader = reader_of(own.source)
     problems = Problems(own.source)
     shape = first_shape(reader)
-    shown, step = set(spread(100, len(reader)).tolist()), max(1, min(shape[1:]) // 96)
+    shown, step = set(spread_labels(100, len(reader)).tolist()), max(1, min(shape[1:]) // 96)
     pictures: dict[int, torch.Tensor] = {}
 
     def job(place: int, row: int) -> None:

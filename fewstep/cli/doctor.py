@@ -9,12 +9,25 @@ from pathlib import Path
 
 import torch
 
-from fewstep.environment import environment
+from fewstep.cli.parser import verb_parser
+from fewstep.cli.progress_bar import say
 from fewstep.losses.score import sid
+from fewstep.runs.environment import environment
 from fewstep.teachers.gaussian import Gaussian
 
 FREE = 2 << 30
 """Bytes of disk below which a warning is due."""
+
+
+def run(args: list[str]) -> int:
+    """Check the installation and the machine."""
+    verb_parser(
+        "doctor", "Check the installation and the machine; exit code 1 if something is wrong."
+    ).parse_args(args)
+    problems = examine()
+    for problem in problems:
+        say(f"problem: {problem}")
+    return 1 if problems else 0
 
 
 def examine() -> list[str]:

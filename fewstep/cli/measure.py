@@ -1,118 +1,77 @@
-"""fewstep evaluate and fewstep stats: what is asked for, and by which measure."""
+"""Measure a finished run, its teacher and real data, with progress for a person."""
 
 from __future__ import annotations
 
-import argparse
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from fewstep.cli.parser import GUIDANCE, TEACHER, VAE, code_flag, fail, verb_parser
-from fewstep.cli.prompted import Asked, evaluate_prompts
-from fewstep.cli.protocol import evaluate_protocol, make_stats
-from fewstep.cli.work import found_again, measured, table
-from fewstep.own_code import trust
+from fewstep.cli.progress_bar import Bar
+from fewstep.diffusion.generator import Generator
+from fewstep.domains.domain import Domain
+from fewstep.eval.domain_scores import SampleMetrics, evaluate, real_scores
+from fewstep.runs.run_folder import RunFolder
+from fewstep.runs.teacher import load_teacher, teacher_of
+from fewstep.storage.files import write_json
+from fewstep.storage.model_folder import load_student
+from fewstep.storage.user_code import decoded
+from fewstep.teachers.diffusers.hub import local
 
-FEATURES = (
-    "Inception's weights, a DINOv2 folder, or my_file.py:Name (default: what "
-    "FEWSTEP_INCEPTION names)"
-)
-
-
-def evaluate(args: list[str]) -> int:
-    """Measure a finished run."""
-    parser = verb_parser(
-        "evaluate",
-        "Measure a finished run beside its teacher and real data; writes metrics.json. With "
-        "--protocol fid50k instead as papers report it: FID and others in features of choice; "
-        "with --prompts a model that takes prompts, by CLIP score, diversity and the same.",
-    )
-    parser.add_argument("run", type=Path, help="a run folder; with --protocol any model's folder")
-    parser.add_argument("--teacher", default="", help=TEACHER)
-    parser.add_argument("--samples", type=int, help="a draw (default: 5000; fid50k: 50000)")
-    parser.add_argument("--draws", type=int, help="sets of samples (default: 3; --prompts: 1)")
-    parser.add_argument("--protocol", choices=["fid50k"], help="see docs/evaluation.md")
-    parser.add_argument("--prompts", default="", help="a file of them, a picture for each")
-    parser.add_argument("--clip", help="with --prompts: a CLIP folder, or my_file.py:Name")
-    parser.add_argument(
-        "--side",
-        type=int,
-        help="with --prompts: pictures are resized to this for --features (default: 256; 0: not)",
-    )
-    code_flag(parser)
-    group = parser.add_argument_group("with --protocol or --prompts")
-    group.add_argument(
-        "--runs", type=int, dest="draws", default=argparse.SUPPRESS, help="the same as --draws"
-    )
-    group.add_argument("--reference", type=Path, help="statistics of real pictures (.npz, .pkl)")
-    group.add_argument("--features", help=FEATURES)
-    group.add_argument("--vae", help=VAE)
-    group.add_argument(
-        "--batch", type=int, help="pictures at a time (default: 100; --prompts: 10)"
-    )
-    group.add_argument("--guidance", type=float, help=GUIDANCE)
-    group.add_argument("--device", help="such as cuda or mps (default: cpu)")
-    own = parser.parse_args(args)
-    trust(own.code, [own.run])
-    if own.teacher:
-        found_again(own.run, own.teacher)
-    if own.prompts:
-        return _prompted(own)
-    for flag in ("clip", "side"):
-        if getattr(own, flag) is not None:
-            fail(f"--{flag} needs --prompts FILE")
-    own.draws = 3 if own.draws is None else own.draws
-    if own.protocol:
-        return _published(own)
-    for flag in ("reference", "features", "vae", "batch", "guidance", "device"):
-        if getattr(own, flag) is not None:
-            fail(f"--{flag} needs --protocol fid50k, or --prompts")
-    samples = 5000 if own.samples is None else own.samples
-    if samples < 100 or own.draws < 1:
-        fail("evaluate needs --samples of at least 100 and --draws of at least 1")
-    print(table(measured(own.run, samples, own.draws)))
-    return 0
+Metrics = dict[str, dict[str, float]]
 
 
-def _prompted(own: argparse.Namespace) -> int:
-    """evaluate --prompts."""
-    if own.protocol or own.vae is not None:
-        fail("--prompts has a protocol of its own, and the pipeline's VAE")
-    names = ("features", "reference", "side", "samples", "batch", "guidance", "device")
-    given = {name: getattr(own, name) for name in names if getattr(own, name) is not None}
-    runs = {} if own.draws is None else {"runs": own.draws}
-    print(evaluate_prompts(own.run, Asked(own.prompts, own.clip or "", **given, **runs)))
-    return 0
+def found_again(run: Path, teacher: str) -> None:
+    """Record where the teacher of the run folder `run` is now; a ValueError if it is another."""
+    teacher_of(RunFolder(run), local(teacher))
 
 
-def _published(own: argparse.Namespace) -> int:
-    """evaluate --protocol."""
-    if own.reference is None:
-        fail("--protocol fid50k needs --reference FILE; 'fewstep stats' makes one")
-    samples = 50_000 if own.samples is None else own.samples
-    batch = 100 if own.batch is None else own.batch
-    features, device = own.features or "", own.device or "cpu"
-    guidance = 1.0 if own.guidance is None else own.guidance
-    protocol = (samples, own.draws, batch, device, own.vae or "", guidance)
-    print(evaluate_protocol(own.run, features, own.reference, *protocol))
-    return 0
+def measured(path: Path, samples: int, draws: int) -> Metrics:
+    """Measure the run in `path`, its teacher and real data; writes and returns metrics.json."""
+    folder = RunFolder(path)
+    facts = folder.facts()
+    folder.refuse_unfinished()
+    domain: Domain = decoded(facts["run"].get("domain"), Domain, path)
+    sample_metrics = domain.sample_metrics()
+    if sample_metrics is None:
+        raise ValueError(
+            f"{path} cannot be measured: its domain, {type(domain).__name__}, has no metrics; "
+            "'fewstep evaluate' can by --protocol fid50k, or by --prompts where it takes them; "
+            "'fewstep report' shows what it makes"
+        )
+    models = {"student" if facts.get("distils", True) else "teacher": load_student(path)}
+    if "student" in models and (teacher := load_teacher(domain, teacher_of(folder))):
+        models = {"teacher": teacher, **models}
+    metrics: Metrics = {"real": real_scores(sample_metrics)}
+    for role, model in models.items():
+        metrics[role] = _scores(role, model, sample_metrics, samples, draws)
+    stored: dict[str, Any] = {
+        **metrics,
+        "protocol": {"samples": samples, "draws": draws, "distance": sample_metrics.distance},
+    }
+    write_json(path / "metrics.json", stored)
+    return metrics
 
 
-def stats(args: list[str]) -> int:
-    """Reference statistics of real pictures."""
-    parser = verb_parser(
-        "stats", "Make the statistics of real pictures that 'evaluate --protocol' compares with."
-    )
-    parser.add_argument("data", type=Path, help="a folder, .zip or .npz of pictures")
-    parser.add_argument("--features", default="", help=FEATURES)
-    parser.add_argument("--out", type=Path, required=True, help="the .npz file to write")
-    parser.add_argument(
-        "--keep",
-        type=int,
-        default=10_000,
-        help="pictures whose features are kept for KID, precision and recall (default: 10000)",
-    )
-    parser.add_argument("--batch", type=int, default=100, help="pictures at a time (default: 100)")
-    parser.add_argument("--device", default="cpu", help="such as cuda or mps (default: cpu)")
-    own = parser.parse_args(args)
-    make_stats(own.data, own.features, own.out, own.keep, own.device, own.batch)
-    print(own.out)
-    return 0
+def _scores(
+    role: str, generator: Generator, sample_metrics: SampleMetrics, samples: int, draws: int
+) -> dict[str, float]:
+    """All draws of one generator, with a bar."""
+    scores: dict[str, float] = {}
+    with Bar(f"measuring {role}", draws) as bar:
+        for scores in evaluate(generator, sample_metrics, samples, draws):
+            bar.update(int(scores["draws"]))
+    return scores
+
+
+def table(metrics: Mapping[str, Mapping[str, float]]) -> str:
+    """Metrics as aligned text, mean +- standard deviation over the draws."""
+    names = [n for n in next(iter(metrics.values())) if not n.endswith("_std") and n != "draws"]
+    lines = [" " * 14 + "".join(f"{role:>22}" for role in metrics)]
+    for name in names:
+        cells = []
+        for scores in metrics.values():
+            spread = scores.get(f"{name}_std", 0.0)
+            value = f"{scores[name]:.4g}" if name in scores else "-"
+            cells.append(value + (f" +- {spread:.2g}" if spread else ""))
+        lines.append(f"{name:14}" + "".join(f"{cell:>22}" for cell in cells))
+    return "\n".join(lines)

@@ -9,10 +9,14 @@ import sys
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
-from fewstep.cli import spelling
+from fewstep.cli import flag_syntax
 
 GUIDANCE = "scale of classifier-free guidance, of a teacher: such as 7.5 (default: 1, none)"
 TEACHER = "where the run's teacher is now, if it was moved: checked by digest, and recorded"
+FEATURES = (
+    "Inception's weights, a DINOv2 folder, or my_file.py:Name (default: what "
+    "FEWSTEP_INCEPTION names)"
+)
 CODE = (
     "a file of your own that the model was made with, such as RUN/code/my_method.py; it is run "
     "where its SHA-256 is the recorded one"
@@ -65,11 +69,13 @@ class Parser(argparse.ArgumentParser):
             present = None
         came = re.search(r"(?:value|choice): '(.*?)'(?: \(choose|$)", found[3])
         if not action.option_strings:
-            return f"{found[1]} is {spelling.written(hint)[0]}; got {came[1] if came else 'none'}"
+            return (
+                f"{found[1]} is {flag_syntax.written(hint)[0]}; got {came[1] if came else 'none'}"
+            )
         if came is None and hint in (str, Path):
             return f"{action.option_strings[-1]} needs a value: {action.help}"
         flag = action.option_strings[-1]
-        return spelling.wrong(flag, hint, present, came[1] if came else "")
+        return flag_syntax.wrong(flag, hint, present, came[1] if came else "")
 
     def flags(self) -> list[str]:
         """The long flags."""
@@ -77,7 +83,10 @@ class Parser(argparse.ArgumentParser):
 
 
 def code_flag(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
-    """--code FILE, any number of times; the verb passes them to `fewstep.own_code.trust`."""
+    """--code FILE, any number of times.
+
+    The verb passes them to `fewstep.storage.user_code.trust`.
+    """
     parser.add_argument(
         "--code", type=Path, action="append", default=[], metavar="FILE", help=CODE
     )

@@ -4,26 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from fewstep.cli.display import Bar, say
-from fewstep.cli.overrides import resolve
 from fewstep.cli.parser import code_flag, fail, verb_parser
-from fewstep.own_code import trust
-from fewstep.pipelines.hub import local
-from fewstep.plan.choices import (
-    RESERVE,
-    GiB,
-    GPUs,
-    Row,
-    best,
-    choices,
-    command,
-    recipe_for,
-    rows,
-)
-from fewstep.recipes.find import every, recipe
-from fewstep.recipes.run import Run
-from fewstep.recipes.t2i import suit
-from fewstep.teaching import model_of, notes_on
+from fewstep.cli.progress_bar import Bar, say
+from fewstep.cli.run_flags import resolve
+from fewstep.plan.choices import RESERVE, GiB, GPUs, Row, best, choices, command, recipe_for, rows
+from fewstep.recipes.registry import every, recipe
+from fewstep.recipes.text_to_image import suit
+from fewstep.runs.run import Run
+from fewstep.runs.teacher import describe_model, notes_on
+from fewstep.storage.user_code import trust
+from fewstep.teachers.diffusers.hub import local
 
 RATE = 80.0
 """Tera-operations a second in bf16 that a GPU is taken to sustain."""
@@ -64,7 +54,7 @@ def run(args: list[str]) -> int:
         fail("--at-once and --tflops are positive")
     where = local(own.teacher)
     trust(own.code, [where])
-    model = model_of(where)
+    model = describe_model(where)
     for note in notes_on(where):
         say(note)
     name = own.recipe or recipe_for(model)

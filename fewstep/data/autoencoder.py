@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from fewstep.data.latents import MEAN, restored, standardised
-from fewstep.files import digest, read_json
-from fewstep.generator import Generator
-from fewstep.headers import header
+from fewstep.diffusion.generator import Generator
+from fewstep.storage.files import digest, read_json
+from fewstep.storage.safetensors_header import header
 
 VARIABLE = "FEWSTEP_VAE"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -52,7 +52,7 @@ class Autoencoder:
         return standardised(found)
 
 
-def load(folder: Path, device: torch.device | str = "cpu") -> Autoencoder:
+def load_autoencoder(folder: Path, device: torch.device | str = "cpu") -> Autoencoder:
     """The autoencoder in `folder`; ValueError where diffusers is missing, or it holds another."""
     facts = read_json(folder / "config.json")
     if not isinstance(facts, dict) or facts.get("_class_name") != "AutoencoderKL":
@@ -112,5 +112,5 @@ def as_pictures(generator: Generator, folder: str = "") -> tuple[Generator, str]
             f"this model makes latents {generator.shape}: pass --vae FOLDER, or set {VARIABLE}, "
             "to decode them; docs/evaluation.md tells where to get one"
         )
-    found = load(Path(folder), generator.device)
+    found = load_autoencoder(Path(folder), generator.device)
     return replace(generator, decode=found.decode, encode=found.encode), found.sha256

@@ -17,16 +17,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fewstep.core import Batch
+from fewstep.data.batches import epoch_order
 from fewstep.data.embeddings import Conditioned, Embeddings
-from fewstep.data.picture_set import load
-from fewstep.data.problems import Problems
+from fewstep.data.errors import Problems
+from fewstep.data.picture_set import load_pictures
 from fewstep.data.prompts import cleaned, json_lines, text_of
 from fewstep.data.readers import Reader, reader_of
-from fewstep.data.source import epoch_order
-from fewstep.draws import Draws
-from fewstep.files import digest
-from fewstep.generator import Generator
+from fewstep.diffusion.generator import Generator
+from fewstep.diffusion.rng import Draws
+from fewstep.diffusion.types import Batch
+from fewstep.storage.files import digest
 
 FILE = "metadata.jsonl"
 
@@ -96,7 +96,7 @@ def encode_all(folder: CaptionedFolder, table: Embeddings, teacher: Generator, s
     rows = torch.tensor([row for row, name in enumerate(keys) if name in missing])
     if not len(rows):
         return
-    pictures = load(folder.reader, rows, (3, side, side), side)
+    pictures = load_pictures(folder.reader, rows, (3, side, side), side)
     place = {keys[row]: i for i, row in enumerate(rows.tolist())}
 
     def encode(names: Sequence[str]) -> dict[str, Tensor]:

@@ -17,14 +17,14 @@ SIGMA_DATA = 0.75
 """Standard deviation of the pixels, in [-1, 1]."""
 
 
-class Labelled(NamedTuple):
+class LabelledImages(NamedTuple):
     """Pictures (N, 1, 8, 8) in [-1, 1] and labels (N,) int64."""
 
     x0: Tensor
     labels: Tensor
 
 
-def load() -> tuple[Labelled, Labelled]:
+def load_digits() -> tuple[LabelledImages, LabelledImages]:
     """(training digits, held-out digits): 1,433 and 364 of them."""
     try:
         from sklearn.datasets import load_digits
@@ -41,4 +41,4 @@ def load() -> tuple[Labelled, Labelled]:
         rows = (labels == digit).nonzero()[:, 0]
         shuffled = rows[torch.randperm(len(rows), generator=generator)]
         held[shuffled[: -(-len(rows) // 5)]] = True
-    return Labelled(x0[~held], labels[~held]), Labelled(x0[held], labels[held])
+    return LabelledImages(x0[~held], labels[~held]), LabelledImages(x0[held], labels[held])

@@ -22,12 +22,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from fewstep.bounded import json_value, tensors_header
-from fewstep.core import Batch
-from fewstep.data.source import epoch_order
-from fewstep.draws import Draws
-from fewstep.files import write
-from fewstep.preparation import progress
+from fewstep.data.batches import epoch_order
+from fewstep.diffusion.rng import Draws
+from fewstep.diffusion.types import Batch
+from fewstep.storage.bounded_reading import json_value, tensors_header
+from fewstep.storage.files import write
+from fewstep.training.progress import report_progress
 
 Encode = Callable[[Sequence[str]], Mapping[str, Tensor]]
 """Prompts (N) -> a condition of (N, *) tensors."""
@@ -80,7 +80,7 @@ class Embeddings:
             part = todo[start : start + SHARD]
             pieces = []
             for i in range(0, len(part), batch):
-                progress(f"encoding {what}", start + i, len(todo))
+                report_progress(f"encoding {what}", start + i, len(todo))
                 pieces.append(encode(part[i : i + batch]))
             tensors = {
                 name: torch.cat([_half(p[name], name) for p in pieces]).cpu().contiguous()

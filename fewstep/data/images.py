@@ -12,8 +12,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 from PIL import ExifTags, Image
 
+from fewstep.data.errors import Unfit
 from fewstep.data.notes import FRAMES, UNREADABLE, UPRIGHT
-from fewstep.data.problems import Unfit
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}

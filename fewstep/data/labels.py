@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep import bounded
-from fewstep.data.archive import Archive
-from fewstep.data.problems import Problems, Unfit
+from fewstep.data.errors import Problems, Unfit
+from fewstep.data.zip_archive import ZipArchive
+from fewstep.storage import bounded_reading
 
 FILE = "dataset.json"
 LIMIT = 256 << 20
@@ -34,13 +34,13 @@ SPARE_BYTES, SPARE_VALUES = 1 << 20, 200_000
 """The same for what else stands there, such as names of classes."""
 
 
-def parse(data: bytes, origin: object, count: int) -> tuple[list[Any] | None, list[str]]:
+def parse_labels(data: bytes, origin: object, count: int) -> tuple[list[Any] | None, list[str]]:
     """A dataset.json's pairs of name and label, None if it has no labels; names of classes.
 
     `count` is the number of pictures: a file of far too many values for them is not parsed.
     """
     try:
-        told = bounded.json_value(data, SPARE_VALUES + VALUES * count)
+        told = bounded_reading.json_value(data, SPARE_VALUES + VALUES * count)
     except ValueError as error:
         raise ValueError(f"{origin}: {FILE} is not readable JSON ({error})") from None
     pairs = told.get("labels") if isinstance(told, dict) else told
@@ -53,7 +53,7 @@ def parse(data: bytes, origin: object, count: int) -> tuple[list[Any] | None, li
     return pairs or None, words if all(isinstance(word, str) for word in words) else []
 
 
-def assign(pairs: Sequence[Any], names: Sequence[str], origin: object) -> Tensor:
+def assign_labels(pairs: Sequence[Any], names: Sequence[str], origin: object) -> Tensor:
     """(N,) int64 labels of the pictures `names`; a ValueError names all that do not match."""
     problems = Problems(origin)
     known = set(names)
@@ -77,7 +77,7 @@ def assign(pairs: Sequence[Any], names: Sequence[str], origin: object) -> Tensor
     return torch.tensor([found[name] for name in names], dtype=torch.int64)
 
 
-def folders(names: Sequence[str]) -> tuple[Tensor, list[str]] | None:
+def folder_labels(names: Sequence[str]) -> tuple[Tensor, list[str]] | None:
     """Labels by first folder, and the folders' names in their order.
 
     Names that are whole numbers come first, by their value ("2" before "10"), then words. A folder
@@ -119,20 +119,20 @@ def place(found: Iterable[str], names: Sequence[str]) -> str | None:
 
 def content(path: Path, count: int) -> bytes:
     """What is in a file of the form of dataset.json for `count` pictures."""
-    _fitting(bounded.size_of(path), count, path)
-    return bounded.content(path, LIMIT)
+    _fitting(bounded_reading.size_of(path), count, path)
+    return bounded_reading.content(path, LIMIT)
 
 
 def _fitting(size: int, count: int, origin: object) -> None:
     """A ValueError where so many bytes cannot be labels of so few pictures."""
     if size > (limit := min(LIMIT, SPARE_BYTES + BYTES * count)):
         raise ValueError(
-            f"{origin} is larger than {bounded.in_words(limit)}, too large for the labels of "
-            f"{count:,} pictures"
+            f"{origin} is larger than {bounded_reading.in_words(limit)}, too large for the labels "
+            f"of {count:,} pictures"
         )
 
 
-def member(archive: Archive, name: str, count: int) -> bytes:
+def member(archive: ZipArchive, name: str, count: int) -> bytes:
     """What is in the dataset.json `name` of a zip file with `count` pictures."""
     _fitting(archive.members[name].file_size, count, f"{archive.path}: {name}")
     try:
@@ -143,5 +143,5 @@ def member(archive: Archive, name: str, count: int) -> bytes:
 
 def from_file(path: Path, names: Sequence[str]) -> Tensor | None:
     """The labels that a file of the form of dataset.json gives the pictures `names`."""
-    pairs, _ = parse(content(path, len(names)), path, len(names))
-    return None if pairs is None else assign(pairs, names, path)
+    pairs, _ = parse_labels(content(path, len(names)), path, len(names))
+    return None if pairs is None else assign_labels(pairs, names, path)

@@ -22,13 +22,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fewstep.core import Batch
-from fewstep.data import arrays, labels
-from fewstep.data.archive import Archive
+from fewstep.data import labels, npz
+from fewstep.data.batches import epoch_order
+from fewstep.data.errors import Problems, Unfit
 from fewstep.data.picture_set import Shape, every
-from fewstep.data.problems import Problems, Unfit
-from fewstep.data.source import epoch_order
-from fewstep.draws import Draws
+from fewstep.data.zip_archive import ZipArchive
+from fewstep.diffusion.rng import Draws
+from fewstep.diffusion.types import Batch
 
 MEAN = (5.81, 3.25, 0.12, -2.15)
 DEVIATION = (4.17, 4.62, 3.71, 3.28)
@@ -59,7 +59,7 @@ def restored(x0: Tensor) -> Tensor:
 class LatentSet:
     """The moments in one zip file; each is read when it is wanted."""
 
-    archive: Archive
+    archive: ZipArchive
     names: Sequence[str]
     shape: Shape
     """(4, H, W) of a latent."""
@@ -76,7 +76,7 @@ class LatentSet:
 
         def job(place: int, row: int) -> None:
             try:
-                found = arrays.array(self.archive, _stem(self.names[row]))
+                found = npz.array(self.archive, _stem(self.names[row]))
             except ValueError:
                 raise Unfit("damaged") from None
             if found.shape != moments or found.dtype.kind != "f":
@@ -100,11 +100,11 @@ def latents_of(path: str | Path) -> LatentSet:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"there is no zip file {path} of latents")
-    archive = Archive(path, limits={labels.FILE: labels.LIMIT})
+    archive = ZipArchive(path, limits={labels.FILE: labels.LIMIT})
     names = sorted(name for name in archive.members if name.endswith(".npy"))
     if not names:
         raise ValueError(f"{path} holds no latents (.npy)")
-    shape, _, dtype, _ = arrays.header(archive, _stem(names[0]))
+    shape, _, dtype, _ = npz.header(archive, _stem(names[0]))
     if len(shape) != 3 or shape[0] != 2 * len(MEAN) or dtype.kind != "f":
         raise ValueError(
             f"{path}: {names[0]} should be means and deviations, numbers of shape (8, H, W), got "
@@ -117,8 +117,10 @@ def latents_of(path: str | Path) -> LatentSet:
     problems.refuse()
     found = None
     if labels.FILE in archive.members:
-        pairs, _ = labels.parse(labels.member(archive, labels.FILE, len(names)), path, len(names))
-        found = None if pairs is None else labels.assign(pairs, names, path)
+        pairs, _ = labels.parse_labels(
+            labels.member(archive, labels.FILE, len(names)), path, len(names)
+        )
+        found = None if pairs is None else labels.assign_labels(pairs, names, path)
     return LatentSet(archive, names, (len(MEAN), *shape[1:]), found)
 
 
@@ -127,7 +129,7 @@ def _stem(name: str) -> str:
 
 
 @dataclass(frozen=True, eq=False)
-class Moments:
+class LatentBatches:
     """Batches of latents, drawn from their moments and visited epoch by epoch."""
 
     latents: LatentSet

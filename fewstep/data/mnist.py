@@ -20,9 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fewstep.data import arrays
-from fewstep.data.archive import Archive
-from fewstep.data.digits import Labelled
+from fewstep.data import npz
+from fewstep.data.digits import LabelledImages
+from fewstep.data.zip_archive import ZipArchive
 
 SHAPE = (1, 16, 16)
 CLASSES = 10
@@ -34,7 +34,7 @@ LIMIT = 1 << 30
 
 
 @lru_cache(maxsize=1)
-def load(path: str) -> tuple[Labelled, Labelled]:
+def load_mnist(path: str) -> tuple[LabelledImages, LabelledImages]:
     """(training digits, test digits), (60000, 1, 16, 16) and (10000, 1, 16, 16) in [-1, 1].
 
     Raises ValueError where `path` is missing or is not the file described above. The result is
@@ -43,7 +43,7 @@ def load(path: str) -> tuple[Labelled, Labelled]:
     images, labels = _read(Path(path))
     x0 = shrink(torch.from_numpy(images))
     y = torch.from_numpy(labels.astype(np.int64))
-    return Labelled(x0[:TRAIN], y[:TRAIN]), Labelled(x0[TRAIN:], y[TRAIN:])
+    return LabelledImages(x0[:TRAIN], y[:TRAIN]), LabelledImages(x0[TRAIN:], y[TRAIN:])
 
 
 def shrink(images: Tensor, chunk: int = 10_000) -> Tensor:
@@ -69,11 +69,11 @@ def _read(path: Path) -> tuple[np.ndarray, np.ndarray]:
     if not zipfile.is_zipfile(path):
         raise ValueError(f"{path} is no .npz file")
     try:
-        archive = Archive(path, limit=LIMIT)
+        archive = ZipArchive(path, limit=LIMIT)
         if not {"images.npy", "labels.npy"} <= set(archive.members):
             names = ", ".join(name.removesuffix(".npy") for name in archive.members)
             raise ValueError(f"the file holds {names or 'nothing'}")
-        images, labels = (arrays.array(archive, name).copy() for name in ("images", "labels"))
+        images, labels = (npz.array(archive, name).copy() for name in ("images", "labels"))
     except ValueError as error:
         why = str(error).removeprefix(f"{path}: ")
         raise ValueError(f"{path}: images and labels cannot be read: {why}") from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from heapq import nsmallest
 
-from fewstep.data.problems import FEW
+from fewstep.data.errors import FEW
 
 UPRIGHT = "turned upright as their EXIF orientation says"
 UNREADABLE = "with EXIF data that cannot be read, taken as they are stored"

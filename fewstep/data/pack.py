@@ -20,10 +20,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fewstep.data.errors import Problems, Unfit
 from fewstep.data.images import Crop, fit, png, standard
 from fewstep.data.labels import FILE
 from fewstep.data.picture_set import every
-from fewstep.data.problems import Problems, Unfit
 from fewstep.data.readers import Reader
 
 

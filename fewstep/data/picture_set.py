@@ -21,13 +21,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fewstep.core import Batch
+from fewstep.data.batches import epoch_order
+from fewstep.data.errors import Problems, Unfit
 from fewstep.data.images import Alone, among_others, fit, pixels, standard
-from fewstep.data.problems import Problems, Unfit
 from fewstep.data.readers import Reader
-from fewstep.data.source import epoch_order
-from fewstep.draws import Draws
-from fewstep.preparation import progress
+from fewstep.diffusion.rng import Draws
+from fewstep.diffusion.types import Batch
+from fewstep.training.progress import report_progress
 
 MEMORY = 2 << 30
 """Bytes of pictures that are held in memory."""
@@ -136,14 +136,14 @@ class PictureSet:
         return torch.from_numpy(out)
 
 
-def spread(count: int, size: int) -> Tensor:
+def spread_labels(count: int, size: int) -> Tensor:
     """`count` rows of a set of `size`, evenly spread; all of them for 0."""
     if not count or count >= size:
         return torch.arange(size)
     return torch.arange(count) * size // count
 
 
-def load(
+def load_pictures(
     reader: Reader, rows: Tensor, shape: Shape, resolution: int = 0, memory: int = MEMORY
 ) -> PictureSet:
     """The pictures `rows` of `reader`, every one found sound and of `shape`, or a ValueError."""
@@ -161,7 +161,7 @@ def load(
                 into[place] = x
 
         for done in every(reader, rows, job, problems):
-            progress("checking pictures", done, len(rows))
+            report_progress("checking pictures", done, len(rows))
         problems.refuse()
         if marker is not None and len(rows) == len(reader):
             marker.put()

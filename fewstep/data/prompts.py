@@ -20,7 +20,7 @@ from json import JSONDecodeError
 from pathlib import Path
 from typing import Any
 
-from fewstep.bounded import in_words, json_value, regular, size_of
+from fewstep.storage.bounded_reading import in_words, json_value, regular, size_of
 
 COLUMNS = ("prompt", "caption", "text")
 """Where a prompt is looked for, in this order."""

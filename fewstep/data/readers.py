@@ -19,12 +19,12 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from fewstep.bounded import regular
-from fewstep.data import arrays, labels
-from fewstep.data.archive import MEMBER, Archive
+from fewstep.data import labels, npz
+from fewstep.data.errors import Unfit
 from fewstep.data.images import SUFFIXES, Head, alone, decode, head
 from fewstep.data.notes import Notes
-from fewstep.data.problems import Unfit
+from fewstep.data.zip_archive import MEMBER, ZipArchive
+from fewstep.storage.bounded_reading import regular
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +97,7 @@ def _folder(path: Path) -> Reader:
 
 def _zip(path: Path) -> Reader:
     """Picture files anywhere in a zip file, as EDM's and StyleGAN's data sets are."""
-    archive, notes = Archive(path, limits={labels.FILE: labels.LIMIT}), Notes()
+    archive, notes = ZipArchive(path, limits={labels.FILE: labels.LIMIT}), Notes()
     files = [name for name in archive.members if not name.endswith("/")]
     if not any(map(_shown, files)) and any(name.endswith(".npy") for name in files):
         raise ValueError(f"{path} holds arrays, not pictures; LatentMoments reads latents")
@@ -114,15 +114,15 @@ def _zip(path: Path) -> Reader:
 
 
 def _npz(path: Path) -> Reader:
-    """Arrays `images` and, if there, `labels`; see `fewstep.data.arrays`."""
-    archive = Archive(path, limit=arrays.LIMIT)
-    size, lock = arrays.count(archive), Lock()
+    """Arrays `images` and, if there, `labels`; see `fewstep.data.npz`."""
+    archive = ZipArchive(path, limit=npz.LIMIT)
+    size, lock = npz.count(archive), Lock()
     held: list[np.ndarray] = []
 
     def image(row: int) -> Image.Image:
         with lock:
             if not held:  # not before a picture is wanted: labels may be all that is
-                held.append(arrays.images(archive))
+                held.append(npz.images(archive))
         x = held[0][row]
         return Image.fromarray(x[..., 0] if x.shape[2] == 1 else x)
 
@@ -131,7 +131,7 @@ def _npz(path: Path) -> Reader:
         return Head(x.mode, len(x.getbands()), x.width, x.height)
 
     names = [f"row {i}" for i in range(size)]
-    return Reader(path, names, image, header, archive.fingerprint, arrays.labels(archive, size))
+    return Reader(path, names, image, header, archive.fingerprint, npz.labels(archive, size))
 
 
 def _files(
@@ -147,12 +147,12 @@ def _files(
     classes: list[str] = []
     place, given = table
     if place is not None and given is not None:
-        pairs, named = labels.parse(given, path, len(names))
+        pairs, named = labels.parse_labels(given, path, len(names))
         if pairs is not None:
             home = place.removesuffix(labels.FILE)
-            found = labels.assign(pairs, [name.removeprefix(home) for name in names], path)
+            found = labels.assign_labels(pairs, [name.removeprefix(home) for name in names], path)
             classes = named
-    elif by_folder := labels.folders(names):
+    elif by_folder := labels.folder_labels(names):
         found, classes = by_folder
         if classes != sorted(classes):
             notes.sentences.append(_order(classes))

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fewstep.eval.features import Features, Published, channels_first
-from fewstep.files import digest, read_json
+from fewstep.eval.features import Features, PublishedFeatures, channels_first
+from fewstep.storage.files import digest, read_json
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 DEVIATION = (0.26862954, 0.26130258, 0.27577711)
@@ -50,7 +50,7 @@ def alignment(pictures: Tensor, texts: Tensor) -> float:
     return float((pictures.double() * texts.double()).sum(1).mean())
 
 
-class Clip(Published):
+class Clip(PublishedFeatures):
     """Pictures are brought to the model's size by antialiased bicubic interpolation of their
     shorter side, and cut to their middle square."""
 

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fewstep.eval.features import Published, channels_first
-from fewstep.files import digest, read_json
+from fewstep.eval.features import PublishedFeatures, channels_first
+from fewstep.storage.files import digest, read_json
 
 SIDE = 224
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -37,7 +37,7 @@ def positions(table: Tensor, side: int) -> Tensor:
     return torch.cat([table[:, :1], grid.to(table).flatten(2).mT], 1)
 
 
-class Dinov2(Published):
+class Dinov2(PublishedFeatures):
     """Features (B, dim) of pictures; no logits."""
 
     family, label = "fd_dinov2", "dinov2"
@@ -65,7 +65,7 @@ class Dinov2(Published):
         return features, None
 
 
-def load(folder: Path, device: torch.device | str = "cpu") -> Dinov2:
+def load_dinov2(folder: Path, device: torch.device | str = "cpu") -> Dinov2:
     """The network in `folder`, which holds config.json and model.safetensors.
 
     ValueError where transformers is missing or the folder holds something else.

@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from fewstep.eval import torchscript
+from fewstep.eval import inception_torchscript
 
 SAMPLES = 50_000
 """Generated pictures in a number that may be compared with published ones."""
@@ -40,7 +40,7 @@ class Features(Protocol):
         """uint8 (B, H, W, 1 or 3) -> features (B, dim), and logits (B, classes) or None."""
 
 
-class Known(NamedTuple):
+class KnownWeights(NamedTuple):
     """A published file of weights."""
 
     title: str
@@ -49,15 +49,15 @@ class Known(NamedTuple):
 
 
 KNOWN = {
-    "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2": Known(
+    "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2": KnownWeights(
         "FID", "pt_inception-2015-12-05-6726825d.pth"
     ),
-    torchscript.SHA256: Known("FID", "inception-2015-12-05.pt"),
+    inception_torchscript.SHA256: KnownWeights("FID", "inception-2015-12-05.pt"),
 }
 """By SHA-256. That of DINOv2's weights is not known here, so it is not among them."""
 
 
-class Published:
+class PublishedFeatures:
     """Base of the networks of the literature: recognised, or named after their digest."""
 
     family: str
@@ -74,7 +74,7 @@ class Published:
         return self.label if self.sha256 in KNOWN else f"{self.label}-{self.sha256[:8]}"
 
 
-def titled(score: str, features: Features, samples: int, real: int | None = None) -> str:
+def metric_title(score: str, features: Features, samples: int, real: int | None = None) -> str:
     """What a score ("FD", "IS", "KID", ...) on `samples` pictures is called.
 
     Only 50,000 pictures in features of a known published file carry published names: "FID", "IS",
@@ -82,7 +82,7 @@ def titled(score: str, features: Features, samples: int, real: int | None = None
     else says what it is: "FD(inception, 5000)". So do precision, recall, density and coverage
     always: the published ones are in features of other networks.
     """
-    known = KNOWN.get(features.sha256) if isinstance(features, Published) else None
+    known = KNOWN.get(features.sha256) if isinstance(features, PublishedFeatures) else None
     few = f" against {real}" if known is not None and real is not None and real < LEAST else ""
     if known is not None and samples == SAMPLES and not few:
         if score == "FD":
@@ -106,7 +106,7 @@ def retitled(name: str, features: str, samples: object) -> str:
 
 def family(features: Features) -> str:
     """The features' name in files of reference statistics."""
-    return features.family if isinstance(features, Published) else features.name
+    return features.family if isinstance(features, PublishedFeatures) else features.name
 
 
 def channels_first(pictures: Tensor, device: torch.device | str) -> Tensor:

@@ -212,7 +212,8 @@ class InceptionV3(nn.Module):
         x = self.Mixed_5d(self.Mixed_5c(self.Mixed_5b(x)))
         x = self.Mixed_6c(self.Mixed_6b(self.Mixed_6a(x)))
         x = self.Mixed_6e(self.Mixed_6d(x))
-        return self.Mixed_7c(self.Mixed_7b(self.Mixed_7a(x))).mean((2, 3))
+        out: Tensor = self.Mixed_7c(self.Mixed_7b(self.Mixed_7a(x))).mean((2, 3))
+        return out
 
     def logits(self, features: Tensor) -> Tensor:
         """(B, 1008) from features (B, 2048), without the bias: so the inception score has it."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fewstep.eval.fid import distance, exact, moments
+from fewstep.eval.frechet import exact_products, frechet_distance, moments
 from fewstep.eval.neighbours import radii, scaled, within
 
 CHUNK = 4096
@@ -23,10 +23,13 @@ CHUNK = 4096
 BLOCK = 32
 """Directions whose projections are."""
 
+NEIGHBOURS = 5
+"""k of density and coverage, as published."""
+
 
 def frechet(a: Tensor, b: Tensor) -> float:
     """The Frechet distance of Gaussians fitted to features a: (N, D), b: (M, D); see `fid`."""
-    return distance(moments(a), moments(b))
+    return frechet_distance(moments(a), moments(b))
 
 
 def kid(a: Tensor, b: Tensor, subsets: int = 100, size: int = 1000, seed: int = 0) -> float:
@@ -42,11 +45,13 @@ def kid(a: Tensor, b: Tensor, subsets: int = 100, size: int = 1000, seed: int = 
     if size < 2:
         raise ValueError("the kernel distance needs at least two points in each set")
     if size == len(a) == len(b):
-        return _mmd(exact(a), exact(b))
+        return _mmd(exact_products(a), exact_products(b))
     found = []
     for _ in range(subsets):
         x, y = (
-            exact(part[torch.randperm(len(part), generator=generator)[:size].to(part.device)])
+            exact_products(
+                part[torch.randperm(len(part), generator=generator)[:size].to(part.device)]
+            )
             for part in (a, b)
         )
         found.append(_mmd(x, y))
@@ -62,7 +67,7 @@ def _mmd(x: Tensor, y: Tensor) -> float:
 
 
 @dataclass(frozen=True, eq=False)
-class Predictions:
+class ClassProbabilities:
     """What the inception score needs of the predictions p(y | x) for a set of pictures."""
 
     count: int
@@ -72,15 +77,15 @@ class Predictions:
     """(classes,): the sum of p over pictures, float64."""
 
     @classmethod
-    def of(cls, logits: Tensor) -> Predictions:
+    def of(cls, logits: Tensor) -> ClassProbabilities:
         """From logits (N, classes)."""
-        log_p = exact(logits).log_softmax(1)
+        log_p = exact_products(logits).log_softmax(1)
         p = log_p.exp()
         certainty = torch.where(p > 0, p * log_p, 0.0).sum()
         return cls(len(logits), float(certainty), p.sum(0).cpu())
 
-    def __add__(self, other: Predictions) -> Predictions:
-        return Predictions(
+    def __add__(self, other: ClassProbabilities) -> ClassProbabilities:
+        return ClassProbabilities(
             self.count + other.count,
             self.certainty + other.certainty,
             self.total + other.total,
@@ -93,7 +98,7 @@ class Predictions:
         return math.exp(self.certainty / self.count + float(entropy))
 
 
-def inception_score(parts: Sequence[Predictions]) -> tuple[float, float]:
+def inception_score(parts: Sequence[ClassProbabilities]) -> tuple[float, float]:
     """Mean and (population) standard deviation of the score of each part.
 
     Salimans et al. 2016, https://arxiv.org/abs/1606.03498, who cut 50,000 pictures into ten; one
@@ -122,7 +127,7 @@ def _inside(x: Tensor, centres: Tensor, k: int) -> float:
     return float(torch.cat(inside).double().mean())
 
 
-def density_coverage(real: Tensor, fake: Tensor, k: int = 5) -> tuple[float, float]:
+def density_coverage(real: Tensor, fake: Tensor, k: int = NEIGHBOURS) -> tuple[float, float]:
     """Density and coverage, Naeem et al. 2020, https://arxiv.org/abs/2002.09797, equation 3.
 
     With balls around the real points alone, which reach to their k-th neighbour: density is the
@@ -149,7 +154,7 @@ def sliced_wasserstein(a: Tensor, b: Tensor, directions: int = 256, seed: int = 
     """
     generator = torch.Generator().manual_seed(seed)
     unit = torch.randn(a.shape[1], directions, generator=generator, dtype=torch.float64)
-    a, b = exact(a), exact(b)
+    a, b = exact_products(a), exact_products(b)
     unit = (unit / unit.norm(dim=0)).to(a.device)
     i, j, share = _coupling(len(a), len(b))
     i, j, share = i.to(a.device), j.to(a.device), share.to(a.device)

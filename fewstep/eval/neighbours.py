@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from fewstep.eval.fid import exact
+from fewstep.eval.frechet import exact_products
 
 CHUNK = 1024
 """Points whose distances to all others are held in memory at once."""
@@ -32,7 +32,7 @@ def scaled(*sets: Tensor) -> tuple[Tensor, ...]:
     """
     if len({x.shape[1:] for x in sets}) > 1 or sets[0].ndim != 2:
         raise ValueError(f"sets of features are (N, D) of one D, got {[*map(_shape, sets)]}")
-    sets = tuple(exact(x) for x in sets)
+    sets = tuple(exact_products(x) for x in sets)
     if not all(bool(x.isfinite().all()) for x in sets):
         raise ValueError("a feature vector is not finite; are the pictures?")
     low = torch.stack([x.amin(0) for x in sets]).amin(0)

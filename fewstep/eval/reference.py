@@ -18,19 +18,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fewstep.data.archive import Archive
-from fewstep.data.arrays import LIMIT, array
+from fewstep.data.npz import LIMIT, array
+from fewstep.data.zip_archive import ZipArchive
 from fewstep.eval.features import Features, family
-from fewstep.eval.fid import Gather, Moments
-from fewstep.files import digest, write
-from fewstep.teachers.snapshot.states import read_arrays
+from fewstep.eval.frechet import FeatureMoments, MomentSum
+from fewstep.safe_pickle.state_dicts import read_arrays
+from fewstep.storage.files import digest, write
 
 
 @dataclass(frozen=True, eq=False)
 class Reference:
     """What generated pictures are compared with."""
 
-    moments: Moments
+    moments: FeatureMoments
     count: int | None = None
     """Pictures behind it, None where the file does not say."""
     kept: Tensor | None = None
@@ -49,7 +49,7 @@ class Gatherer:
 
     features: Features
     keep: int = 0
-    gather: Gather = field(default_factory=Gather)
+    gather: MomentSum = field(default_factory=MomentSum)
     kept: list[Tensor] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -116,7 +116,7 @@ def read_reference(path: Path, features: Features) -> Reference:
     if kept is not None and (kept.ndim != 2 or kept.shape[1] != dim):
         raise ValueError(f"{path}: kept has shape {tuple(kept.shape)}, expected (K, {dim})")
     return Reference(
-        Moments(mu.double(), sigma),
+        FeatureMoments(mu.double(), sigma),
         None if count is None else int(count),
         None if kept is None else kept.float(),
         digest(path),
@@ -126,7 +126,7 @@ def read_reference(path: Path, features: Features) -> Reference:
 def _arrays(path: Path, features: Features) -> dict[str, Tensor]:
     """The arrays of an .npz file by name."""
     try:
-        archive = Archive(path, limit=LIMIT)
+        archive = ZipArchive(path, limit=LIMIT)
         found = {
             name: array(archive, name)
             for name in ("mu", "sigma", "features", "count", "kept")

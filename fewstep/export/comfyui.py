@@ -22,19 +22,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.export.card import card
-from fewstep.export.pipeline import network_file, of_pipeline
-from fewstep.export.place import fresh
-from fewstep.export.program import Given, examples
-from fewstep.files import read_json, write, write_json
-from fewstep.generator import Generator
-from fewstep.model import Model
-from fewstep.path import Flow
-from fewstep.pipelines.load import origin
-from fewstep.pipelines.net import Diffusers
-from fewstep.pipelines.schedule import Timesteps
-from fewstep.sample import FewStep
-from fewstep.student import load_student
+from fewstep.diffusion.generator import Generator
+from fewstep.diffusion.model import Model
+from fewstep.diffusion.noise_path import Flow
+from fewstep.diffusion.samplers import FewStep
+from fewstep.export.atomic_output import new_output
+from fewstep.export.diffusers_pipeline import network_file, of_pipeline
+from fewstep.export.model_card import card
+from fewstep.export.traced_generator import Given, examples
+from fewstep.storage.files import read_json, write, write_json
+from fewstep.storage.model_folder import load_student
+from fewstep.teachers.diffusers.load import origin_folder
+from fewstep.teachers.diffusers.network import DiffusersNet
+from fewstep.teachers.diffusers.scheduler_config import Timesteps
 
 Workflow = dict[str, dict[str, Any]]
 PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline", "StableDiffusion3Pipeline")
@@ -85,19 +85,19 @@ def to_comfyui(run: Path, out: Path) -> float:
     from the student, relative to the student's largest number.
     """
     student = of_pipeline(load_student(run), run)
-    folder = origin(student)
+    folder = origin_folder(student)
     if folder.pipeline not in PIPELINES:
         raise ValueError(
             f"ComfyUI reads no network of a {folder.pipeline} under diffusers' names; "
             f"it reads those of {', '.join(PIPELINES)}"
         )
-    with fresh(out) as place:
+    with new_output(out) as place:
         (place / "diffusion_models").mkdir(parents=True)
         name, base = f"{out.name}.safetensors", f"{folder.path.name}.safetensors"
         flow = workflow(student, name, base)
         write_json(place / "workflow.json", flow)
         network_file(student, folder, place / "diffusion_models" / name)
-        found = difference(read_json(place / "workflow.json"), student)
+        found = workflow_difference(read_json(place / "workflow.json"), student)
         if not found <= TOLERANCE:
             raise ValueError(f"the workflow differs from the student by {found:.2g} of its range")
         assert student.model is not None
@@ -109,7 +109,7 @@ def to_comfyui(run: Path, out: Path) -> float:
 def caution(model: Model) -> str:
     """What a person should know of a network whose sizes are not the published ones, or ""."""
     net = model.net
-    assert isinstance(net, Diffusers)
+    assert isinstance(net, DiffusersNet)
     config, known = json.loads(net.config), PUBLISHED[net.class_name]
     if any(all(config.get(key) == size for key, size in sizes.items()) for sizes in known):
         return ""
@@ -154,7 +154,7 @@ def workflow(student: Generator, network: str, base: str) -> Workflow:
     )
     picture = add("VAEDecode", samples=[drawn, 0], vae=[rest, 2])
     add("SaveImage", images=[picture, 0], filename_prefix=Path(network).stem)
-    check(nodes)
+    check_workflow(nodes)
     return nodes
 
 
@@ -174,7 +174,7 @@ def _sigmas(student: Generator) -> str:
             f"ComfyUI has betas of its own for such models, {Timesteps()}, not those of {path}"
         )
     else:
-        sigmas = [float(table()[int(t)]) for t in ladder]
+        sigmas = [float(sigma_table()[int(t)]) for t in ladder]
         if sampler.unit != (ladder[0] == path.t_max):
             raise ValueError(
                 f"ComfyUI begins with unit noise at {path.t_max:g} and with sigma z below, but "
@@ -183,14 +183,14 @@ def _sigmas(student: Generator) -> str:
     return ", ".join(f"{sigma:.9f}" for sigma in [*sigmas, 0.0])
 
 
-def table() -> Tensor:
+def sigma_table() -> Tensor:
     """sigma of every timestep of Stable Diffusion, as ComfyUI has it: (1000,)."""
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
     abar = (1 - betas).cumprod(0)
     return ((1 - abar) / abar).sqrt().float()
 
 
-def check(nodes: Workflow) -> None:
+def check_workflow(nodes: Workflow) -> None:
     """A ValueError unless every node has the inputs it takes, of the types they have."""
     for number, node in nodes.items():
         wanted, _ = NODES[node["class_type"]]
@@ -204,18 +204,18 @@ def check(nodes: Workflow) -> None:
                 raise ValueError(f"node {number}: {name} is not of type {kind}")
 
 
-def difference(nodes: Workflow, student: Generator) -> float:
+def workflow_difference(nodes: Workflow, student: Generator) -> float:
     """Largest difference of what ComfyUI would make of the same noise, relative."""
     inputs = examples(student, 2)
     z, noise = inputs.pop("z"), inputs.pop("noise", None)
     noises = () if noise is None else noise.unbind(1)
     with torch.no_grad():
         ours = student.sampler(student.denoiser, z, inputs, Given(z, noises=noises))
-        theirs = follow(nodes, student.denoiser.net, z, noises, inputs)
+        theirs = run_workflow(nodes, student.denoiser.net, z, noises, inputs)
     return float((theirs - ours).abs().max() / ours.abs().max())
 
 
-def follow(
+def run_workflow(
     nodes: Workflow, net: Any, z: Tensor, noises: tuple[Tensor, ...], cond: dict[str, Tensor]
 ) -> Tensor:
     """Latents of a workflow: ComfyUI's arithmetic with the network F(x, label, cond).
@@ -225,7 +225,7 @@ def follow(
     given = {node["class_type"]: node["inputs"] for node in nodes.values()}
     sigmas = [float(s) for s in NUMBER.findall(given["ManualSigmas"]["sigmas"])]
     kind = given.get("ModelSamplingDiscrete", {}).get("sampling", "flow")
-    unit = kind != "flow" and sigmas[0] >= float(table()[-1]) * (1 - 1e-5)
+    unit = kind != "flow" and sigmas[0] >= float(sigma_table()[-1]) * (1 - 1e-5)
     x = z * ((1 + sigmas[0] ** 2) ** 0.5 if unit else sigmas[0])
     left = iter(noises)
     for sigma, after in pairwise(sigmas):
@@ -242,10 +242,11 @@ def follow(
 def _denoised(kind: str, net: Any, x: Tensor, sigma: float, cond: dict[str, Tensor]) -> Tensor:
     """x_0 at sigma, of x = x_0 + sigma eps on betas, (1 - sigma) x_0 + sigma eps on flows."""
     if kind == "flow":
-        return x - sigma * net(x, x.new_full((len(x),), sigma), cond)
+        velocity: Tensor = net(x, x.new_full((len(x),), sigma), cond)
+        return x - sigma * velocity
     size = (1 + sigma**2) ** 0.5
-    t = (table().log() - torch.tensor(sigma).log()).abs().argmin()
-    out = net(x / size, t.expand(len(x)).to(x), cond)
+    t = (sigma_table().log() - torch.tensor(sigma).log()).abs().argmin()
+    out: Tensor = net(x / size, t.expand(len(x)).to(x), cond)
     return x - sigma * out if kind == "eps" else x / size**2 - sigma / size * out
 
 

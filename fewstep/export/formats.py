@@ -13,15 +13,15 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from fewstep.config import nearest
 from fewstep.export.comfyui import caution, to_comfyui
-from fewstep.export.graphs import to_onnx, to_pt2
+from fewstep.export.diffusers_pipeline import to_diffusers, to_safetensors
 from fewstep.export.lora import to_kohya, to_lora
-from fewstep.export.pipeline import to_diffusers, to_safetensors
-from fewstep.report.findings import number, read
-from fewstep.report.words import short
-from fewstep.run_folder import RunFolder
-from fewstep.spec import nearest
-from fewstep.student import stored_card, stored_model
+from fewstep.export.pt2_onnx import to_onnx, to_pt2
+from fewstep.report.formatting import short
+from fewstep.report.run_data import number, read_run
+from fewstep.runs.run_folder import RunFolder
+from fewstep.storage.model_folder import model_description, stored_card
 
 Writer = Callable[..., float]
 
@@ -75,12 +75,12 @@ def notes(run: Path, name: str) -> Iterator[str]:
     if (best / "manifest.json").is_file():
         kept, last = stored_card(best), stored_card(run)
         if kept.get("steps") != last.get("steps"):
-            rule = read(run).run.get("best")
+            rule = read_run(run).run.get("best")
             metric = str(rule.get("metric")) if isinstance(rule, Mapping) else "?"
             yield (
                 f"this is the last model, of step {last.get('steps')}; the best, of step "
                 f"{kept.get('steps')} ({metric} {short(number(kept, metric))}), is in {best}: "
                 "export that folder if you want it"
             )
-    if name == "comfyui" and (said := caution(stored_model(run))):
+    if name == "comfyui" and (said := caution(model_description(run))):
         yield said

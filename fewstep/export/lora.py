@@ -1,6 +1,6 @@
 """A student as an adapter of its teacher's pipeline, for those who have the pipeline already.
 
-A student that was trained with adapters (`fewstep.lora`) has them beside it. Of one that was
+A student that was trained with adapters (`fewstep.nets.lora`) has them beside it. Of one that was
 trained whole, the change of each layer is replaced by the nearest product of rank r,
 
     W_student - W_teacher = U S V',    B = U_r S_r^(1/2),    A = S_r^(1/2) V_r',
@@ -28,20 +28,20 @@ import torch.nn.functional as F
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from fewstep.export.card import card
-from fewstep.export.pipeline import against, made_of, picture, scheduled
-from fewstep.export.place import fresh
+from fewstep.config import decode
+from fewstep.diffusion.generator import Generator
+from fewstep.export.atomic_output import new_output
+from fewstep.export.diffusers_pipeline import against, made_of, picture, scheduled
+from fewstep.export.model_card import card
 from fewstep.export.schedulers import call
-from fewstep.files import unpack, write
-from fewstep.generator import Generator
-from fewstep.lora import LoRA, pairs, recorded
-from fewstep.pipelines.folder import PipelineFolder
-from fewstep.pipelines.load import network, origin, weights
-from fewstep.pipelines.net import Diffusers, library
-from fewstep.pipelines.stock import Stock
-from fewstep.spec import decode
-from fewstep.student import finished, load_student
-from fewstep.teaching import digest_of
+from fewstep.nets.lora import LoRA, pairs, recorded
+from fewstep.runs.teacher import teacher_digest
+from fewstep.storage.files import unpack, write
+from fewstep.storage.model_folder import is_finished, load_student
+from fewstep.teachers.diffusers.folder import PipelineFolder
+from fewstep.teachers.diffusers.load import network, network_weights, origin_folder
+from fewstep.teachers.diffusers.network import DiffusersNet, require_library
+from fewstep.teachers.diffusers.text_and_vae import TextAndVAE
 
 FILE = "pytorch_lora_weights.safetensors"
 """What diffusers looks for in a folder."""
@@ -97,10 +97,10 @@ def to_lora(run: Path, out: Path, rank: int | None = None) -> float:
     for layer, (down, up) in found.factors.items():
         state[f"{name}.{layer}.lora_A.weight"] = down
         state[f"{name}.{layer}.lora_B.weight"] = up
-    with fresh(out) as place:
+    with new_output(out) as place:
         place.mkdir()
         write(place / FILE, save(state, found.facts()))
-        getattr(library("diffusers"), kind)(**config).save_pretrained(place / "scheduler")
+        getattr(require_library("diffusers"), kind)(**config).save_pretrained(place / "scheduler")
         told = {**FRONT, "library_name": "diffusers", "pipeline_tag": "text-to-image"}
         text = card(found.student, run, use(found, out.name, True), {"rank": found.rank}, told)
         write(place / "README.md", text)
@@ -123,7 +123,7 @@ def to_kohya(run: Path, out: Path, rank: int | None = None) -> float:
         state[f"{name}.alpha"] = torch.tensor(float(len(down)))
     facts = {"ss_network_module": "networks.lora", "ss_network_dim": str(found.rank)}
     facts |= {"ss_network_alpha": str(found.rank), **found.facts()}
-    with fresh(out, ".safetensors") as place:
+    with new_output(out, ".safetensors") as place:
         write(place, save(state, facts))
         text = card(found.student, run, use(found, out.name, False), {"rank": found.rank}, FRONT)
         write(place.with_name(f"{out.name}.md"), text)
@@ -138,16 +138,16 @@ def parts(run: Path, rank: int | None = None) -> Parts:
         raise ValueError("adapters need peft, which is not installed: pip install 'fewstep[t2i]'")
     student = load_student(run)
     model = student.model
-    if model is None or not isinstance(model.net, Diffusers):
+    if model is None or not isinstance(model.net, DiffusersNet):
         raise ValueError(f"{run} was not distilled from a pipeline, which an adapter belongs to")
-    folder = origin(student)
-    if not hasattr(Stock(folder).kind, "load_lora_weights"):
+    folder = origin_folder(student)
+    if not hasattr(TextAndVAE(folder).kind, "load_lora_weights"):
         raise ValueError(f"diffusers has no adapters for {folder.pipeline}; use --to diffusers")
     scheduler = scheduled(student, folder, run)
     if rank is None:
-        factors, before = trained(run, student, folder), weights(folder)
+        factors, before = trained(run, student, folder), network_weights(folder)
     else:
-        before = weights(folder)
+        before = network_weights(folder)
         factors = extracted(student, before, rank)
     return Parts(student, folder, scheduler, factors, before)
 
@@ -163,8 +163,8 @@ def trained(run: Path, student: Generator, folder: PipelineFolder) -> Factors:
             f"the adapters of {run} belong to a student of the pipeline, not to the pipeline "
             "itself; say of which rank an adapter of that is to be, with --rank"
         )
-    lora = recorded(decode(student.card["lora"], LoRA), digest_of(folder.path))
-    found = pairs(unpack(finished(run) / "lora.safetensors"))
+    lora = recorded(decode(student.card["lora"], LoRA), teacher_digest(folder.path))
+    found = pairs(unpack(is_finished(run) / "lora.safetensors"))
     return {
         layer.removeprefix("net.net."): (down, lora.scale * up)
         for layer, (down, up) in found.items()
@@ -206,10 +206,10 @@ def verified(found: Parts, file: Path) -> float:
     Raises ValueError where it is not what the teacher's weights and the factors make.
     """
     student, (kind, config) = found.student, found.scheduler
-    pipe = Stock(found.folder).pipeline(network(found.folder))
+    pipe = TextAndVAE(found.folder).pipeline(network(found.folder))
     pipe.set_progress_bar_config(disable=True)
     pipe.load_lora_weights(str(file.parent), weight_name=file.name, local_files_only=True)
-    pipe.scheduler = getattr(library("diffusers"), kind)(**config)
+    pipe.scheduler = getattr(require_library("diffusers"), kind)(**config)
     rebuilt = {f"net.net.{name}": t for name, t in found.before.items()}
     adapters = {f"net.net.{layer}.up": up for layer, (_, up) in found.factors.items()}
     adapters |= {f"net.net.{la}.down.weight": down for la, (down, _) in found.factors.items()}

@@ -23,9 +23,9 @@ from typing import Any
 
 import torch
 
-from fewstep.path import VP, Flow, NoisePath
-from fewstep.pipelines.net import library
-from fewstep.sample import FewStep
+from fewstep.diffusion.noise_path import VP, Flow, NoisePath
+from fewstep.diffusion.samplers import FewStep
+from fewstep.teachers.diffusers.network import require_library
 
 Config = dict[str, Any]
 _PREDICTION = {"eps": "epsilon", "v": "v_prediction"}
@@ -94,7 +94,7 @@ def call(kind: str, config: Config) -> str:
     What the class has by default is left out. Betas are up to a thousand numbers, and the first
     of those that `pipe` has; its last may be 1, of pure noise, where the path stays below.
     """
-    takes = inspect.signature(getattr(library("diffusers"), kind).__init__).parameters
+    takes = inspect.signature(getattr(require_library("diffusers"), kind).__init__).parameters
     told = {key: repr(value) for key, value in config.items() if value != takes[key].default}
     if "trained_betas" in told:
         own, last = config["trained_betas"], config["trained_betas"][-1]

@@ -18,8 +18,8 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor
 
+from fewstep.diffusion.noise_path import same_shape
 from fewstep.losses.score import mean_flat
-from fewstep.path import same_shape
 
 Average = Literal["batch", "sample"]
 Pool = Literal["channels", "space", "learned"]
@@ -30,7 +30,7 @@ def logits(features: Tensor, pool: Pool = "channels") -> Tensor:
 
     The mean over channels, one logit a place (SiDA, no new parameters), or over places, one logit
     a channel (for tokens that a layer norm leaves without a mean over channels). "learned": a head
-    has made them one channel, the logit itself (`fewstep.head`).
+    has made them one channel, the logit itself (`fewstep.distillation.discriminator_head`).
     """
     if pool not in ("channels", "space", "learned"):
         raise ValueError(f"pool is 'channels', 'space' or 'learned', got {pool!r}")

@@ -14,8 +14,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from fewstep.diffusion.noise_path import same_shape
 from fewstep.losses.distance import Distance
-from fewstep.path import same_shape
 
 
 def mean_flat(x: Tensor) -> Tensor:

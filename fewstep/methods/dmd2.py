@@ -10,9 +10,10 @@ is up to date, by `ratio` updates for each of the student's (two time scales); a
 real data, gan * softplus(-l), at a noise level and with noise of its own; and, for several calls,
 samples made as the student makes them at inference (backward simulation, which is `Rollout`).
 
-The logits l are those of a small learned head on the fake score's encoder (`fewstep.head`), which
-is trained in the same updates; `fake.pool` chooses another, such as SiDA's mean over channels.
-On Stable Diffusion the published head hears the middle block's output, ours its input.
+The logits l are those of a small learned head on the fake score's encoder
+(`fewstep.distillation.discriminator_head`), which is trained in the same updates; `fake.pool`
+chooses another, such as SiDA's mean over channels. On Stable Diffusion the published head hears
+the middle block's output, ours its input.
 """
 
 from __future__ import annotations
@@ -26,16 +27,18 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from fewstep.core import Batch, Denoiser, Loss, Method, Nets, Sampler, Turn, need_draws
-from fewstep.critic import Critic
-from fewstep.fake_score import Matching, Rollout, noised, predict
-from fewstep.guidance import Guidance, Unguided, is_zero
+from fewstep.diffusion.encoder_features import require_encoder_features
+from fewstep.diffusion.guidance import is_zero
+from fewstep.diffusion.samplers import FewStep
+from fewstep.diffusion.time_distributions import Karras, TimeLaw
+from fewstep.diffusion.types import Batch, Denoiser, Sampler
+from fewstep.distillation.critic import Critic
+from fewstep.distillation.fake_score import Matching, Rollout, add_noise, predict
+from fewstep.distillation.guidance_scales import Guidance, Unguided
+from fewstep.distillation.method import Loss, Method, Nets, Turn, need_draws
 from fewstep.losses.adversarial import generator, logits
 from fewstep.losses.score import kl
 from fewstep.losses.weight import L1, Power, Weight
-from fewstep.sample import FewStep
-from fewstep.tap import tapped
-from fewstep.times import Karras, TimeLaw
 
 
 @dataclass(frozen=True)
@@ -84,8 +87,8 @@ class DMD2(Method):
             weight = self.weight(x, p.real, p.alpha, p.sigma)
         score = kl(x, p.real, p.fake, weight).mean()
         apart = batch._replace(draws=need_draws(batch).under("gan"))
-        n = noised(teacher.path, x, self.fake.times, apart)
+        n = add_noise(teacher.path, x, self.fake.times, apart)
         cond = None if is_zero(self.guidance.scales(batch).fake) else batch.cond
-        features = tapped(nets["fake"]).encode(n.xt, n.t, cond)
-        fooling = generator(logits(features, self.fake.pool), math.inf).mean()
-        return Loss(score + self.gan * fooling, {"score": score, "fooling": fooling})
+        features = require_encoder_features(nets["fake"]).encode(n.xt, n.t, cond)
+        gan_loss = generator(logits(features, self.fake.pool), math.inf).mean()
+        return Loss(score + self.gan * gan_loss, {"score": score, "gan_loss": gan_loss})

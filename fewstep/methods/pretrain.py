@@ -15,12 +15,13 @@ from typing import ClassVar
 
 from torch import nn
 
-from fewstep.core import Batch, Denoiser, Loss, Method, Nets, Sampler, Turn, need_data
-from fewstep.fake_score import noised
+from fewstep.diffusion.samplers import Heun
+from fewstep.diffusion.time_distributions import LogNormal, TimeLaw
+from fewstep.diffusion.types import Batch, Denoiser, Sampler
+from fewstep.distillation.fake_score import add_noise
+from fewstep.distillation.method import Loss, Method, Nets, Turn, need_data
 from fewstep.losses.score import denoising
 from fewstep.losses.weight import EDMWeight, Weight
-from fewstep.sample import Heun
-from fewstep.times import LogNormal, TimeLaw
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,6 @@ class Pretrain(Method):
         """Equation 2 on real data."""
         x0 = need_data(self, batch)
         net = nets["denoiser"]
-        n = noised(net.path, x0, self.times, batch)  # type: ignore[arg-type]
+        n = add_noise(net.path, x0, self.times, batch)  # type: ignore[arg-type]
         prediction = net(n.xt, n.t, batch.cond)
         return Loss(denoising(prediction, x0, self.weight(x0, x0, n.alpha, n.sigma)).mean())

@@ -21,13 +21,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from fewstep.core import Batch, Denoiser, Loss, Method, Nets, Sampler, Turn
-from fewstep.fake_score import FakeScore, Matching, Rollout, predict
-from fewstep.guidance import Guidance, Unguided
+from fewstep.diffusion.samplers import FewStep
+from fewstep.diffusion.time_distributions import Karras, TimeLaw
+from fewstep.diffusion.types import Batch, Denoiser, Sampler
+from fewstep.distillation.fake_score import FakeScore, Matching, Rollout, predict
+from fewstep.distillation.guidance_scales import Guidance, Unguided
+from fewstep.distillation.method import Loss, Method, Nets, Turn
 from fewstep.losses.score import sid
 from fewstep.losses.weight import L1, Weight
-from fewstep.sample import FewStep
-from fewstep.times import Karras, TimeLaw
 
 
 @dataclass(frozen=True)
@@ -56,5 +57,5 @@ class SiD(Method):
         """Equation 23; no prediction is detached."""
         x = rollout(nets, batch)
         p = predict(nets, teacher, batch, x, self.times, self.guidance, logvar=self.fake.logvar)
-        weight = self.weight(x, p.real, p.alpha, p.sigma) * p.trust
+        weight = self.weight(x, p.real, p.alpha, p.sigma) * p.precision_weight
         return Loss(sid(x, p.real, p.fake, self.alpha, weight, p.own).mean())

@@ -1,7 +1,7 @@
 """Adversarial Score identity Distillation (Zhou et al. 2024), https://arxiv.org/abs/2410.14919.
 
 SiD can be no better than the teacher's scores. SiDA lets the fake score's encoder judge real
-against generated samples as well (`fewstep.critic`), and the student answers to both:
+against generated samples as well (`fewstep.distillation.critic`), and the student answers to both:
 
     L = (1 - share) E w <delta, (f_psi - x) + (1 - alpha) delta>  +  share gan E w' softplus(-l),
 
@@ -22,15 +22,16 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from fewstep.core import Batch, Denoiser, Loss, Method, Nets, Sampler, Turn
-from fewstep.critic import Critic
-from fewstep.fake_score import Matching, Predictions, Rollout, predict
-from fewstep.guidance import Guidance, Unguided
+from fewstep.diffusion.samplers import FewStep
+from fewstep.diffusion.time_distributions import Karras, TimeLaw
+from fewstep.diffusion.types import Batch, Denoiser, Sampler
+from fewstep.distillation.critic import Critic
+from fewstep.distillation.fake_score import Matching, Predictions, Rollout, predict
+from fewstep.distillation.guidance_scales import Guidance, Unguided
+from fewstep.distillation.method import Loss, Method, Nets, Turn
 from fewstep.losses.adversarial import averaged, generator, logits
 from fewstep.losses.score import sid
 from fewstep.losses.weight import L1, Weight
-from fewstep.sample import FewStep
-from fewstep.times import Karras, TimeLaw
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ class SiDA(Method):
         return predict(nets, teacher, batch, x, self.times, self.guidance, tap, logvar)
 
     def _score(self, x: Tensor, p: Predictions) -> Tensor:
-        weight = self.weight(x, p.real, p.alpha, p.sigma) * p.trust
+        weight = self.weight(x, p.real, p.alpha, p.sigma) * p.precision_weight
         return sid(x, p.real, p.fake, self.alpha, weight, p.own)
 
     def student_loss(self, rollout: Rollout, nets: Nets, teacher: Denoiser, batch: Batch) -> Loss:
@@ -104,8 +105,10 @@ class SiDA(Method):
         p = self._predict(nets, teacher, batch, x, tap=True)
         assert p.features is not None
         score = self._score(x, p).mean()
-        fooling = generator(logits(p.features, self.fake.pool))
-        weight = self.gan_weight(x, p.real, p.alpha, p.sigma) * p.trust
-        adversarial = averaged(fooling, weight, self.fake.average).mean()
+        gan_loss = generator(logits(p.features, self.fake.pool))
+        weight = self.gan_weight(x, p.real, p.alpha, p.sigma) * p.precision_weight
+        adversarial = averaged(gan_loss, weight, self.fake.average).mean()
         total = (1 - self.share) * score + self.share * self.gan * adversarial
-        return Loss(total, {"score": score, "adversarial": adversarial, "fooling": fooling.mean()})
+        return Loss(
+            total, {"score": score, "adversarial": adversarial, "gan_loss": gan_loss.mean()}
+        )

@@ -15,14 +15,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from fewstep.core import Batch, Denoiser, Loss, Method, Nets, Sampler, Turn
-from fewstep.fake_score import FakeScore, Matching, Rollout, predict
-from fewstep.guidance import Guidance, Unguided
+from fewstep.diffusion.samplers import FewStep
+from fewstep.diffusion.time_distributions import Karras, TimeLaw
+from fewstep.diffusion.types import Batch, Denoiser, Sampler
+from fewstep.distillation.fake_score import FakeScore, Matching, Rollout, predict
+from fewstep.distillation.guidance_scales import Guidance, Unguided
+from fewstep.distillation.method import Loss, Method, Nets, Turn
 from fewstep.losses.distance import Distance, PseudoHuber
 from fewstep.losses.score import sim
 from fewstep.losses.weight import Power, Weight
-from fewstep.sample import FewStep
-from fewstep.times import Karras, TimeLaw
 
 
 @dataclass(frozen=True)

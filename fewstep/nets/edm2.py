@@ -30,12 +30,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fewstep.diffusion.noise_path import VE
+from fewstep.nets.activation_checkpointing import again
 from fewstep.nets.attention import attend, split_heads
 from fewstep.nets.edm_layers import downsample, filter_2d, upsample
 from fewstep.nets.precond import Preconditioned, Scaling, edm_scaling
-from fewstep.nets.recompute import again
-from fewstep.nets.unet import Resample, TappedUNet
-from fewstep.path import VE
+from fewstep.nets.unet import EncoderFeatureUNet, Resample
 
 
 def normalize(x: Tensor, dim: int | Sequence[int] | None = None, eps: float = 1e-4) -> Tensor:
@@ -43,7 +43,8 @@ def normalize(x: Tensor, dim: int | Sequence[int] | None = None, eps: float = 1e
     dims = list(range(1, x.ndim)) if dim is None else dim
     norm = torch.linalg.vector_norm(x, dim=dims, keepdim=True, dtype=_wide(x.dtype))
     norm = eps + norm * math.sqrt(norm.numel() / x.numel())
-    return x / norm.to(x.dtype)
+    out: Tensor = x / norm.to(x.dtype)
+    return out
 
 
 def mp_silu(x: Tensor) -> Tensor:
@@ -86,7 +87,7 @@ class MPConv(nn.Module):
     """A linear layer (kernel = 0) or convolution with normalised weights and no bias."""
 
     rewrites_weight = True
-    """In training each call normalises the stored weight (see `fewstep.sharding`)."""
+    """In training each call normalises the stored weight (see `fewstep.training.sharding`)."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int = 0) -> None:
         super().__init__()
@@ -178,7 +179,7 @@ class Block(nn.Module):
         return x if style.clip_act is None else x.clamp(-style.clip_act, style.clip_act)
 
 
-class UNet(TappedUNet):
+class UNet(EncoderFeatureUNet):
     """The EDM2 network; further arguments are those of the blocks, `MPStyle`."""
 
     def __init__(
@@ -239,7 +240,8 @@ class UNet(TappedUNet):
         return mp_cat(x, skip, self.concat_balance)
 
     def out(self, x: Tensor) -> Tensor:
-        return self.out_conv(x, self.out_gain)
+        out: Tensor = self.out_conv(x, self.out_gain)
+        return out
 
 
 class Precond(Preconditioned):
@@ -267,7 +269,7 @@ class Precond(Preconditioned):
         self.logvar_linear = MPConv(logvar_channels, 1)
 
     @property
-    def body(self) -> TappedUNet:
+    def body(self) -> EncoderFeatureUNet:
         return self.unet
 
     def scaling(self, sigma: Tensor) -> Scaling:
@@ -276,4 +278,5 @@ class Precond(Preconditioned):
     def logvar(self, t: Tensor) -> Tensor:
         """u(sigma), the estimated log-variance of the loss: (B,) -> (B, 1, 1, 1)."""
         noise = self.scaling(t.reshape(-1)).noise
-        return self.logvar_linear(self.logvar_fourier(noise))[:, :, None, None]
+        out: Tensor = self.logvar_linear(self.logvar_fourier(noise))[:, :, None, None]
+        return out

@@ -24,10 +24,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fewstep.diffusion.noise_path import VE
 from fewstep.nets.edm_unets import DhariwalUNet, SongUNet
 from fewstep.nets.precond import Preconditioned, Scaling, edm_scaling
-from fewstep.nets.unet import TappedUNet
-from fewstep.path import VE
+from fewstep.nets.unet import EncoderFeatureUNet
 
 BODIES: dict[str, type[SongUNet] | type[DhariwalUNet]] = {
     "SongUNet": SongUNet,
@@ -60,12 +60,12 @@ class _EDMFamily(Preconditioned):
         self.img_channels = img_channels
         self.label_dim = label_dim
         self.use_fp16 = use_fp16
-        self.model: TappedUNet = BODIES[model_type](
+        self.model: EncoderFeatureUNet = BODIES[model_type](
             img_resolution, img_channels, outputs * img_channels, label_dim, **model_kwargs
         )
 
     @property
-    def body(self) -> TappedUNet:
+    def body(self) -> EncoderFeatureUNet:
         return self.model
 
 

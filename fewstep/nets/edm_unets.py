@@ -36,7 +36,7 @@ from fewstep.nets.edm_layers import (
     PositionalEmbedding,
     UNetBlock,
 )
-from fewstep.nets.unet import MakeBlock, Resample, TappedUNet
+from fewstep.nets.unet import EncoderFeatureUNet, MakeBlock, Resample
 
 
 def _drop(net: nn.Module, labels: Tensor, share: float) -> Tensor:
@@ -56,7 +56,7 @@ def _block(style: BlockStyle) -> MakeBlock:
     return make
 
 
-class SongUNet(TappedUNet):
+class SongUNet(EncoderFeatureUNet):
     """DDPM++ (the defaults); NCSN++ with fourier embedding, residual encoder, filter 1 3 3 1."""
 
     attend_last_only = True
@@ -178,11 +178,11 @@ class SongUNet(TappedUNet):
                     image = part if image is None else image + part
                 case _:
                     x = block(torch.cat([x, skips.pop()], 1), emb)
-        assert image is not None
+        assert isinstance(image, Tensor)
         return image
 
 
-class DhariwalUNet(TappedUNet):
+class DhariwalUNet(EncoderFeatureUNet):
     """ADM; the defaults are those of the ImageNet-64 model."""
 
     def __init__(

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fewstep.model import Net
+from fewstep.diffusion.model import Net
 
 
 class Block(nn.Module):
@@ -26,7 +26,8 @@ class Block(nn.Module):
     def forward(self, h: Tensor, emb: Tensor) -> Tensor:
         scale, shift = self.modulate(emb).chunk(2, 1)
         y = F.layer_norm(h, h.shape[1:]) * (1 + scale) + shift
-        return h + self.outer(F.silu(self.inner(F.silu(y))))
+        out: Tensor = h + self.outer(F.silu(self.inner(F.silu(y))))
+        return out
 
 
 class MLPNet(nn.Module):
@@ -44,7 +45,7 @@ class MLPNet(nn.Module):
         self.first = nn.Linear(dim, width)
         self.blocks = nn.ModuleList(Block(width) for _ in range(blocks))
         self.middle = (blocks + 1) // 2
-        self.tap_shape = (width,)
+        self.feature_shape = (width,)
         self.last = nn.Linear(width, dim)
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
@@ -80,7 +81,8 @@ class MLPNet(nn.Module):
         h = self.first(x.flatten(1))
         for block in self.blocks[: self.middle]:
             h = block(h, emb)
-        return h
+        out: Tensor = h
+        return out
 
 
 @dataclass(frozen=True)

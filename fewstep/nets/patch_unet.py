@@ -18,12 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fewstep.model import Net
+from fewstep.diffusion.model import Net
 from fewstep.nets.edm_layers import BlockStyle, Conv2d, GroupNorm, Init, Linear, UNetBlock
-from fewstep.nets.unet import Resample, TappedUNet
+from fewstep.nets.unet import EncoderFeatureUNet, Resample
 
 
-class PatchUNetBody(TappedUNet):
+class PatchUNetBody(EncoderFeatureUNet):
     """F(x, label, cond): (B, C, S, S), (B,), (B,) int64 or None -> (B, C, S, S), with a tap.
 
     cond = `classes`, like None, means no label. `encode` and `forward_with_features` take the

@@ -3,11 +3,11 @@
     D(x; sigma) = c_skip x + c_out F(c_in x; c_noise)
 
 (Karras et al. 2022, equation 7, https://arxiv.org/abs/2206.00364). The denoisers made of it are
-called as (x_t, t, cond), as everywhere in fewstep, and have an encoder tap (`fewstep.tap`).
-cond is None, labels (B,) of integers, where label = number of classes means none, or (B, classes)
-one-hot rows, where zeros mean none. An unconditional network ignores cond, one without
-augmentation input ignores augment_labels. Whatever the precision of the network, the formula
-above is computed in float32 at least.
+called as (x_t, t, cond), as everywhere in fewstep, and have an encoder tap
+(`fewstep.diffusion.encoder_features`). cond is None, labels (B,) of integers, where label = number
+of classes means none, or (B, classes) one-hot rows, where zeros mean none. An unconditional
+network ignores cond, one without augmentation input ignores augment_labels. Whatever the precision
+of the network, the formula above is computed in float32 at least.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fewstep.core import Cond
-from fewstep.nets.unet import TappedUNet
-from fewstep.path import NoisePath, expand
+from fewstep.diffusion.noise_path import NoisePath, expand
+from fewstep.diffusion.types import Cond
+from fewstep.nets.unet import EncoderFeatureUNet
 
 
 class Scaling(NamedTuple):
@@ -73,13 +73,13 @@ class Preconditioned(nn.Module, ABC):
 
     @property
     @abstractmethod
-    def body(self) -> TappedUNet:
+    def body(self) -> EncoderFeatureUNet:
         """F."""
 
     @property
-    def tap_shape(self) -> tuple[int, ...]:
+    def feature_shape(self) -> tuple[int, ...]:
         """(F, h, w) of the features."""
-        return self.body.tap_shape
+        return self.body.feature_shape
 
     @abstractmethod
     def scaling(self, sigma: Tensor) -> Scaling:

@@ -39,14 +39,14 @@ class MakeBlock(Protocol):
     ) -> nn.Module: ...
 
 
-class TappedUNet(nn.Module, ABC):
-    """A network body F with an encoder tap (see `fewstep.tap`).
+class EncoderFeatureUNet(nn.Module, ABC):
+    """A network body F with an encoder tap (see `fewstep.diffusion.encoder_features`).
 
     In all calls x: (B, C, H, W), noise: (B,) the noise label, labels: (B, classes) or None,
     augment: (B, A) or None; F is (B, out, H, W), features are (B, F, h, w).
     """
 
-    tap_shape: tuple[int, int, int]
+    feature_shape: tuple[int, int, int]
     """(F, h, w)."""
     out_norm: nn.Module
     out_conv: nn.Module
@@ -81,7 +81,7 @@ class TappedUNet(nn.Module, ABC):
                 self.enc[f"{name}_block{index}"] = block
                 width = outs
                 skips.append(width)
-        self.tap_shape = width, sizes[-1], sizes[-1]
+        self.feature_shape = width, sizes[-1], sizes[-1]
         for size, outs in zip(reversed(sizes), reversed(widths), strict=True):
             name = f"{size}x{size}"
             if size == sizes[-1]:
@@ -128,7 +128,8 @@ class TappedUNet(nn.Module, ABC):
 
     def out(self, x: Tensor) -> Tensor:
         """F from what the last block of the decoder gives."""
-        return self.out_conv(F.silu(self.out_norm(x)))
+        out: Tensor = self.out_conv(F.silu(self.out_norm(x)))
+        return out
 
     def forward(
         self, x: Tensor, noise: Tensor, labels: Tensor | None = None, augment: Tensor | None = None

@@ -10,15 +10,15 @@ from typing import Any, Literal
 
 import torch
 
-from fewstep.lora import LoRA
-from fewstep.model import Model
-from fewstep.path import Flow
-from fewstep.pipelines.net import Diffusers
-from fewstep.plan.rehearsal import Cost, rehearse
-from fewstep.precision import Held, Precision, products
-from fewstep.recipes.find import every
-from fewstep.recipes.run import Run
-from fewstep.shell import command_line
+from fewstep.diffusion.model import Model
+from fewstep.diffusion.noise_path import Flow
+from fewstep.nets.lora import LoRA
+from fewstep.plan.meta_step import StepCost, measure_step
+from fewstep.recipes.registry import every
+from fewstep.runs.command_line import command_line
+from fewstep.runs.run import Run
+from fewstep.teachers.diffusers.network import DiffusersNet
+from fewstep.training.precision import Held, Precision, product_layers
 
 GiB = 2**30
 RESERVE = GiB
@@ -116,7 +116,7 @@ def holds(model: Model) -> Held:
     with torch.device("meta"):
         net = model.build()
     try:
-        products(net)
+        product_layers(net)
     except ValueError:
         return "fp32"
     return "bf16"
@@ -128,7 +128,7 @@ def rows(run: Run, chosen: Choice, gpus: GPUs, rate: float) -> Iterator[Row]:
     rate: floating-point operations a second of a GPU in bf16; a quarter of them in fp32. Raises
     ValueError where the run cannot be done so.
     """
-    cost = rehearse(chosen.of(run), gpu=True)
+    cost = measure_step(chosen.of(run), gpu=True)
     rate /= 4 if chosen.precision == "fp32" else 1
     seconds = cost.operations * run.batch / chosen.batch / gpus.count / rate
     parted = gpus.count > 1 and not chosen.lora and chosen.bits == 32
@@ -138,7 +138,7 @@ def rows(run: Run, chosen: Choice, gpus: GPUs, rate: float) -> Iterator[Row]:
         yield Row(replace(chosen, sharded=sharded), memory, seconds, fits)
 
 
-def in_parts(cost: Cost, count: int) -> float:
+def in_parts(cost: StepCost, count: int) -> float:
     """Bytes where each of `count` GPUs keeps its part of every net, and two blocks are whole."""
     parted = cost.kept + cost.gradient
     return parted / count + max(0, cost.peak - parted) + 2 * cost.block
@@ -192,7 +192,7 @@ def unplanned(flags: Sequence[str]) -> Iterator[str]:
 
 def recipe_for(model: Model) -> str:
     """The recipe that distils such a model; a ValueError where none is known."""
-    if isinstance(model.net, Diffusers):
+    if isinstance(model.net, DiffusersNet):
         return "t2i_flow" if isinstance(model.path, Flow) else "t2i"
     made = {name: make() for name, make in every().items()}
     known = {name: run.model for name, run in made.items() if run.distils}

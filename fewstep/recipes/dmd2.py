@@ -21,22 +21,23 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from fewstep.critic import Critic
-from fewstep.ema import EMA
-from fewstep.fake_score import FakeScore
-from fewstep.guidance import Kappas
+from fewstep.diffusion.samplers import FewStep
+from fewstep.diffusion.time_distributions import Whole
+from fewstep.distillation.critic import Critic
+from fewstep.distillation.fake_score import FakeScore
+from fewstep.distillation.guidance_scales import Kappas
+from fewstep.domains.captions import Captions
+from fewstep.domains.pictures import Pictures
+from fewstep.domains.prompts import Prompts
 from fewstep.losses.weight import L1, Power
 from fewstep.methods.diff_instruct import DiffInstruct
 from fewstep.methods.dmd2 import DMD2
-from fewstep.optim import Optim
-from fewstep.recipes.captions import Captions
-from fewstep.recipes.pictures import Pictures
-from fewstep.recipes.run import Run
-from fewstep.recipes.score_identity import ADM
-from fewstep.recipes.t2i import SAME, Prompts
-from fewstep.sample import FewStep
-from fewstep.teachers.published import describe
-from fewstep.times import Whole
+from fewstep.recipes.sid_edm import ADM
+from fewstep.recipes.text_to_image import SAME
+from fewstep.runs.run import Run
+from fewstep.teachers.network_config import describe
+from fewstep.training.ema import EMA
+from fewstep.training.optim import Optim
 
 LEVELS, STUDENT_LEVELS = Whole(0, 999), Whole(20, 980)
 """Timesteps of the fake score's losses, and of the student's: 0.02 to 0.98 of a thousand."""

@@ -2,70 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-import torch
-from torch import Tensor
-
-from fewstep.core import Source
-from fewstep.data.source import Images, Latents
-from fewstep.ema import EMA
-from fewstep.eval.evaluate import Yardstick
-from fewstep.fake_score import FakeScore
-from fewstep.generator import Generator
+from fewstep.diffusion.model import Model
+from fewstep.diffusion.samplers import FewStep
+from fewstep.distillation.fake_score import FakeScore
+from fewstep.domains.ring import Ring
 from fewstep.losses.weight import EDMWeight
 from fewstep.methods.pretrain import Pretrain
 from fewstep.methods.sid import SiD
-from fewstep.model import Model
 from fewstep.nets.mlp import MLP
-from fewstep.optim import Optim
-from fewstep.recipes.run import Domain, Run
-from fewstep.sample import FewStep, Heun
-from fewstep.teachers.gaussian import GaussianMixture
-
-
-@dataclass(frozen=True)
-class Ring(Domain):
-    """Equal round Gaussians on a circle; exact samples serve as data."""
-
-    count: int = 6
-    radius: float = 1.0
-    std: float = 0.2
-
-    def mixture(self) -> GaussianMixture:
-        """The distribution itself."""
-        return GaussianMixture.ring(self.count, self.radius, self.std)
-
-    def source(self, model: Model, data_free: bool) -> Source:
-        if model.shape != (2,) or model.classes:
-            raise ValueError(
-                f"points are (2,) without classes, got Model.shape {model.shape} with "
-                f"{model.classes}"
-            )
-        return Latents((2,)) if data_free else Images(self.points(50_000, seed=1))
-
-    def points(self, count: int, seed: int) -> Tensor:
-        """Exact samples: (count, 2)."""
-        return self.mixture().sample(count, torch.Generator().manual_seed(seed))
-
-    def yardstick(self) -> Yardstick:
-        held_out = self.points(5000, seed=3)
-        return Yardstick(
-            "fd_points",
-            self.points(5000, seed=2),
-            held_out,
-            self.component(held_out),
-            lambda x: (x, self.component(x)),
-            limit=float("inf"),
-        )
-
-    def component(self, x: Tensor) -> Tensor:
-        """The nearest component of each point: (N, 2) -> (N,)."""
-        return torch.cdist(x, self.mixture().means).argmin(1)
-
-    def exact(self) -> Generator:
-        return Generator(self.mixture(), Heun(), (2,))
-
+from fewstep.runs.run import Run
+from fewstep.training.ema import EMA
+from fewstep.training.optim import Optim
 
 MODEL = Model(MLP(width=128, blocks=2), (2,), sigma_data=0.7)
 

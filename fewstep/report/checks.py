@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
-from fewstep.path import NoisePath
-from fewstep.report.findings import Findings, number
-from fewstep.report.words import count, short
-from fewstep.spec import decode
+from fewstep.config import decode
+from fewstep.diffusion.noise_path import NoisePath
+from fewstep.report.formatting import count, short
+from fewstep.report.run_data import RunData, number
 
 RATIO = 1.25
 """Frechet distance of a student, in units of the teacher's."""
@@ -65,7 +65,7 @@ class Headline:
     text: str
 
 
-def checks(f: Findings, diversity: Mapping[str, float]) -> list[Check]:
+def checks(f: RunData, diversity: Mapping[str, float]) -> list[Check]:
     """All checks that this run allows. `diversity` is by role: real, teacher, student."""
     found = [
         _distance(f),
@@ -81,7 +81,7 @@ def checks(f: Findings, diversity: Mapping[str, float]) -> list[Check]:
     return [check for check in found if check is not None]
 
 
-def _distance(f: Findings) -> Check | None:
+def _distance(f: RunData) -> Check | None:
     ours, anchor = f.score("student", f.distance), f.score("teacher", f.distance)
     if f.role != "student" or not f.metrics:
         return None
@@ -97,7 +97,7 @@ def _distance(f: Findings) -> Check | None:
     )
 
 
-def _share(f: Findings, name: str, meaning: str) -> Check | None:
+def _share(f: RunData, name: str, meaning: str) -> Check | None:
     anchor, slack = ("teacher", SHARE) if f.role == "student" else ("real", SHARE_REAL)
     ours, theirs = f.score(f.role, name), f.score(anchor, name)
     if math.isnan(ours) or math.isnan(theirs):
@@ -118,7 +118,7 @@ def _share(f: Findings, name: str, meaning: str) -> Check | None:
     )
 
 
-def _accuracy(f: Findings) -> Check | None:
+def _accuracy(f: RunData) -> Check | None:
     ours, real = f.score(f.role, "accuracy"), f.score("real", "accuracy")
     if math.isnan(ours) or math.isnan(real):
         return None
@@ -133,7 +133,7 @@ def _accuracy(f: Findings) -> Check | None:
     )
 
 
-def _nearest(f: Findings) -> Check | None:
+def _nearest(f: RunData) -> Check | None:
     ours, real = f.score(f.role, "nn"), f.score("real", "nn")
     teacher = f.score("teacher", "nn") if f.role == "student" else math.nan
     if math.isnan(ours) or math.isnan(real):
@@ -158,7 +158,7 @@ def _nearest(f: Findings) -> Check | None:
     )
 
 
-def _diversity(f: Findings, diversity: Mapping[str, float]) -> Check | None:
+def _diversity(f: RunData, diversity: Mapping[str, float]) -> Check | None:
     anchor = "teacher" if f.role == "student" and "teacher" in diversity else "real"
     ours, theirs = diversity.get(f.role, math.nan), diversity.get(anchor, math.nan)
     if math.isnan(ours) or math.isnan(theirs):
@@ -176,7 +176,7 @@ def _diversity(f: Findings, diversity: Mapping[str, float]) -> Check | None:
     )
 
 
-def _fake_error(f: Findings) -> Check | None:
+def _fake_error(f: RunData) -> Check | None:
     ratios = {
         number(x, "t"): number(x, "fake_error") / number(x, "teacher_error")
         for x in f.levels(f.last)
@@ -199,7 +199,7 @@ def _fake_error(f: Findings) -> Check | None:
     )
 
 
-def informed(f: Findings) -> list[dict[str, Any]]:
+def informed(f: RunData) -> list[dict[str, Any]]:
     """The looks at which the fake score has come at least half the way from teacher to student.
 
     Before, the Fisher estimate says how far the fake score has learnt, not how far the student is.
@@ -232,7 +232,7 @@ def informed(f: Findings) -> list[dict[str, Any]]:
     return found
 
 
-def _series(f: Findings, looks: Sequence[Mapping[str, Any]]) -> list[list[float]]:
+def _series(f: RunData, looks: Sequence[Mapping[str, Any]]) -> list[list[float]]:
     """The positive Fisher estimates of each level, look after look."""
     levels = [f.levels(look) for look in looks]
     found = []
@@ -242,13 +242,13 @@ def _series(f: Findings, looks: Sequence[Mapping[str, Any]]) -> list[list[float]
     return [series for series in found if len(series) >= 2]
 
 
-def rise(f: Findings, looks: Sequence[Mapping[str, Any]]) -> float:
+def rise(f: RunData, looks: Sequence[Mapping[str, Any]]) -> float:
     """Median over levels of the last Fisher estimate over the lowest of the looks before."""
     ratios = [series[-1] / min(series[:-1]) for series in _series(f, looks)]
     return statistics.median(ratios) if ratios else math.nan
 
 
-def trends(f: Findings, looks: Sequence[Mapping[str, Any]]) -> list[float]:
+def trends(f: RunData, looks: Sequence[Mapping[str, Any]]) -> list[float]:
     """By which factor each level's Fisher estimate changes over `looks`.
 
     exp of the median slope of its logarithm between any two looks (Theil and Sen's estimator),
@@ -263,7 +263,7 @@ def trends(f: Findings, looks: Sequence[Mapping[str, Any]]) -> list[float]:
     return found
 
 
-def _fisher(f: Findings) -> Check | None:
+def _fisher(f: RunData) -> Check | None:
     if not any(number(level, "fisher") > 0 for level in f.levels(f.last)):
         return None
     looks = informed(f)
@@ -308,7 +308,7 @@ def _fisher(f: Findings) -> Check | None:
     )
 
 
-def _skipped(f: Findings) -> Check | None:
+def _skipped(f: RunData) -> Check | None:
     if not f.log:
         return None
     updates = max(1, f.done * max(1, len(f.nets)))

@@ -5,19 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+from fewstep.config import decode
 from fewstep.report.checks import RATIO, Check, Headline
-from fewstep.report.findings import Findings, number, on_prompts, whole
-from fewstep.report.words import count, short
-from fewstep.rules import Best
-from fewstep.shell import command_line
-from fewstep.spec import decode
+from fewstep.report.formatting import count, short
+from fewstep.report.run_data import RunData, number, on_prompts, whole
+from fewstep.runs.command_line import command_line
+from fewstep.runs.early_stopping import Best
 
 FAR = 3.0
 """From this multiple of the teacher's distance on, a student has failed rather than lagged."""
 WORDS = {1: "one", 2: "two", 3: "three", 4: "four"}
 
 
-def headline(f: Findings, checks: Sequence[Check], few: int = 0) -> Headline:
+def headline(f: RunData, checks: Sequence[Check], few: int = 0) -> Headline:
     """What happened, in words. `few` counts the held-out samples, where the models had more."""
     warned = sum(check.passed is False for check in checks)
     if not f.finished:
@@ -40,7 +40,7 @@ def headline(f: Findings, checks: Sequence[Check], few: int = 0) -> Headline:
     return Headline("good", f"The {f.role} is trained, and passes every check.", text)
 
 
-def measuring(f: Findings) -> str:
+def measuring(f: RunData) -> str:
     """The command that measures the run: on its own prompts, and by its CLIP, where it has them.
 
     What run.json does not name is a word in capitals.
@@ -54,7 +54,7 @@ def measuring(f: Findings) -> str:
     return command_line(words)
 
 
-def kept(f: Findings) -> str:
+def kept(f: RunData) -> str:
     """Which look was the best by `Run.best`, where that model is, and whether it ended the run."""
     try:
         rule: Best = decode(f.run.get("best"), Best)
@@ -78,7 +78,7 @@ def kept(f: Findings) -> str:
     return text
 
 
-def _student(f: Findings, warned: int, few: int) -> Headline:
+def _student(f: RunData, warned: int, few: int) -> Headline:
     ours, teacher = f.score("student", f.distance), f.score("teacher", f.distance)
     ratio = ours / teacher if teacher > 0 else math.inf
     calls = saving(f)
@@ -97,7 +97,7 @@ def _student(f: Findings, warned: int, few: int) -> Headline:
     return Headline(mark, title, text)
 
 
-def _protocol(f: Findings) -> str:
+def _protocol(f: RunData) -> str:
     """The first score of each result in the folder evaluation; "" without any.
 
     Published distances are the best of several runs; a CLIP score is the mean.
@@ -117,7 +117,7 @@ def _protocol(f: Findings) -> str:
     return " ".join(texts)
 
 
-def saving(f: Findings) -> str:
+def saving(f: RunData) -> str:
     """ "One call instead of 35"."""
     ours, theirs = f.score("student", "calls"), f.score("teacher", "calls")
     if math.isnan(ours):
@@ -127,7 +127,7 @@ def saving(f: Findings) -> str:
     return words.capitalize() + instead
 
 
-def _beside(f: Findings, few: int) -> str:
+def _beside(f: RunData, few: int) -> str:
     anchor = f.score("real", f.distance)
     if math.isnan(anchor):
         return "."
@@ -139,7 +139,7 @@ def _warnings(warned: int) -> str:
     return count(warned, "warning")
 
 
-def _quick(f: Findings) -> str:
+def _quick(f: RunData) -> str:
     """What the last quick look said."""
     quick = f.last.get("quick") if f.last else None
     if not isinstance(quick, dict):

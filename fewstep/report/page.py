@@ -13,13 +13,13 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from fewstep.files import write
-from fewstep.machine import trouble
-from fewstep.report import charts, pictures, plots, reasons, tables
+from fewstep.report import plots, reasons, sample_images, svg_chart, tables
 from fewstep.report.checks import checks
-from fewstep.report.findings import Findings, read, whole
+from fewstep.report.formatting import about, count, duration, short
 from fewstep.report.headline import headline, kept, measuring
-from fewstep.report.words import about, count, duration, short
+from fewstep.report.run_data import RunData, read_run, whole
+from fewstep.storage.files import write
+from fewstep.storage.machine_errors import trouble
 
 
 def write_report(path: Path) -> Path:
@@ -27,8 +27,8 @@ def write_report(path: Path) -> Path:
 
     Raises ValueError where `path` is no run, a file in it is damaged, or matplotlib is missing.
     """
-    charts.require()
-    f = read(path)
+    svg_chart.require()
+    f = read_run(path)
     page = render(f)
     out = path / "report.html"
     try:
@@ -40,14 +40,14 @@ def write_report(path: Path) -> Path:
     return out
 
 
-def render(f: Findings) -> str:
+def render(f: RunData) -> str:
     """The page of one run."""
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
-    samples = pictures.sample(f)
+    samples = sample_images.sample(f)
     asked = checks(f, samples.diversity)
-    held_out = len(samples.yardstick.held_out) if samples.yardstick else 0
+    held_out = len(samples.sample_metrics.held_out) if samples.sample_metrics else 0
     few = 0 < held_out < whole(f.protocol, "samples")
     context: dict[str, Any] = {
         "name": str(f.facts.get("recipe", "run")),
@@ -59,16 +59,16 @@ def render(f: Findings) -> str:
         "checks": asked,
         "cards": _cards(f, samples),
         "notes": samples.notes,
-        "grids": pictures.side_by_side(samples),
+        "grids": sample_images.side_by_side(samples),
         "roles_shown": len(samples.generators),
-        "columns": pictures.column_labels(samples),
+        "columns": sample_images.column_labels(samples),
         "metrics": tables.metrics(f),
         "roles": tables.roles(f),
         "protocol": _protocol(f, samples),
         "measuring": measuring(f),
         "evaluations": tables.evaluations(f),
-        "film": (film := pictures.film(f)),
-        "strips": pictures.strips(film),
+        "film": (film := sample_images.film(f)),
+        "strips": sample_images.strips(film),
         "quality": plots.quality(f),
         "quick": _quick(f),
         "no_quick": reasons.no_quick(f),
@@ -94,7 +94,7 @@ def _asset(name: str) -> str:
     return (files("fewstep.report") / name).read_text(encoding="utf-8")
 
 
-def _cards(f: Findings, samples: pictures.Samples) -> list[tuple[str, str, str]]:
+def _cards(f: RunData, samples: sample_images.Samples) -> list[tuple[str, str, str]]:
     """The few numbers everyone asks for: (number, what it is, beside)."""
     cards = []
     ours, teacher = f.score(f.role, "calls"), f.score("teacher", "calls")
@@ -120,12 +120,12 @@ def _cards(f: Findings, samples: pictures.Samples) -> list[tuple[str, str, str]]
     return cards
 
 
-def _protocol(f: Findings, samples: pictures.Samples) -> str:
+def _protocol(f: RunData, samples: sample_images.Samples) -> str:
     """How the measurements were made."""
     size, draws = (whole(f.protocol, key) for key in ("samples", "draws"))
     text = f"{count(draws, 'draw')} of {size:,} fresh samples each" if size else "Unknown draws"
     text += "; mean ± standard deviation over the draws."
-    if (y := samples.yardstick) is not None:
+    if (y := samples.sample_metrics) is not None:
         text += (
             f" Distances are to the {len(y.reference):,} training samples; the column 'real' is "
             f"the {len(y.held_out):,} held-out ones, measured once."
@@ -133,7 +133,7 @@ def _protocol(f: Findings, samples: pictures.Samples) -> str:
     return text
 
 
-def _quick(f: Findings) -> str:
+def _quick(f: RunData) -> str:
     """Samples of a quick look, and of the anchors beside it."""
     quick = f.last.get("quick") if f.last else None
     size = whole(quick, "samples") if isinstance(quick, dict) else 0

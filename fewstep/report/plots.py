@@ -7,10 +7,10 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fewstep.report.charts import LEVELS, Anchor, Axis, Chart, Series, chart
-from fewstep.report.findings import Findings, Line, number
-from fewstep.report.words import about, short
-from fewstep.rules import LARGE
+from fewstep.report.formatting import about, short
+from fewstep.report.run_data import Line, RunData, number
+from fewstep.report.svg_chart import LEVELS, Anchor, Axis, Chart, Series, chart
+from fewstep.runs.early_stopping import LARGE
 
 IMAGES = Axis("training images seen", log=True)
 STEPS = Axis("training step")
@@ -25,7 +25,7 @@ def _kept(charts: Sequence[Chart | None]) -> list[Chart]:
     return [c for c in charts if c is not None]
 
 
-def anchors(f: Findings, name: str) -> list[Anchor]:
+def anchors(f: RunData, name: str) -> list[Anchor]:
     """Teacher and real data as lines, where they were measured."""
     dashes = {"teacher": "--", "real": ":"}
     return [
@@ -35,7 +35,7 @@ def anchors(f: Findings, name: str) -> list[Anchor]:
     ]
 
 
-def quality(f: Findings) -> list[Chart]:
+def quality(f: RunData) -> list[Chart]:
     """The quick scores at each look, with the anchors of metrics.json."""
     looks = [(look, look["quick"]) for look in f.gauges if isinstance(look.get("quick"), dict)]
     if not looks:
@@ -74,7 +74,7 @@ def moments(count: int, most: int = 4) -> list[int]:
     return sorted({*places, count - 1})
 
 
-def gauges(f: Findings, diversity: Mapping[str, float]) -> list[Chart]:
+def gauges(f: RunData, diversity: Mapping[str, float]) -> list[Chart]:
     """Fisher divergence, fake score and diversity."""
     awake = [look for look in f.gauges if _fisher_total(f, look) > 0]
     return _kept(
@@ -87,7 +87,7 @@ def gauges(f: Findings, diversity: Mapping[str, float]) -> list[Chart]:
     )
 
 
-def _fisher_total(f: Findings, look: Line) -> float:
+def _fisher_total(f: RunData, look: Line) -> float:
     return math.fsum(x for level in f.levels(look) if (x := number(level, "fisher")) > 0)
 
 
@@ -98,7 +98,7 @@ def _at(look: Line) -> str:
 T = Axis("noise level t", log=True)
 
 
-def _fisher_profile(f: Findings, looks: list[dict[str, Any]]) -> Chart | None:
+def _fisher_profile(f: RunData, looks: list[dict[str, Any]]) -> Chart | None:
     if not looks:
         return None
     lines = []
@@ -116,7 +116,7 @@ def _fisher_profile(f: Findings, looks: list[dict[str, Any]]) -> Chart | None:
     )
 
 
-def _fisher_fall(f: Findings, looks: list[dict[str, Any]]) -> Chart | None:
+def _fisher_fall(f: RunData, looks: list[dict[str, Any]]) -> Chart | None:
     lines = []
     count = len(f.levels(looks[-1])) if looks else 0
     for place in range(count):
@@ -143,7 +143,7 @@ def _fisher_fall(f: Findings, looks: list[dict[str, Any]]) -> Chart | None:
     )
 
 
-def _fake_error(f: Findings, looks: list[dict[str, Any]]) -> Chart | None:
+def _fake_error(f: RunData, looks: list[dict[str, Any]]) -> Chart | None:
     lines = []
     places = moments(len(looks))
     for i, place in enumerate(places, start=len(FADING) - len(places)):
@@ -166,7 +166,7 @@ def _fake_error(f: Findings, looks: list[dict[str, Any]]) -> Chart | None:
     )
 
 
-def _diversity(f: Findings, diversity: Mapping[str, float]) -> Chart | None:
+def _diversity(f: RunData, diversity: Mapping[str, float]) -> Chart | None:
     images = [number(look, "images") for look in f.gauges]
     values = [number(look, "diversity") for look in f.gauges]
     lines = [
@@ -200,7 +200,7 @@ def smooth(values: Sequence[float]) -> list[float]:
     return out
 
 
-def training(f: Findings) -> list[Chart]:
+def training(f: RunData) -> list[Chart]:
     """Losses, gradient norms, learning rates, skipped updates, and what else was logged."""
     steps = [number(line, "step") for line in f.log]
 
@@ -243,7 +243,7 @@ def _same(lines: list[Series]) -> list[Series]:
     return [Series(lines[0].x, lines[0].y, names, "ink")]
 
 
-def _others(f: Findings) -> list[tuple[str, str]]:
+def _others(f: RunData) -> list[tuple[str, str]]:
     """What methods log beyond the ordinary, as (net, name)."""
     keys = dict.fromkeys(key for line in f.log for key in line if "/" in key)
     pairs = [tuple(key.split("/", 1)) for key in keys]

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from fewstep.recipes.run import Domain
-from fewstep.recipes.t2i import Prompted
-from fewstep.report.findings import Findings
-from fewstep.report.words import count
-from fewstep.spec import decode
+from fewstep.config import decode
+from fewstep.domains.domain import Domain
+from fewstep.domains.prompts import Prompted
+from fewstep.report.formatting import count
+from fewstep.report.run_data import RunData
 
 CALLS = 4
-"""Network calls a sample that looks may cost (see fewstep.watch)."""
+"""Network calls a sample that looks may cost (see fewstep.runs.monitor)."""
 
 
-def no_quick(f: Findings) -> str:
+def no_quick(f: RunData) -> str:
     """Why there are no quick scores."""
     if not f.gauges:
         return f"No quick scores: {_no_looks(f)}."
@@ -32,12 +32,12 @@ def no_quick(f: Findings) -> str:
     return f"No quick scores: nothing measures samples of the domain {type(domain).__name__}."
 
 
-def no_gauges(f: Findings) -> str:
+def no_gauges(f: RunData) -> str:
     """Why there are no gauges."""
     return f"Not recorded: {_no_looks(f)}."
 
 
-def _no_looks(f: Findings) -> str:
+def _no_looks(f: RunData) -> str:
     calls = _calls(f)
     if calls > CALLS:
         return (
@@ -49,7 +49,7 @@ def _no_looks(f: Findings) -> str:
     return "gauges.jsonl holds no look"
 
 
-def _calls(f: Findings) -> int:
+def _calls(f: RunData) -> int:
     """Network calls of the run's sampler; 0 where they are not known."""
     method = f.run.get("method")
     sampler = method.get("sampler") if isinstance(method, Mapping) else None

@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fewstep.files import read_json
-from fewstep.recipes.find import every
-from fewstep.report.findings import Findings, number, on_prompts
-from fewstep.report.words import BETTER, NONE, explain, short
-from fewstep.spec import encode
+from fewstep.config import encode
+from fewstep.recipes.registry import every
+from fewstep.report.formatting import BETTER, NONE, explain, short
+from fewstep.report.run_data import RunData, number, on_prompts
+from fewstep.storage.files import read_json
 
 ROLES = ("real", "teacher", "student")
 ORDER = (
@@ -63,12 +63,12 @@ class Setting:
     """The recipe's value, where it is another."""
 
 
-def roles(f: Findings) -> list[str]:
+def roles(f: RunData) -> list[str]:
     """The columns of the measurements."""
     return [role for role in ROLES if role in f.metrics]
 
 
-def metrics(f: Findings) -> list[Metric]:
+def metrics(f: RunData) -> list[Metric]:
     """One row a metric: the distance first, then the known ones, then others."""
     present = dict.fromkeys(
         name
@@ -93,7 +93,7 @@ def _cell(scores: Mapping[str, float], role: str, name: str) -> Cell:
     return Cell(text, repr(value), f"± {short(spread, 2)}" if spread > 0 else "")
 
 
-def evaluations(f: Findings) -> list[Evaluation]:
+def evaluations(f: RunData) -> list[Evaluation]:
     """Every result that is stored; what may be called an FID, `fewstep.eval.features` says."""
     found = []
     for file, stored in f.evaluations.items():
@@ -139,7 +139,7 @@ def _evaluation(title: str, stored: Mapping[str, Any], more: str = "") -> Evalua
     return Evaluation(title, list(parts), rows, note + more)
 
 
-def levels(f: Findings) -> list[list[str]]:
+def levels(f: RunData) -> list[list[str]]:
     """The last look by noise level: t, Fisher, fake score's error, teacher's error, ratio."""
     rows = []
     for level in f.levels(f.last):
@@ -150,7 +150,7 @@ def levels(f: Findings) -> list[list[str]]:
     return rows
 
 
-def settings(f: Findings) -> list[Setting]:
+def settings(f: RunData) -> list[Setting]:
     """Every field of the run, beside the recipe's value where that is another."""
     recipe = every().get(str(f.facts.get("recipe")))
     usual = dict(_flat(encode(recipe()))) if recipe else {}
@@ -174,7 +174,7 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]
             yield f"{prefix}{name}", value if isinstance(value, str) else json.dumps(value)
 
 
-def commands(f: Findings) -> list[str]:
+def commands(f: RunData) -> list[str]:
     """The commands that made the run, its teacher's first."""
     out = []
     where = f.facts.get("teacher")
@@ -185,14 +185,14 @@ def commands(f: Findings) -> list[str]:
     return list(dict.fromkeys(filter(None, out)))
 
 
-def environment(f: Findings) -> list[tuple[str, str]]:
+def environment(f: RunData) -> list[tuple[str, str]]:
     """Versions and machine."""
     stored = f.facts.get("environment")
     pairs = stored.items() if isinstance(stored, Mapping) else ()
     return [(str(name), str(value)) for name, value in pairs]
 
 
-def digests(f: Findings) -> list[tuple[str, str]]:
+def digests(f: RunData) -> list[tuple[str, str]]:
     """File and SHA-256 of the finished model."""
     if not f.finished:
         return []

@@ -4,7 +4,7 @@ Karras et al. 2022 (https://arxiv.org/abs/2206.00364) publish DDPM++, NCSN++ and
 under EDM, VP, VE and iDDPM preconditioning; SiD (https://arxiv.org/abs/2404.04057) and SiDA
 (https://arxiv.org/abs/2410.14919) publish one-step generators of the same form. Each is a class
 name, constructor arguments and named tensors; here these become a `Denoiser` on the path t =
-sigma, with an encoder tap (`fewstep.tap`).
+sigma, with an encoder tap (`fewstep.diffusion.encoder_features`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fewstep.nets.edm_precond import BODIES, EDMPrecond, VEPrecond, VPPrecond, iDDPMPrecond
 from fewstep.nets.precond import Preconditioned
-from fewstep.teachers.strict import check_arguments, load_state
+from fewstep.teachers.checks import check_arguments, load_state
 
 CLASSES: dict[str, type[EDMPrecond | VPPrecond | VEPrecond | iDDPMPrecond]] = {
     "EDMPrecond": EDMPrecond,
@@ -48,13 +48,13 @@ def build(
     Raises ValueError for arguments and tensors that do not belong to such a network.
     """
     with torch.device("meta"):
-        net = fresh(init_kwargs, class_name)
+        net = new_network(init_kwargs, class_name)
     load_state(net, state, class_name)
     net.body_dtype = dtype
     return net.eval()
 
 
-def fresh(init_kwargs: Mapping[str, Any], class_name: str = "EDMPrecond") -> Preconditioned:
+def new_network(init_kwargs: Mapping[str, Any], class_name: str = "EDMPrecond") -> Preconditioned:
     """The network with newly drawn weights; ValueError for arguments that do not belong to it."""
     if class_name not in CLASSES:
         raise ValueError(f"class_name is one of {', '.join(CLASSES)}, got {class_name!r}")

@@ -3,7 +3,7 @@
 Karras et al. 2024 (https://arxiv.org/abs/2312.02696) publish networks that denoise latents of
 Stable Diffusion's autoencoder (4 x 64 x 64) or pixels, conditional on ImageNet labels; their
 weights are stored in float16. They become a `Denoiser` on the path t = sigma, with an encoder tap
-(`fewstep.tap`) and the log-variance head `logvar(t)`.
+(`fewstep.diffusion.encoder_features`) and the log-variance head `logvar(t)`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fewstep.nets.edm2 import MPStyle, Precond, UNet
-from fewstep.teachers.strict import check_arguments, load_state
+from fewstep.teachers.checks import check_arguments, load_state
 
 _SKIP = {"unet_kwargs", "block_kwargs", "emb_channels", "taps"}
 
@@ -37,13 +37,13 @@ def build(
     Raises ValueError for arguments and tensors that do not belong to such a network.
     """
     with torch.device("meta"):
-        net = fresh(init_kwargs)
+        net = new_network(init_kwargs)
     load_state(net, state, "Precond")
     net.body_dtype = dtype
     return net.eval()
 
 
-def fresh(init_kwargs: Mapping[str, Any]) -> Precond:
+def new_network(init_kwargs: Mapping[str, Any]) -> Precond:
     """The network with newly drawn weights; ValueError for arguments that do not belong to it."""
     own = inspect.signature(Precond).parameters
     known = [*own, *inspect.signature(UNet).parameters]

@@ -15,8 +15,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from fewstep.core import Cond
-from fewstep.path import VE, NoisePath, x0_to_velocity
+from fewstep.diffusion.noise_path import VE, NoisePath, x0_to_velocity
+from fewstep.diffusion.types import Cond
 
 
 def _tensor(x: Tensor | Sequence[float] | Sequence[Sequence[float]]) -> Tensor:
@@ -113,7 +113,8 @@ class GaussianMixture(nn.Module):
         """grad log p_t(x_t): (B, D); exact, not by differentiation."""
         alpha, sigma = self.path.alpha(t.to(xt)), self.path.sigma(t.to(xt))
         alpha, sigma = (c[:, None] if c.ndim else c for c in (alpha, sigma))
-        return (alpha * self(xt, t, cond) - xt) / sigma**2
+        out: Tensor = (alpha * self(xt, t, cond) - xt) / sigma**2
+        return out
 
     def sample(
         self, count: int, generator: torch.Generator | None = None, cond: Cond = None

@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 
 from fewstep.cli.plan import span
-from fewstep.lora import LoRA
 from fewstep.methods.sid import SiD
-from fewstep.optim import Optim
+from fewstep.nets.lora import LoRA
 from fewstep.plan.choices import (
     Choice,
     GiB,
@@ -25,13 +24,14 @@ from fewstep.plan.choices import (
     in_parts,
     recipe_for,
 )
-from fewstep.plan.rehearsal import Cost
+from fewstep.plan.meta_step import StepCost
 from fewstep.recipes.digits import digits
-from fewstep.recipes.find import every
-from fewstep.teachers.published import describe
-from fewstep.teaching import model_of
-from tests.end_to_end.command import fewstep
-from tests.pipelines.conftest import Folders, folders
+from fewstep.recipes.registry import every
+from fewstep.runs.teacher import describe_model
+from fewstep.teachers.network_config import describe
+from fewstep.training.optim import Optim
+from tests.command import fewstep
+from tests.conftest import Folders, folders
 
 __all__ = ["folders"]
 
@@ -56,7 +56,7 @@ def test_what_is_no_description_of_gpus(text: str) -> None:
 
 def test_parts() -> None:
     """Of 16 that stay, 4 of gradients and 10 in between, four GPUs hold 5 and 10, and 2 blocks."""
-    assert in_parts(Cost(30, 16, 4, 1, 0.0), 4) == 5 + 10 + 2
+    assert in_parts(StepCost(30, 16, 4, 1, 0.0), 4) == 5 + 10 + 2
 
 
 def rows() -> list[Row]:
@@ -96,7 +96,7 @@ def test_what_there_is_to_choose() -> None:
 
 
 def test_the_command_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    from fewstep.cli.overrides import resolve
+    from fewstep.cli.run_flags import resolve
 
     run = replace(digits(), batch=512)
     one = command(rows()[3], run, "digits", "runs/teacher", GPUs(1, 1.0)).split(" --device cuda ")
@@ -129,8 +129,8 @@ def test_the_command_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_recipe_of_a_teacher(folders: Folders) -> None:
-    assert recipe_for(model_of(folders("sd"))) == "t2i"
-    assert recipe_for(model_of(folders("sd3"))) == "t2i_flow"
+    assert recipe_for(describe_model(folders("sd"))) == "t2i"
+    assert recipe_for(describe_model(folders("sd3"))) == "t2i_flow"
     assert recipe_for(digits().model) == "digits"
     assert recipe_for(every()["sid_edm2_s"]().model) == "sid_edm2_s"
     odd, _ = describe("EDMPrecond", {"img_resolution": 48, "img_channels": 3, "label_dim": 7})

@@ -1,0 +1,35 @@
+"""fewstep ema: another average of a run's weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fewstep.cli.measure import found_again
+from fewstep.cli.parser import TEACHER, code_flag, verb_parser
+from fewstep.cli.progress_bar import say
+
+
+def run(args: list[str]) -> int:
+    """Another average of a run's weights."""
+    parser = verb_parser(
+        "ema",
+        "Make a model of another average of a run's weights, of any length, from the averages "
+        "that it stored (--power.sigma-rel 0.05 0.1). Karras et al. 2024, arXiv 2312.02696.",
+    )
+    parser.add_argument("run", type=Path, help="a run folder")
+    parser.add_argument(
+        "--sigma-rel", type=float, required=True, help="length as a part of the training: 0.13"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="the folder, new or empty")
+    parser.add_argument("--teacher", default="", help=TEACHER)
+    code_flag(parser)
+    own = parser.parse_args(args)
+    from fewstep.runs.averages import write_average
+    from fewstep.storage.user_code import trust
+
+    trust(own.code, [own.run])
+    if own.teacher:
+        found_again(own.run, own.teacher)
+    say(write_average(own.run, own.sigma_rel, own.out))
+    print(own.out)
+    return 0

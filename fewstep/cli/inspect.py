@@ -1,0 +1,21 @@
+"""fewstep inspect: what is inside a model file or folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from fewstep.cli.parser import printable, verb_parser
+
+
+def run(args: list[str]) -> int:
+    """What is inside a model file or folder."""
+    parser = verb_parser("inspect", "Tell what is inside a model, without executing any of it.")
+    parser.add_argument("model", type=Path, help="a .pkl, .pt or .safetensors file, or a folder")
+    parser.add_argument("--json", action="store_true", help="for machines")
+    own = parser.parse_args(args)
+    from fewstep.runs.inspection import as_lines, inspect_model
+
+    facts = inspect_model(own.model)
+    print(json.dumps(facts, indent=2) if own.json else "\n".join(map(printable, as_lines(facts))))
+    return 0

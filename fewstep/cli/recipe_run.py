@@ -1,0 +1,206 @@
+"""fewstep train and fewstep distill: a recipe with its flags, executed with a progress bar."""
+
+from __future__ import annotations
+
+import json
+import sys
+from argparse import ArgumentParser
+from collections.abc import Generator as Steps
+from contextlib import closing
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from fewstep.cli.parser import code_flag, fail, verb_parser
+from fewstep.cli.progress_bar import Bar, Stop, say, stopping
+from fewstep.config import encode
+from fewstep.runs.command_line import command_line
+from fewstep.runs.run import Run
+from fewstep.runs.runner import Note, Progress, Step, execute, prepare
+from fewstep.runs.teacher import describe_model, resolve_run
+from fewstep.storage.machine_errors import short_of_memory
+from fewstep.teachers.diffusers.hub import local
+from fewstep.training import distributed
+from fewstep.training.progress import heard, listen
+
+NO_TEACHER = "what it costs is known with a teacher: pass --teacher too"
+
+
+def run_recipe(verb: Literal["train", "distill"], args: list[str]) -> int:
+    """Read the flags of a recipe, and execute it; the exit code."""
+    from fewstep.cli.run_flags import help_text, resolve
+    from fewstep.recipes.registry import every, recipe
+    from fewstep.recipes.text_to_image import suit
+    from fewstep.storage.user_code import trust
+
+    parser = verb_parser(
+        verb, f"{verb} RECIPE in a folder; the same command continues.", add_help=False
+    )
+    parser.add_argument("recipe", nargs="?", help="see 'fewstep recipes'; or file.py:function")
+    parser.add_argument(
+        "--out", default="runs/{recipe}", help="the run folder (default: %(default)s)"
+    )
+    if verb == "distill":
+        parser.add_argument(
+            "--teacher",
+            default="",
+            help="a run or model folder, a pipeline folder or hub:ORG/NAME, or a snapshot",
+        )
+        parser.add_argument(
+            "--init", default="", help="folder of the network to start from (default: the teacher)"
+        )
+        code_flag(parser)
+    _machine_flags(parser)
+    parser.add_argument("--dry-run", action="store_true", help="print the run and its cost only")
+    parser.add_argument("-h", "--help", action="store_true", help="this, and the recipe's fields")
+    own, rest = parser.parse_known_args(args)
+    if own.recipe is None:
+        example = "digits" if verb == "distill" else "digits_teacher"
+        if not own.help:
+            fail(f"{verb} needs a recipe, such as '{example}'; 'fewstep recipes' lists them")
+        print(parser.format_help())
+        print(f"fewstep {verb} RECIPE --help lists every field of the recipe.")
+        return 0
+    name = own.recipe
+    run = recipe(name)()
+    if own.help:
+        print(parser.format_help())
+        print(help_text(run, f"fewstep {verb} {name}"))
+        print(
+            'A whole part is replaced by an expression: --method "SIM()", '
+            '--method my_file.py:MyMethod, --fake-optim "Optim(lr=1e-5)".'
+        )
+        return 0
+    teacher, init = local(getattr(own, "teacher", "")), getattr(own, "init", "")
+    trust(getattr(own, "code", []), (teacher, init))
+    run = resolve(like_teacher(run, teacher), rest, f"fewstep {verb} {name}", parser.flags())
+    suit(run, name, every())
+    right = "distill" if run.distils else "train"
+    if verb != right:
+        does = "distils" if run.distils else "trains"
+        fail(f"{name} {does} a teacher; the command is: fewstep {right} {name}")
+    out = Path(own.out.replace("{recipe}", Path(name.partition(":")[0]).stem))
+    command = command_line(["fewstep", verb, *args])
+    machine = {"device": own.device, "timeout": own.timeout, "parts": own.shard}
+    return perform(run, out, name, teacher, command, own.dry_run, init=init, **machine)
+
+
+def _machine_flags(parser: ArgumentParser) -> None:
+    """What is no part of a run: where it is computed."""
+    parser.add_argument("--device", default="cpu", help="such as cuda or mps (default: cpu)")
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=120.0,
+        help="with several processes: seconds a step may take before all stop (default: 120)",
+    )
+    parser.add_argument(
+        "--shard",
+        nargs="?",
+        type=int,
+        const=0,
+        default=1,
+        metavar="PARTS",
+        help="with several processes: each keeps but a part of every net (FSDP2); with a number, "
+        "so many share a copy (HSDP)",
+    )
+
+
+def like_teacher(run: Run, teacher: str) -> Run:
+    """`run` with the network of its teacher, where there is one that can be read.
+
+    Where it cannot, the run says so when it loads it, after the person's own files are known.
+    """
+    if not (teacher and run.distils):
+        return run
+    try:
+        return replace(run, model=describe_model(teacher))
+    except (ValueError, OSError):
+        return run
+
+
+def perform(
+    run: Run,
+    out: Path,
+    recipe: str,
+    teacher: str,
+    command: str,
+    dry: bool = False,
+    device: str = "cpu",
+    init: str = "",
+    timeout: float = distributed.TIMEOUT,
+    parts: int = 1,
+) -> int:
+    """Execute `run` in `out` with a progress bar, or (`dry`) only say what it would be."""
+    if dry:
+        from fewstep.cli.dry_run import estimate, shortened, tried
+
+        known = teacher or not run.distils or run.domain.exact() is not None
+        cost = NO_TEACHER
+        if known:
+            with heard(say):
+                trial = tried(resolve_run(run, teacher))
+                cost = estimate(prepare(trial, recipe, teacher, device, init))
+        print(json.dumps(shortened(encode(run)), indent=2))
+        print(cost)
+        return 0
+    try:
+        with (
+            stopping(distributed.under_torchrun()) as stop,
+            distributed.process_group(device, timeout) as here,
+        ):
+            facts = {"recipe": recipe, "teacher": teacher, "command": command, "init": init}
+            work = execute(run, out, device=here, parts=parts, **facts)
+            bar, where = Bar(recipe, run.steps), f"{out}; continue with: {command}"
+            if asked := _follow(work, stop, bar, where):
+                return stop.code(asked)
+    except (RuntimeError, MemoryError) as error:
+        if not (text := _failure(error)):
+            raise
+        print(f"fewstep: {text}", file=sys.stderr)
+        return 1
+    say(f"finished: {out}")
+    return 0
+
+
+def _failure(error: Exception) -> str:
+    """A sentence for what is wrong with the machine and not with the program; else nothing."""
+    if isinstance(error, distributed.ProcessLost):
+        return str(error)
+    if short_of_memory(error):
+        return (
+            "the memory does not suffice; compute each batch in more parts with --accumulate, or "
+            "lower --batch; what was saved is kept"
+        )
+    return ""
+
+
+def _follow(work: Steps[Progress, None, None], stop: Stop, bar: Bar, where: str) -> int:
+    """Show `work` until it ends, or is stopped and saved: then the number of the signal."""
+    with closing(work), bar, listen(partial(_preparing, stop, bar)), heard(bar.say):
+        for progress in work:
+            if isinstance(progress, Note):
+                bar.say(progress.text)
+            if isinstance(progress, Step):
+                skipped = progress.logs["skipped"]
+                bar.update(progress.step, f"skipped {skipped:.0f}" if skipped else "")
+                asked = distributed.max_over_ranks(
+                    stop.signal
+                )  # all stop at the same step, or none
+                if asked and progress.step < progress.steps:
+                    work.close()
+                    distributed.max_over_ranks(0)  # none leaves before rank 0 has saved
+                    at = f"{progress.step} of {progress.steps}"
+                    bar.say(f"stopped at step {at}, saved in {where}")
+                    return asked
+    return 0
+
+
+def _preparing(stop: Stop, bar: Bar, what: str, done: int, total: int) -> None:
+    """Show a preparation, and end it where that was asked for."""
+    if stop.signal:
+        bar.say("stopped before the first step; the same command continues")
+        raise SystemExit(stop.code(stop.signal))
+    if done < total:
+        bar.beside(what, done, total)

@@ -1,0 +1,30 @@
+"""fewstep stats: the reference statistics that published measures need."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fewstep.cli.evaluate_fid50k import make_stats
+from fewstep.cli.parser import FEATURES, verb_parser
+
+
+def run(args: list[str]) -> int:
+    """Reference statistics of real pictures."""
+    parser = verb_parser(
+        "stats", "Make the statistics of real pictures that 'evaluate --protocol' compares with."
+    )
+    parser.add_argument("data", type=Path, help="a folder, .zip or .npz of pictures")
+    parser.add_argument("--features", default="", help=FEATURES)
+    parser.add_argument("--out", type=Path, required=True, help="the .npz file to write")
+    parser.add_argument(
+        "--keep",
+        type=int,
+        default=10_000,
+        help="pictures whose features are kept for KID, precision and recall (default: 10000)",
+    )
+    parser.add_argument("--batch", type=int, default=100, help="pictures at a time (default: 100)")
+    parser.add_argument("--device", default="cpu", help="such as cuda or mps (default: cpu)")
+    own = parser.parse_args(args)
+    make_stats(own.data, own.features, own.out, own.keep, own.device, own.batch)
+    print(own.out)
+    return 0

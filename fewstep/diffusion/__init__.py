@@ -1,0 +1,1 @@
+"""Noise paths, time distributions, denoisers, samplers, guidance and random numbers."""

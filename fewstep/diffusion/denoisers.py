@@ -1,0 +1,112 @@
+"""Parameterisations, converted once at the edge.
+
+A network F may have been trained to predict x_0 in EDM's mixed form, the noise eps, the angular
+velocity v or the flow velocity. Each class below wraps such a network and is a `Denoiser`;
+nothing else in the package asks what a network predicts. F is called as F(x, label, cond) with
+label: (B,) from `path.label(t)`; all arithmetic outside F is done in x_t's own precision.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor, nn
+
+from fewstep.diffusion.encoder_features import feature_shape, require_encoder_features
+from fewstep.diffusion.noise_path import (
+    NoisePath,
+    coefficients,
+    eps_to_x0,
+    v_to_x0,
+    velocity_to_x0,
+)
+from fewstep.diffusion.types import Cond
+
+
+class _Wrapped(nn.Module, ABC):
+    """A network F and the path it lives on.
+
+    `Tapped` if F is (see `fewstep.diffusion.encoder_features`).
+    """
+
+    def __init__(self, net: nn.Module, path: NoisePath) -> None:
+        super().__init__()
+        self.net = net
+        self.path = path
+
+    def into(self, xt: Tensor, t: Tensor) -> Tensor:
+        """What F is given for x_t."""
+        return xt
+
+    @abstractmethod
+    def x0(self, xt: Tensor, t: Tensor, out: Tensor) -> Tensor:
+        """E[x_0 | x_t] from F's output."""
+
+    def inputs(self, xt: Tensor, t: Tensor, cond: Cond) -> tuple[Tensor, Tensor, Cond]:
+        """F's arguments: (x, label(t), cond), with t: () spread over the batch."""
+        return self.into(xt, t), self.path.label(t.expand(xt.shape[0])), cond
+
+    def forward(self, xt: Tensor, t: Tensor, cond: Cond = None) -> Tensor:
+        return self.x0(xt, t, self.net(*self.inputs(xt, t, cond)))
+
+    @property
+    def feature_shape(self) -> tuple[int, ...]:
+        """Shape of the features of F's encoder, if it tells."""
+        return feature_shape(self.net)
+
+    def encode(self, xt: Tensor, t: Tensor, cond: Cond = None) -> Tensor:
+        """The features of F's encoder: (B, F, *)."""
+        return require_encoder_features(self.net).encode(*self.inputs(xt, t, cond))
+
+    def forward_with_features(
+        self, xt: Tensor, t: Tensor, cond: Cond = None
+    ) -> tuple[Tensor, Tensor]:
+        """(E[x_0 | x_t], features) from one pass."""
+        out, features = require_encoder_features(self.net).forward_with_features(
+            *self.inputs(xt, t, cond)
+        )
+        return self.x0(xt, t, out), features
+
+
+class EDM(_Wrapped):
+    """D(x_t) = c_skip x_t + c_out F(c_in x_t; label), Karras et al. 2022, equations 7 and 8.
+
+    Written for any path (EDM's case is alpha = 1), with n^2 = alpha^2 sd^2 + sigma^2:
+    c_in = 1/n, c_skip = alpha sd^2/n^2, c_out = sigma sd/n. Input and training target of F have
+    unit variance when the data have standard deviation sd; finite at alpha = 0.
+    """
+
+    def __init__(self, net: nn.Module, path: NoisePath, sigma_data: float = 0.5) -> None:
+        super().__init__(net, path)
+        self.sigma_data = sigma_data
+
+    def into(self, xt: Tensor, t: Tensor) -> Tensor:
+        alpha, sigma = coefficients(self.path, xt, t)
+        return xt / (alpha**2 * self.sigma_data**2 + sigma**2).sqrt()
+
+    def x0(self, xt: Tensor, t: Tensor, out: Tensor) -> Tensor:
+        alpha, sigma = coefficients(self.path, xt, t)
+        variance = alpha**2 * self.sigma_data**2 + sigma**2
+        skip = alpha * self.sigma_data**2 / variance
+        return skip * xt + sigma * self.sigma_data / variance.sqrt() * out
+
+
+class Eps(_Wrapped):
+    """x_0 = (x_t - sigma F) / alpha (Ho et al. 2020); not defined at alpha = 0."""
+
+    def x0(self, xt: Tensor, t: Tensor, out: Tensor) -> Tensor:
+        return eps_to_x0(self.path, xt, out, t)
+
+
+class V(_Wrapped):
+    """x_0 = (alpha x_t - sigma F) / (alpha^2 + sigma^2) (Salimans & Ho 2022)."""
+
+    def x0(self, xt: Tensor, t: Tensor, out: Tensor) -> Tensor:
+        return v_to_x0(self.path, xt, out, t)
+
+
+class Velocity(_Wrapped):
+    """x_0 from F = dx_t/dt; x_t - t F for rectified flow (Lipman et al. 2022)."""
+
+    def x0(self, xt: Tensor, t: Tensor, out: Tensor) -> Tensor:
+        return velocity_to_x0(self.path, xt, out, t)

@@ -1,0 +1,96 @@
+"""A denoiser with all that is needed to make pictures with it: teachers and students alike.
+
+What a pretrained model brings beside its network (how it is sampled, its labels, its codec, its
+origin) is the same bundle as a finished student, so a student can be a teacher in its turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.diffusion.model import Model
+from fewstep.diffusion.pixels import finite
+from fewstep.diffusion.rng import Draws
+from fewstep.diffusion.types import Cond, Sampler, select_rows
+
+
+@dataclass(frozen=True)
+class Generator:
+    """Noise to pictures; a teacher, or a finished student."""
+
+    denoiser: Any
+    """A `Denoiser` and `nn.Module`."""
+    sampler: Sampler
+    """How it is sampled by default: many calls for a teacher, one to four for a student."""
+    shape: tuple[int, ...]
+    """Shape of one sample x_0, without the batch."""
+    classes: int = 0
+    """Number of labels, 0 for an unconditional model; the null label is `classes`."""
+    model: Model | None = None
+    """The description the network can be rebuilt from, where there is one."""
+    decode: Callable[[Tensor], Tensor] = lambda x: x
+    """x_0 -> picture in [-1, 1]; a VAE's decoder, or the identity."""
+    encode: Callable[[Tensor], Tensor] = lambda x: x
+    """Picture in [-1, 1] -> x_0."""
+    text: Callable[[Sequence[str]], Cond] | None = None
+    """Prompts -> their conditions, of a model that takes prompts."""
+    release: Callable[[], None] = lambda: None
+    """Lets go of what `text` and `decode` have loaded, until they are called again."""
+    condition: Callable[[Tensor], Cond] | None = None
+    """Numbers of samples (N,) -> their conditions by default; None: label i modulo `classes`."""
+    card: Mapping[str, Any] = field(default_factory=dict)
+    """What is known of origin, method and licence."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        net: nn.Module = self.denoiser
+        return next(chain(net.parameters(), net.buffers())).device
+
+    @torch.no_grad()
+    def sample(
+        self,
+        seeds: Sequence[int] | range,
+        labels: Sequence[int] | Tensor | None = None,
+        batch: int = 1000,
+        seed: int = 0,
+        cond: Cond = None,
+    ) -> Tensor:
+        """Decoded samples (N, *), one for each of `seeds`: number i does not depend on the others.
+
+        labels: N class numbers; by default sample i gets label i modulo the number of classes.
+        cond: the conditions of N samples, for a model of another kind (see `text`).
+        Raises `NotFinite` (a ValueError) where a sample holds NaN or infinity.
+        """
+        index = torch.tensor(list(seeds), dtype=torch.int64)
+        if cond is None:
+            cond = self.conditions(index, labels)
+        parts = []
+        for rows in torch.arange(len(index)).split(batch):
+            draws = Draws(index[rows].to(self.device), seed, "sample/")
+            z = draws.normal("z", self.shape)
+            here = select_rows(cond, rows, self.device)
+            x = finite(self.sampler(self.denoiser, z, here, draws))
+            parts.append(finite(self.decode(x)))
+        return torch.cat(parts) if parts else torch.empty(0, *self.shape)
+
+    def conditions(self, index: Tensor, labels: Sequence[int] | Tensor | None = None) -> Cond:
+        """What the samples `index` (N,) are conditioned on, by default or by `labels`."""
+        if not self.classes:
+            if labels is not None:
+                raise ValueError("this model takes no labels")
+            return None if self.condition is None else self.condition(index)
+        if labels is None:
+            return index % self.classes
+        cond = torch.as_tensor(labels, dtype=torch.int64)
+        if cond.shape != index.shape:
+            raise ValueError(f"got {len(cond)} labels for {len(index)} seeds")
+        if len(cond) and not 0 <= int(cond.min()) <= int(cond.max()) <= self.classes:
+            raise ValueError(f"labels must be 0 to {self.classes - 1}, or {self.classes} for none")
+        return cond

@@ -1,0 +1,135 @@
+"""Classifier-free guidance, of the teacher and of the fake score.
+
+    f_kappa = f(x_t, none) + kappa (f(x_t, c) - f(x_t, none))        (Ho & Salimans 2022,
+                                                    https://arxiv.org/abs/2207.12598)
+
+Denoisers are affine in their network's output at a fixed x_t, so guiding x_0-predictions is the
+same as guiding noise or velocities. kappa = 0 and kappa = 1 cost one call, any other scale two.
+Score distillation has four places for a scale (Zhou et al. 2024, SiD-LSG,
+https://arxiv.org/abs/2406.01561): kappa_1 where the fake score learns, kappa_2 and kappa_3 where
+it stands in the student's loss, kappa_4 for the teacher:
+
+    <f_phi,k4 - f_psi,k2, f_psi,k3 - x> + (1 - alpha) |f_phi,k4 - f_psi,k2|^2.
+
+    Unguided       1, 1, 1, 1
+    LSG(k)         k, k, k, k       long and short guidance: all alike
+    ZeroCFG        0, 0, 0, 1       the fake score never hears the condition
+    AntiCFG(k)     k, k, k, 1       k < 0: the fake score is pushed away from it
+    RandomLSG      as LSG, with one scale drawn for each sample
+
+Zero-CFG and Anti-CFG are Zhou et al. 2025, https://arxiv.org/abs/2505.12674.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from fewstep.diffusion.encoder_features import require_encoder_features
+from fewstep.diffusion.rng import Draws
+from fewstep.diffusion.types import Cond, Denoiser, Sampler
+
+Scale = float | Tensor
+"""One kappa for all samples, or one each: (B,)."""
+
+
+def is_one(kappa: Scale) -> bool:
+    """Whether the unconditional branch is not needed."""
+    return isinstance(kappa, float | int) and kappa == 1
+
+
+def is_zero(kappa: Scale) -> bool:
+    """Whether the conditional branch is not needed."""
+    return isinstance(kappa, float | int) and kappa == 0
+
+
+@dataclass(frozen=True)
+class CFG(Sampler):
+    """Another sampler, of f_kappa in place of f: how guided teachers are sampled."""
+
+    sampler: Sampler
+    kappa: float = 7.5
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.kappa):
+            raise ValueError(f"CFG.kappa is a finite scale, got {self.kappa:g}")
+
+    @property
+    def calls(self) -> int:
+        return self.sampler.calls * (1 if is_one(self.kappa) or is_zero(self.kappa) else 2)
+
+    def __call__(
+        self, denoiser: Denoiser, z: Tensor, cond: Cond = None, draws: Draws | None = None
+    ) -> Tensor:
+        return self.sampler(_AtScale(denoiser, self.kappa), z, cond, draws)
+
+
+class _AtScale:
+    """The denoiser f_kappa."""
+
+    def __init__(self, denoiser: Denoiser, kappa: float) -> None:
+        self.denoiser, self.kappa, self.path = denoiser, kappa, denoiser.path
+
+    def __call__(self, xt: Tensor, t: Tensor, cond: Cond = None) -> Tensor:
+        return guided(self.denoiser, xt, t, cond, [self.kappa]).predictions[0]
+
+
+class Guided(NamedTuple):
+    """What `guided` found: one prediction a scale, and the encoder's features if asked for."""
+
+    predictions: list[Tensor]
+    features: Tensor | None
+
+
+def guided(
+    net: Any,
+    xt: Tensor,
+    t: Tensor,
+    cond: Cond,
+    kappas: Sequence[Scale],
+    tap: bool = False,
+    more: Sequence[Tensor] = (),
+) -> Guided:
+    """f_kappa(x_t) for every kappa, with one call for each branch that any of them needs.
+
+    xt: (B, *), t: (B,) or (). `tap` asks a denoiser with an encoder tap for its features too: of
+    the conditional branch, or of the unconditional one where that is all that is computed. `more`
+    goes to the denoiser after cond. A model without conditions (cond is None) takes scale 1 only.
+    """
+    if cond is None and not all(is_one(kappa) for kappa in kappas):
+        raise ValueError(
+            "guidance needs conditions, but this batch has none (an unconditional model); "
+            "use Unguided()"
+        )
+    first = require_encoder_features(net).forward_with_features if tap else net
+    features: Tensor | None = None
+    conditional: Any = None
+    free: Any = None
+    if not all(is_zero(kappa) for kappa in kappas):
+        conditional = first(xt, t, cond, *more)
+        if tap:
+            conditional, features = conditional
+    if not all(is_one(kappa) for kappa in kappas):
+        alone = conditional is None
+        free = (first if alone else net)(xt, t, None, *more)
+        if alone and tap:
+            free, features = free
+    return Guided([_mix(conditional, free, kappa) for kappa in kappas], features)
+
+
+def _mix(conditional: Tensor | None, free: Tensor | None, kappa: Scale) -> Tensor:
+    if is_one(kappa):
+        assert conditional is not None
+        return conditional
+    if is_zero(kappa):
+        assert free is not None
+        return free
+    assert conditional is not None
+    assert free is not None
+    if isinstance(kappa, Tensor):
+        kappa = kappa.to(free).reshape(-1, *(1,) * (free.ndim - 1))
+    return free + kappa * (conditional - free)

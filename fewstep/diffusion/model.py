@@ -1,0 +1,129 @@
+"""A model as configuration: which network, on which path, predicting what.
+
+A `Model` says everything needed to rebuild a denoiser before its weights are loaded. It is what
+run folders and finished students record.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+from torch.nn.modules.module import (
+    register_module_buffer_registration_hook,
+    register_module_parameter_registration_hook,
+)
+
+from fewstep.diffusion.denoisers import EDM, Eps, V, Velocity
+from fewstep.diffusion.noise_path import VE, NoisePath
+
+TENSORS = 20_000
+"""Parameters and buffers of a network; the largest published ones have some thousands."""
+
+
+def memory() -> int:
+    """Bytes of main memory of this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+class Net(ABC):
+    """The configuration of a network F(x, label, cond), to be wrapped by a denoiser."""
+
+    @abstractmethod
+    def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
+        """A freshly initialised network for samples of `shape` and labels 0 .. classes.
+
+        Label `classes` stands for none; with classes = 0 the network ignores `cond`.
+        """
+
+
+@dataclass(frozen=True)
+class OfTeacher(Net):
+    """A placeholder: the network, and all of its `Model`, are taken from the teacher."""
+
+    def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
+        raise ValueError("the network of this run is its teacher's; pass the teacher's folder")
+
+
+@dataclass(frozen=True)
+class Model:
+    """A denoiser that can be built from its description."""
+
+    net: Net
+    shape: tuple[int, ...]
+    """Shape of one sample, without the batch."""
+    classes: int = 0
+    path: NoisePath = VE()
+    predicts: Literal["edm", "eps", "v", "velocity", "denoiser"] = "edm"
+    """What the network's output is; "denoiser": the network is a whole one, with its own path."""
+    sigma_data: float = 0.5
+    """Standard deviation of the data, for "edm"."""
+
+    def build(self, seed: int = 0) -> nn.Module:
+        """The denoiser with weights initialised from `seed`; global random state untouched."""
+        with torch.random.fork_rng(devices=[]):
+            self._refuse_too_large()
+            torch.manual_seed(seed)
+            net = self.net.build(self.shape, self.classes)
+        own = getattr(net, "path", None)
+        if isinstance(own, NoisePath) or self.predicts == "denoiser":
+            return self._whole(net, own)
+        if self.predicts == "edm":
+            return EDM(net, self.path, self.sigma_data)
+        wrappers: dict[str, Callable[[nn.Module, NoisePath], nn.Module]]
+        wrappers = {"eps": Eps, "v": V, "velocity": Velocity}
+        if self.predicts not in wrappers:
+            names = ", ".join(["edm", *wrappers, "denoiser"])
+            raise ValueError(f"Model.predicts is one of {names}, got {self.predicts!r}")
+        return wrappers[self.predicts](net, self.path)
+
+    def _refuse_too_large(self) -> None:
+        """A ValueError for a network that this machine cannot hold, found without memory for it.
+
+        It is built of tensors without values, and no further than to the first too many.
+        """
+        if torch.get_default_device().type == "meta":
+            return
+        most, count, size = memory(), 0, 0
+
+        def meet(module: nn.Module, name: str, tensor: torch.Tensor | None) -> None:
+            nonlocal count, size
+            count, size = count + 1, size + (0 if tensor is None else tensor.nbytes)
+            if count > TENSORS or size > most:
+                has = f"{TENSORS:,} tensors" if count > TENSORS else f"{most >> 30:,} GiB"
+                raise ValueError(
+                    f"the network has more than {has}, more than "
+                    f"{'any' if count > TENSORS else 'this machine can hold'}; make it smaller: "
+                    f"{str(self)[:200]}"
+                )
+
+        hooks = (
+            register_module_parameter_registration_hook(meet),
+            register_module_buffer_registration_hook(meet),
+        )
+        try:
+            with torch.device("meta"):
+                self.net.build(self.shape, self.classes)
+        except (AttributeError, NotImplementedError, RuntimeError, TypeError) as error:
+            if "verflow" in str(error):
+                raise ValueError(f"no tensor has as many numbers: {str(self)[:200]}") from None
+        finally:  # whatever else cannot be done without values is done, or told, with them
+            for hook in hooks:
+                hook.remove()
+
+    def _whole(self, net: nn.Module, own: object) -> nn.Module:
+        """A network that is a denoiser already, on the path that this description says."""
+        kind = type(self.net).__name__
+        if not isinstance(own, NoisePath):
+            raise ValueError(f"{kind} is no whole denoiser; Model.predicts says what it predicts")
+        if self.predicts != "denoiser" or own != self.path:
+            raise ValueError(
+                f"{kind} is a whole denoiser: it needs Model.predicts 'denoiser' and Model.path "
+                f"{own}, got {self.predicts!r} and {self.path}"
+            )
+        return net

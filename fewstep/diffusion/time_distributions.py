@@ -1,0 +1,153 @@
+"""Laws of the training time t, written as quantile functions.
+
+A law maps u ~ U(0, 1) to t, monotonically. Randomness stays outside (`draws`), the same object
+serves as a sampler's grid (`quantile` of a linspace), and a test needs no statistics.
+
+    LogNormal     ln t ~ N(mean, std^2)              EDM training, https://arxiv.org/abs/2206.00364
+    Karras        t^(1/rho) uniform                  SiD's generator step, EDM's sampling ladder
+    Uniform       t ~ U[lo, hi]                      rectified flow
+    Whole         t uniform on lo, lo + 1, ..., hi   VP timesteps
+    LogitNormal   logit t ~ N(mean, std^2)           SD3, https://arxiv.org/abs/2403.03206; SiD-DiT
+    Shifted       t / (shift (1 - t) + t) uniform   SD3 and its kin, training and sampling
+    Discrete      t uniform on a finite set          few-step grids
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+class TimeLaw(ABC):
+    """A distribution of t on the path's time axis."""
+
+    @abstractmethod
+    def quantile(self, u: Tensor) -> Tensor:
+        """t with P(T <= t) = u, elementwise, non-decreasing in u in (0, 1)."""
+
+
+def _positive(law: TimeLaw, **values: float) -> None:
+    """Refuse a law whose named values are not all positive and finite."""
+    for name, value in values.items():
+        if not 0 < value < math.inf:
+            raise ValueError(f"{law} needs {name} > 0 and finite, got {value:g}")
+
+
+@dataclass(frozen=True)
+class LogNormal(TimeLaw):
+    """ln t ~ N(mean, std^2); EDM's defaults."""
+
+    mean: float = -1.2
+    std: float = 1.2
+
+    def __post_init__(self) -> None:
+        _positive(self, std=self.std)
+
+    def quantile(self, u: Tensor) -> Tensor:
+        out: Tensor = (self.mean + self.std * torch.special.ndtri(u)).exp()
+        return out
+
+
+@dataclass(frozen=True)
+class Karras(TimeLaw):
+    """t^(1/rho) uniform between lo^(1/rho) and hi^(1/rho), cut off at `tmax` thousandths.
+
+    tmax = 800, the published setting of SiD, ends the ladder at t = 24.4 instead of 80.
+    """
+
+    lo: float = 0.002
+    hi: float = 80.0
+    rho: float = 7.0
+    tmax: float = 1000.0
+
+    def __post_init__(self) -> None:
+        _positive(self, rho=self.rho, tmax=self.tmax, **{"hi - lo": self.hi - self.lo})
+        if self.lo < 0:
+            raise ValueError(f"{self} needs lo >= 0, got {self.lo:g}")
+
+    def quantile(self, u: Tensor) -> Tensor:
+        lo, hi = self.lo ** (1 / self.rho), self.hi ** (1 / self.rho)
+        out: Tensor = (lo + u * (self.tmax / 1000) * (hi - lo)) ** self.rho
+        return out
+
+
+@dataclass(frozen=True)
+class Uniform(TimeLaw):
+    """t ~ U[lo, hi]."""
+
+    lo: float = 0.0
+    hi: float = 1.0
+
+    def __post_init__(self) -> None:
+        _positive(self, **{"hi - lo": self.hi - self.lo})
+
+    def quantile(self, u: Tensor) -> Tensor:
+        return self.lo + (self.hi - self.lo) * u
+
+
+@dataclass(frozen=True)
+class Whole(TimeLaw):
+    """t uniform on the whole numbers lo .. hi, such as timesteps."""
+
+    lo: int = 0
+    hi: int = 999
+
+    def __post_init__(self) -> None:
+        if not self.lo < self.hi:
+            raise ValueError(f"{self} needs lo < hi")
+
+    def quantile(self, u: Tensor) -> Tensor:
+        return (self.lo + (u * (self.hi - self.lo + 1)).floor()).clamp(max=self.hi)
+
+
+@dataclass(frozen=True)
+class LogitNormal(TimeLaw):
+    """t = sigmoid(n), n ~ N(mean, std^2)."""
+
+    mean: float = 0.0
+    std: float = 1.0
+
+    def __post_init__(self) -> None:
+        _positive(self, std=self.std)
+
+    def quantile(self, u: Tensor) -> Tensor:
+        out: Tensor = (self.mean + self.std * torch.special.ndtri(u)).sigmoid()
+        return out
+
+
+@dataclass(frozen=True)
+class Discrete(TimeLaw):
+    """t uniform on `values`, given in increasing order."""
+
+    values: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not self.values or list(self.values) != sorted(self.values):
+            raise ValueError(f"Discrete.values must be increasing and not empty: {self.values}")
+
+    def quantile(self, u: Tensor) -> Tensor:
+        n = len(self.values)
+        table = torch.tensor(self.values, dtype=u.dtype, device=u.device)
+        return table[(u * n).long().clamp(0, n - 1)]
+
+
+@dataclass(frozen=True)
+class Shifted(TimeLaw):
+    """t = shift v / (1 + (shift - 1) v), v ~ U[lo, 1]: the resolution shift of flow models.
+
+    Esser et al. 2024 (SD3), https://arxiv.org/abs/2403.03206, equation 23; 3 at 1024 pixels.
+    """
+
+    shift: float = 3.0
+    lo: float = 0.0
+
+    def __post_init__(self) -> None:
+        _positive(self, shift=self.shift, **{"1 - lo": 1 - self.lo})
+
+    def quantile(self, u: Tensor) -> Tensor:
+        v = self.lo + (1 - self.lo) * u
+        return self.shift * v / (1 + (self.shift - 1) * v)

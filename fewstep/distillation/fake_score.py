@@ -1,0 +1,174 @@
+"""What the score-distillation methods share: samples, noising, and the fake score.
+
+The fake score f_psi follows the student's own distribution: it learns to denoise generated
+samples, and at its optimum is E[x | x_t] under the student. Methods differ only in what they do
+with f_psi and the teacher f_phi at a noised sample.
+
+A student of K calls is trained one call at a time (Zhou et al. 2025, few-step SiD,
+https://arxiv.org/abs/2505.12674): x^(k), with a gradient through call k alone. Either k is drawn
+anew for each step ("uniform": the mixture of all K outputs is matched to the data, by one fake
+score), or it is always K ("final": what the user gets is matched, and nothing else).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fewstep.diffusion.guidance import guided
+from fewstep.diffusion.noise_path import NoisePath, coefficients, perturb
+from fewstep.diffusion.rng import Draws
+from fewstep.diffusion.time_distributions import LogNormal, TimeLaw
+from fewstep.diffusion.types import Batch, Denoiser, Sampler
+from fewstep.distillation.augment import Augment
+from fewstep.distillation.guidance_scales import Guidance, Unguided
+from fewstep.distillation.method import Loss, Nets, Turn, need_draws
+from fewstep.losses.score import denoising
+from fewstep.losses.weight import EDMWeight, Weight
+
+Matching = Literal["uniform", "final"]
+
+
+class NoisedSamples(NamedTuple):
+    """Samples at random noise levels: xt (B, *), t (B,), alpha and sigma (B, 1, ..., 1)."""
+
+    xt: Tensor
+    t: Tensor
+    alpha: Tensor
+    sigma: Tensor
+
+
+class Predictions(NamedTuple):
+    """Both denoisers at a noised sample, each (B, *); `fake` and `own` differ only by guidance."""
+
+    real: Tensor
+    """f_phi(x_t) with guidance kappa_4."""
+    fake: Tensor
+    """f_psi(x_t) with kappa_2, where it is compared with the teacher."""
+    own: Tensor
+    """f_psi(x_t) with kappa_3, where it is compared with the sample."""
+    alpha: Tensor
+    sigma: Tensor
+    precision_weight: Tensor
+    """e^-u with the log-variance u that the fake score gives its loss at t; 1 without one."""
+    features: Tensor | None = None
+    """What the fake score's encoder made of x_t, where it was tapped."""
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """How training makes samples at one step: with which sampler, and up to which of its calls."""
+
+    sampler: Sampler
+    k: int
+
+    @classmethod
+    def at(cls, step: int, sampler: Sampler, matching: Matching) -> Rollout:
+        """k = K for "final"; for "uniform" drawn from 1 .. K as a pure function of the step.
+
+        Hence k is the same in both turns of a step, in every part of a batch, in every process.
+        """
+        if matching not in ("uniform", "final"):
+            raise ValueError(f"matching is 'uniform' or 'final', got {matching!r}")
+        if matching == "final" or sampler.calls == 1:
+            return cls(sampler, sampler.calls)
+        k = Draws(torch.tensor([step])).integers("rollout", sampler.calls)
+        return cls(sampler, 1 + int(k))
+
+    def __call__(self, nets: Nets, batch: Batch) -> Tensor:
+        """x^(k): (B, *)."""
+        student: Any = nets["student"]
+        return self.sampler.part(self.k, student, batch.z, batch.cond, batch.draws)
+
+
+def add_noise(path: NoisePath, x: Tensor, times: TimeLaw, batch: Batch) -> NoisedSamples:
+    """x: (B, *) moved to times drawn from `times` with fresh noise."""
+    draws = need_draws(batch)
+    t = times.quantile(draws.uniform("t")).to(x)
+    eps = draws.normal("eps", x.shape[1:]).to(x)
+    alpha, sigma = coefficients(path, x, t)
+    return NoisedSamples(perturb(path, x, eps, t), t, alpha, sigma)
+
+
+def augment_samples(
+    augment: Augment | None, x: Tensor, batch: Batch, name: str = "augment"
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """x moved, and what the network is told of it beside (x_t, t, cond)."""
+    if augment is None:
+        return x, ()
+    x, labels = augment(x, need_draws(batch).under(name))
+    return x, (labels,)
+
+
+def log_variance(nets: Nets, n: NoisedSamples, wanted: bool) -> Tensor:
+    """u(t) of the fake score's head (EDM2, https://arxiv.org/abs/2312.02696, section 2.4).
+
+    (B, 1, ..., 1) as alpha; zero unless `wanted`.
+    """
+    if not wanted:
+        return torch.zeros_like(n.sigma)
+    net: Any = nets["fake"]
+    if not hasattr(net, "logvar"):
+        raise ValueError(f"{type(net).__name__} has no log-variance head; say logvar=False")
+    u: Tensor = net.logvar(n.t)
+    return u.reshape(n.sigma.shape)
+
+
+def generate(nets: Nets, sampler: Sampler, batch: Batch) -> Tensor:
+    """The student's samples for this batch, with a gradient through the last call: (B, *)."""
+    return Rollout(sampler, sampler.calls)(nets, batch)
+
+
+def predict(
+    nets: Nets,
+    teacher: Denoiser,
+    batch: Batch,
+    x: Tensor,
+    times: TimeLaw,
+    guidance: Guidance = Unguided(),
+    tap: bool = False,
+    logvar: bool = False,
+) -> Predictions:
+    """Teacher and fake score at x moved to times drawn from `times`, guided."""
+    n = add_noise(teacher.path, x, times, batch)
+    kappas = guidance.scales(batch)
+    (real,), _ = guided(teacher, n.xt, n.t, batch.cond, [kappas.real])
+    net = nets["fake"]
+    (fake, own), features = guided(net, n.xt, n.t, batch.cond, [kappas.fake, kappas.own], tap)
+    precision_weight = (-log_variance(nets, n, logvar)).exp()
+    return Predictions(real, fake, own, n.alpha, n.sigma, precision_weight, features)
+
+
+@dataclass(frozen=True)
+class FakeScore:
+    """How nets["fake"] learns: the law of its noise levels and the weight of its loss."""
+
+    times: TimeLaw = LogNormal()
+    weight: Weight = EDMWeight()
+    augment: Augment | None = None
+    """How generated samples are moved first, for a network that has inputs for it."""
+    logvar: bool = False
+    """Learn the loss's own size u with the network's head `logvar(t)`: e^-u loss + u."""
+
+    def turn(self, sampler: Sampler | Rollout, guidance: Guidance = Unguided()) -> Turn:
+        """The update of the fake score on samples of a rollout (of the whole `sampler`)."""
+        rollout = sampler if isinstance(sampler, Rollout) else Rollout(sampler, sampler.calls)
+        return Turn("fake", partial(self.loss, rollout, guidance))
+
+    def loss(
+        self, rollout: Rollout, guidance: Guidance, nets: Nets, teacher: Denoiser, batch: Batch
+    ) -> Loss:
+        """Denoising of the student's samples, which carry no gradient."""
+        with torch.no_grad():
+            x = rollout(nets, batch)
+            x, told = augment_samples(self.augment, x, batch)
+        n = add_noise(teacher.path, x, self.times, batch)
+        kappas = [guidance.learning(batch)]
+        (prediction,), _ = guided(nets["fake"], n.xt, n.t, batch.cond, kappas, more=told)
+        u = log_variance(nets, n, self.logvar)
+        weight = self.weight(x, x, n.alpha, n.sigma) * (-u).exp()
+        return Loss(denoising(prediction, x, weight).mean() + u.mean())

@@ -1,0 +1,129 @@
+"""Guidance scales of teacher and fake score in the score-identity losses.
+
+Four scales kappa, of the teacher and of the fake score, in the fake score's own training and in
+the student's loss: SiD-LSG (Zhou et al. 2024, https://arxiv.org/abs/2406.01561), Zero-CFG and
+Anti-CFG (Zhou et al. 2025, https://arxiv.org/abs/2505.12674).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from fewstep.diffusion.guidance import Scale, is_one, is_zero
+from fewstep.diffusion.types import Batch
+from fewstep.distillation.method import need_draws
+
+
+class Scales(NamedTuple):
+    """kappa_1 .. kappa_4."""
+
+    fake_loss: Scale = 1.0
+    fake: Scale = 1.0
+    own: Scale = 1.0
+    real: Scale = 1.0
+
+
+class Guidance(ABC):
+    """The four scales, and how often the fake score learns without a condition."""
+
+    drop: float = 0.1
+    """Share of conditions dropped where a guided fake score learns, so that it knows both."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.drop < 1:
+            raise ValueError(f"{type(self).__name__}.drop is a share below 1, got {self.drop:g}")
+
+    @abstractmethod
+    def scales(self, batch: Batch) -> Scales:
+        """kappa_1 .. kappa_4 for these samples."""
+
+    def learning(self, batch: Batch) -> Scale:
+        """kappa_1, set to 0 (no condition) for the samples whose condition is dropped.
+
+        Conditions are dropped if the fake score is used with and without one, in either loss.
+        """
+        kappas = self.scales(batch)
+        ours = kappas.fake_loss, kappas.fake, kappas.own
+        if not self.drop or all(is_one(k) for k in ours) or all(is_zero(k) for k in ours):
+            return kappas.fake_loss
+        dropped = need_draws(batch).uniform("fake/drop") < self.drop
+        kappa = torch.as_tensor(kappas.fake_loss, device=dropped.device).expand(len(dropped))
+        return torch.where(dropped, torch.zeros_like(kappa), kappa)
+
+
+@dataclass(frozen=True)
+class Unguided(Guidance):
+    """Every network hears the condition as it is."""
+
+    def scales(self, batch: Batch) -> Scales:
+        return Scales()
+
+
+@dataclass(frozen=True)
+class Kappas(Guidance):
+    """Any four scales."""
+
+    fake_loss: float = 1.0
+    """kappa_1."""
+    fake: float = 1.0
+    """kappa_2."""
+    own: float = 1.0
+    """kappa_3."""
+    real: float = 1.0
+    """kappa_4."""
+    drop: float = 0.1
+
+    def scales(self, batch: Batch) -> Scales:
+        return Scales(self.fake_loss, self.fake, self.own, self.real)
+
+
+@dataclass(frozen=True)
+class LSG(Guidance):
+    """Long and short guidance: the same scale everywhere; 1.5 for FID, 3 to 4.5 for alignment."""
+
+    kappa: float = 1.5
+    drop: float = 0.1
+
+    def scales(self, batch: Batch) -> Scales:
+        return Scales(self.kappa, self.kappa, self.kappa, self.kappa)
+
+
+@dataclass(frozen=True)
+class RandomLSG(Guidance):
+    """LSG with a scale for each sample, uniform on [low, high]."""
+
+    low: float = 1.0
+    high: float = 4.5
+    drop: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.low < self.high:
+            raise ValueError(f"RandomLSG needs low < high, got {self}")
+
+    def scales(self, batch: Batch) -> Scales:
+        kappa = self.low + (self.high - self.low) * need_draws(batch).uniform("kappa")
+        return Scales(kappa, kappa, kappa, kappa)
+
+
+@dataclass(frozen=True)
+class ZeroCFG(Guidance):
+    """The plain teacher against a fake score without condition: the cheapest choice."""
+
+    def scales(self, batch: Batch) -> Scales:
+        return Scales(0.0, 0.0, 0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class AntiCFG(Guidance):
+    """The plain teacher against a negatively guided fake score."""
+
+    kappa: float = -1.0
+    drop: float = 0.1
+
+    def scales(self, batch: Batch) -> Scales:
+        return Scales(self.kappa, self.kappa, self.kappa, 1.0)

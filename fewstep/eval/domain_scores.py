@@ -1,0 +1,115 @@
+"""Scores of several draws of samples, beside those of real data.
+
+A `Yardstick` is what makes a domain measurable: reference pictures, held-out pictures, and a
+network that turns pictures into features and labels. Pictures are clipped to their range
+first, as on any screen.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fewstep.diffusion.generator import Generator
+from fewstep.eval.metrics import (
+    density_coverage,
+    frechet,
+    nearest,
+    precision_recall,
+    sliced_wasserstein,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class SampleMetrics:
+    """How samples of one domain are measured.
+
+    `distance` names the Frechet distance after its features ("fd_digits"), so that a number of
+    one domain is never read as another's, and none as an FID.
+    """
+
+    distance: str
+    reference: Tensor
+    """(N, *) training pictures: what every distance is measured to."""
+    held_out: Tensor
+    """(M, *) real pictures that no model saw: the first anchor."""
+    held_out_labels: Tensor
+    measure: Callable[[Tensor], tuple[Tensor, Tensor]]
+    """Pictures -> (features (N, D), predicted labels (N,))."""
+    limit: float = 1.0
+    """Samples are clipped to [-limit, limit] before anything is measured; inf for points."""
+    k: int = 3
+    """Neighbours in precision and recall."""
+
+
+Scores = dict[str, float]
+
+
+def score(x: Tensor, labels: Tensor | None, sample_metrics: SampleMetrics) -> Scores:
+    """All distances of one set of samples x: (N, *)."""
+    x = x.clamp(-sample_metrics.limit, sample_metrics.limit)
+    features, predicted = sample_metrics.measure(x)
+    real, _ = sample_metrics.measure(sample_metrics.reference)
+    precision, recall = precision_recall(real, features, sample_metrics.k)
+    density, coverage = density_coverage(real, features)
+    flat, flat_real = x.flatten(1), sample_metrics.reference.flatten(1)
+    scores = {
+        sample_metrics.distance: frechet(features, real),
+        "precision": precision,
+        "recall": recall,
+        "density": density,
+        "coverage": coverage,
+        "swd": sliced_wasserstein(flat, flat_real),
+        "nn": float(nearest(flat, flat_real).mean()),
+    }
+    if labels is not None:
+        scores["accuracy"] = float((predicted == labels).double().mean())
+    return scores
+
+
+def real_scores(sample_metrics: SampleMetrics) -> dict[str, float]:
+    """The anchor: held-out pictures, scored once as if they had been generated."""
+    once = score(sample_metrics.held_out, sample_metrics.held_out_labels, sample_metrics)
+    once |= {"calls": 0.0, "ms_per_image": 0.0}
+    return summarise([once])
+
+
+def evaluate(
+    generator: Generator, sample_metrics: SampleMetrics, samples: int = 5000, draws: int = 3
+) -> Iterator[dict[str, float]]:
+    """Score `draws` sets of `samples` fresh pictures; yields after each, the last is the result.
+
+    Draw d uses seeds d * samples, ..., (d + 1) * samples - 1.
+    """
+    done: list[Scores] = []
+    for draw in range(draws):
+        seeds = range(draw * samples, (draw + 1) * samples)
+        began = time.perf_counter()
+        x = generator.sample(seeds)
+        elapsed = time.perf_counter() - began
+        labels = None
+        if generator.classes:
+            labels = torch.tensor(list(seeds)) % generator.classes
+        scores = score(x, labels, sample_metrics)
+        scores |= {
+            "calls": float(generator.sampler.calls),
+            "ms_per_image": 1000 * elapsed / samples,
+        }
+        done.append(scores)
+        yield summarise(done)
+
+
+def summarise(draws: list[Scores]) -> dict[str, float]:
+    """The mean of each score, and its standard deviation over draws as "<name>_std"."""
+    out: dict[str, float] = {}
+    for name in draws[0]:
+        values = [scores[name] for scores in draws]
+        out[name] = statistics.fmean(values)
+        out[f"{name}_std"] = statistics.stdev(values) if len(values) > 1 else 0.0
+    out["draws"] = float(len(draws))
+    return out

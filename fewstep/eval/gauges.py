@@ -1,0 +1,66 @@
+"""Is it working? What loss curves cannot say.
+
+The loss of SiD has no sign and no scale that mean progress. These gauges have:
+
+    fisher      E (alpha^2/sigma^4) |f_phi - f_psi|^2 on the student's samples: the estimated
+                Fisher divergence to the teacher, level by level; should fall.
+    fake_error  E |f_psi(x_t) - x|^2: how well the fake score knows the student; should stay at
+                or below `teacher_error`, the teacher's own error on the same samples.
+    diversity   mean distance between two samples of the same label; a collapsing student falls
+                towards zero, long before the losses show it.
+
+All squared norms are means over a sample's dimensions.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fewstep.diffusion.noise_path import coefficients, perturb
+from fewstep.diffusion.rng import Draws
+from fewstep.diffusion.time_distributions import TimeLaw
+from fewstep.diffusion.types import Cond, Denoiser
+
+
+@torch.no_grad()
+def by_level(
+    x: Tensor,
+    cond: Cond,
+    teacher: Denoiser,
+    fake: Denoiser | None,
+    times: TimeLaw,
+    draws: Draws,
+    levels: int = 9,
+) -> list[dict[str, float]]:
+    """The gauges at `levels` noise levels, evenly spaced in the quantiles of `times`.
+
+    x: (B, *) samples of the student. Each entry holds t, and, where there is a fake score,
+    fisher, fake_error and teacher_error.
+    """
+    out = []
+    quantiles = (torch.arange(levels, dtype=torch.float64) + 0.5) / levels
+    for level, t in enumerate(times.quantile(quantiles).to(x)):
+        entry = {"t": float(t)}
+        eps = draws.normal(f"gauge{level}", x.shape[1:]).to(x)
+        xt = perturb(teacher.path, x, eps, t)
+        alpha, sigma = coefficients(teacher.path, x, t)
+        real = teacher(xt, t, cond)
+        entry["teacher_error"] = float(((real - x) ** 2).mean())
+        if fake is not None:
+            f = fake(xt, t, cond)
+            entry["fisher"] = float(alpha**2 / sigma**4 * ((real - f) ** 2).mean())
+            entry["fake_error"] = float(((f - x) ** 2).mean())
+        out.append(entry)
+    return out
+
+
+def diversity(x: Tensor, labels: Tensor | None) -> float:
+    """Mean root-mean-square difference between samples of the same label; x: (B, *)."""
+    flat = x.flatten(1)
+    gaps = torch.cdist(flat, flat) / flat.shape[1] ** 0.5
+    same = torch.ones(len(x), len(x), dtype=torch.bool, device=x.device)
+    if labels is not None:
+        same = labels[:, None] == labels[None]
+    same.fill_diagonal_(False)
+    return float(gaps[same].mean()) if bool(same.any()) else 0.0

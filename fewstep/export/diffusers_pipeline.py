@@ -1,0 +1,267 @@
+"""A student as a pipeline folder that stock diffusers loads, and gets right.
+
+    DiffusionPipeline.from_pretrained(out)(prompt, num_inference_steps=K, guidance_scale=0)
+
+Text encoders, tokenizers and VAE are copied from the teacher's folder, the network has the
+student's weights, and the scheduler carries the trajectory (`fewstep.export.schedulers`). Before
+an export is called done it is loaded by diffusers alone and sampled beside the student itself.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fewstep.diffusion.generator import Generator
+from fewstep.diffusion.pixels import finite
+from fewstep.diffusion.samplers import FewStep
+from fewstep.export.atomic_output import new_output
+from fewstep.export.model_card import card
+from fewstep.export.schedulers import stock_scheduler
+from fewstep.export.traced_generator import Given
+from fewstep.storage.files import read_json, spelled, write, write_json
+from fewstep.storage.model_folder import load_student
+from fewstep.teachers.diffusers.adapter_base import Adapter
+from fewstep.teachers.diffusers.folder import NEVER_LOADED, PipelineFolder, open_folder
+from fewstep.teachers.diffusers.load import origin_folder, with_text_and_vae
+from fewstep.teachers.diffusers.network import DiffusersNet, require_library
+from fewstep.teachers.diffusers.text_and_vae import TextAndVAE
+
+TOLERANCE = 1e-5
+"""Largest difference between the folder and the student, relative to the largest latent."""
+
+
+def to_diffusers(run: Path, out: Path) -> float:
+    """Write the student of a run as the pipeline folder `out`, which is new or empty.
+
+    Returns the largest relative difference between the two on one prompt.
+    """
+    student = load_student(run)
+    folder = origin_folder(of_pipeline(student, run))
+    scheduler = scheduled(student, folder, run)
+    with new_output(out) as place:
+        _write(place, student, folder, scheduler, run)
+        difference = compare_pipelines(place, student)
+        if not difference <= TOLERANCE:
+            raise ValueError(
+                f"the exported pipeline differs from the student by {difference:.2g} of its "
+                f"range, more than {TOLERANCE:g}; nothing was written"
+            )
+    return difference
+
+
+def to_safetensors(run: Path, out: Path) -> float:
+    """Write the student's network as one file, under the names that diffusers has for it.
+
+    Returns the largest difference of a weight from the student's, which is 0.
+    """
+    student = load_student(run)
+    folder = origin_folder(of_pipeline(student, run))
+    kind = folder.family.network_class
+    with new_output(out, ".safetensors") as place:
+        difference = network_file(student, folder, place)
+        config = json.dumps(str(folder.path / folder.family.network), ensure_ascii=False)
+        use = f"""from diffusers import {kind}
+from safetensors.torch import load_file
+
+config = {config}  # in the teacher's folder
+network = {kind}.from_config({kind}.load_config(config))
+network.load_state_dict(load_file("{out.name}"))
+"""
+        write(place.with_name(f"{out.name}.md"), card(student, run, use, {}))
+    return difference
+
+
+def network_file(student: Generator, folder: PipelineFolder, path: Path) -> float:
+    """Write the network under diffusers' names; the largest difference found when it is read."""
+    from safetensors.torch import load_file, save
+
+    state = {k: v.contiguous() for k, v in student.denoiser.net.net.state_dict().items()}
+    facts = {"pipeline": folder.pipeline, "sampler": repr(student.sampler), **student.card}
+    told = {k: v if isinstance(v, str) else json.dumps(v) for k, v in facts.items()}
+    write(path, save(state, {"format": "pt", **told}))
+    again = load_file(path)
+    return max(float((again[name] - state[name]).abs().max()) for name in state)
+
+
+def scheduled(student: Generator, folder: PipelineFolder, run: Path) -> tuple[str, dict[str, Any]]:
+    """Class and configuration of a stock scheduler with a student's steps; else ValueError."""
+    sampler, model = student.sampler, student.model
+    if not isinstance(sampler, FewStep):
+        raise ValueError(f"{run} is sampled by {sampler}; only few-step students are exported")
+    assert model is not None
+    return stock_scheduler(sampler, student.denoiser.path, model.predicts, folder.pipeline)
+
+
+def of_pipeline(student: Generator, run: Path) -> Generator:
+    """The student itself; a ValueError if it was not distilled from a pipeline."""
+    if student.model is None or not isinstance(student.model.net, DiffusersNet):
+        raise ValueError(f"{run} was not distilled from a pipeline, so it cannot become one")
+    return student
+
+
+def _write(
+    out: Path,
+    student: Generator,
+    folder: PipelineFolder,
+    scheduler: tuple[str, dict[str, Any]],
+    run: Path,
+) -> None:
+    """All files of the pipeline."""
+    family, index = folder.family, read_json(folder.path / "model_index.json")
+    for part in folder.parts:
+        if part not in (family.network, "scheduler"):
+            _copy(folder, part, out)
+    student.denoiser.net.net.save_pretrained(out / family.network, safe_serialization=True)
+    kind, config = scheduler
+    getattr(require_library("diffusers"), kind)(**config).save_pretrained(out / "scheduler")
+    index = {key: value for key, value in index.items() if key not in NEVER_LOADED}
+    index |= {"scheduler": ["diffusers", kind]}
+    index[family.network] = ["diffusers", family.network_class]
+    if "requires_safety_checker" in index:
+        index["requires_safety_checker"] = False
+    index |= {part: [None, None] for part in NEVER_LOADED if part in _parts(folder)}
+    write_json(out / "model_index.json", index)
+    facts = {"scheduler": f"{kind}, which has these steps already"}
+    front = {"library_name": "diffusers", "pipeline_tag": "text-to-image"}
+    write(out / "README.md", card(student, run, _use(student, folder, out.name), facts, front))
+
+
+def _copy(folder: PipelineFolder, part: str, out: Path) -> None:
+    """What is read of a part of the teacher, its weights under names without a variant."""
+    weights = folder.files.get(part)
+    for path in folder.read([part]):
+        to = out / path.relative_to(folder.path)
+        to.parent.mkdir(parents=True, exist_ok=True)
+        if weights is None or path not in (weights.index, *weights.files):
+            shutil.copyfile(path, to)
+        elif path == weights.index:
+            index = read_json(path)
+            names = {file.name: weights.plain_name(file) for file in weights.files}
+            index.setdefault("metadata", {})  # without which diffusers reads no index
+            index["weight_map"] = {k: names[v] for k, v in index["weight_map"].items()}
+            write_json(to.with_name(f"{weights.base}.safetensors.index.json"), index)
+        else:
+            shutil.copyfile(path, to.with_name(weights.plain_name(path)))
+
+
+def _parts(folder: PipelineFolder) -> dict[str, Any]:
+    """All parts that the teacher's folder names."""
+    index = read_json(folder.path / "model_index.json")
+    return {key: value for key, value in index.items() if isinstance(value, list)}
+
+
+@torch.no_grad()
+def compare_pipelines(folder: Path, student: Generator, prompt: str = "a small red cube") -> float:
+    """Largest difference between a pipeline folder in stock diffusers and the student itself.
+
+    Of the latents for one prompt and the same noise, relative to the largest of them.
+    """
+    return against(stock(folder), student, prompt)
+
+
+@torch.no_grad()
+def against(pipe: Any, student: Generator, prompt: str = "a small red cube") -> float:
+    """The same of a pipeline that is loaded already."""
+    steps = student.sampler.calls
+    net: Adapter = student.denoiser.net
+    shape = net.laid_out(torch.empty(1, *student.shape)).shape
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        z, *drawn = (torch.randn(shape) for _ in range(steps))
+        torch.manual_seed(1)
+        torch.randn(shape)  # the scheduler goes on from here
+        theirs = net.put_back(sampled(pipe, prompt, z, steps, net), student.shape)
+    z, *noises = (net.put_back(noise, student.shape) for noise in (z, *drawn))
+    speaking = with_text_and_vae(student)
+    assert speaking.text is not None
+    cond = speaking.text([prompt])
+    draws = Given(torch.zeros(1, dtype=torch.int64), noises=tuple(noises))
+    ours = finite(student.sampler(student.denoiser, z, cond, draws))
+    return float((theirs - ours).abs().max() / ours.abs().max())
+
+
+def stock(folder: Path) -> Any:
+    """The pipeline in a folder, as diffusers loads it."""
+    require_library("transformers")  # be quiet
+    left_out = dict.fromkeys(open_folder(folder).left_out)
+    with spelled(folder) as named:
+        pipe = require_library("diffusers").DiffusionPipeline.from_pretrained(
+            named, local_files_only=True, use_safetensors=True, **left_out
+        )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def sampled(pipe: Any, prompt: str, z: Tensor, steps: int, net: Adapter) -> Tensor:
+    """What a stock pipeline makes of the noise z, as latents; noise comes from torch's own.
+
+    z and latents are laid out as the pipeline has them.
+    """
+    more = {"use_resolution_binning": False} if hasattr(pipe, "_clean_caption") else {}
+    size = {"height": net.pixels, "width": net.pixels}
+    told = {**size, **net.call, "latents": z, "output_type": "latent", **more}
+    out: Tensor = pipe(prompt, num_inference_steps=steps, **told).images
+    return out
+
+
+def made_of(folder: PipelineFolder, *without: str) -> str:
+    """Python that loads the teacher's pipeline from where it was, without some of its parts."""
+    told = [json.dumps(str(folder.path), ensure_ascii=False)]
+    if folder.variant:
+        told.append(f'variant="{folder.variant}"')
+    missing = [
+        part
+        for part, entry in _parts(folder).items()
+        if part in NEVER_LOADED and entry != [None, None] and not (folder.path / part).is_dir()
+    ]
+    told += [f"{part}=None" for part in (*without, *missing, *folder.left_out)]
+    return f"pipe = DiffusionPipeline.from_pretrained({', '.join(told)})  # the teacher's folder"
+
+
+def embedded(folder: PipelineFolder) -> str:
+    """Python that makes the tensors of a condition, by their names, of a prompt."""
+    stock = TextAndVAE(folder)
+    takes = inspect.signature(stock.kind.encode_prompt).parameters
+    told = ['"a prompt"']
+    for key, value in {"device": "cpu", "num_images_per_prompt": 1, **stock.settings}.items():
+        if value != takes[key].default:
+            call = f'inspect.signature(pipe.__call__).parameters["{key}"].default'
+            told.append(f"{key}={call if isinstance(value, list) else repr(value)}")
+    names = [name if name in folder.family.tensors else "_" for name in folder.family.encoded]
+    return f"""{made_of(folder, folder.family.network, "vae")}
+with torch.no_grad():
+    {", ".join(names)} = pipe.encode_prompt({", ".join(told)})
+"""
+
+
+def picture(student: Generator, folder: PipelineFolder) -> str:
+    """Python that calls the pipeline `pipe`, as its family is called.
+
+    Those that move the size to the nearest of a list, which begins at 512, are told it.
+    """
+    net: Adapter = student.denoiser.net
+    told = {name: f"{value:g}" for name, value in net.call.items()}
+    if "use_resolution_binning" in inspect.signature(TextAndVAE(folder).kind.__call__).parameters:
+        told |= {"height": f"{net.pixels}", "width": f"{net.pixels}"}
+        told |= {"use_resolution_binning": "False"}
+    call = ", ".join(f"{name}={value}" for name, value in told.items())
+    return f"""torch.manual_seed(0)  # some pipelines pass no generator on to their scheduler
+picture = pipe("a prompt", num_inference_steps={student.sampler.calls}, {call}).images[0]"""
+
+
+def _use(student: Generator, folder: PipelineFolder, name: str) -> str:
+    """Python that samples the folder of this name."""
+    told = [f'"{name}"', *(f"{part}=None" for part in folder.left_out)]
+    return f"""import torch
+from diffusers import DiffusionPipeline
+
+pipe = DiffusionPipeline.from_pretrained({", ".join(told)})
+{picture(student, folder)}
+"""

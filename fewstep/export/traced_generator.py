@@ -1,0 +1,146 @@
+"""A whole few-step generator as one traced graph: (z, noise, conditions) -> x.
+
+The loop of the sampler is part of the graph, so that whoever runs it needs no scheduler, no
+timesteps and no fewstep. All that is random is an input:
+
+    z        (B, *)          standard normal, what the student starts from
+    noise    (B, K - 1, *)   standard normal, of a student of K calls that renoises
+    label    (B,) int64      of a class-conditional student; `classes` stands for none
+    prompt, pooled, mask     the embeddings of a prompt, as the teacher's pipeline makes them
+
+Of a pipeline x is a latent, or what the VAE makes of it for a student that is `dressed`, a picture
+in [-1, 1]. B is free. The graph is traced on a CPU in float32.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.diffusion.generator import Generator
+from fewstep.diffusion.pixels import finite
+from fewstep.diffusion.rng import Draws
+from fewstep.diffusion.samplers import FewStep
+from fewstep.teachers.diffusers.adapter_base import Adapter
+
+Inputs = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Given(Draws):
+    """Draws that hand out noise made elsewhere, in order."""
+
+    noises: tuple[Tensor, ...] = ()
+
+    def normal(self, purpose: str, shape: Any, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Noise number k for the purpose "epsk"."""
+        return self.noises[int(purpose.removeprefix("eps")) - 1]
+
+
+class Program(nn.Module):
+    """A student and its sampler as one module, called with `Inputs`."""
+
+    def __init__(self, student: Generator) -> None:
+        super().__init__()
+        if not isinstance(student.sampler, FewStep):
+            raise ValueError(
+                f"this model is sampled by {student.sampler}; only few-step students are exported"
+            )
+        self.denoiser = student.denoiser
+        self.sampler, self.decode = student.sampler, student.decode
+
+    def forward(self, inputs: Inputs) -> Tensor:
+        """x_0: (B, *), decoded as the student does."""
+        told = dict(inputs)
+        z = told.pop("z")
+        noise = told.pop("noise", None)
+        noises = () if noise is None else noise.unbind(1)
+        cond = told.pop("label", None) if "label" in told else (told or None)
+        return self.decode(self.sampler(self.denoiser, z, cond, Given(z, noises=noises)))
+
+
+def examples(student: Generator, count: int, seed: int = 0) -> Inputs:
+    """`count` inputs of its program, of plausible values: a pure function of `seed`."""
+    draws = Draws.range(0, count, seed)
+    inputs = {"z": draws.normal("z", student.shape)}
+    sampler = student.sampler
+    if isinstance(sampler, FewStep) and sampler.noise == "fresh" and sampler.steps > 1:
+        inputs["noise"] = draws.normal("noise", (sampler.steps - 1, *student.shape))
+    if student.classes:
+        inputs["label"] = draws.integers("label", student.classes + 1)
+    net = getattr(student.denoiser, "net", None)
+    if isinstance(net, Adapter):
+        for name, null in net.null().items():
+            spread = null.expand(count, *null.shape)
+            moved = spread + draws.normal(name, null.shape)
+            inputs[name] = spread.contiguous() if name == "mask" else moved
+    return inputs
+
+
+def traced(student: Generator) -> torch.export.ExportedProgram:
+    """The program as a graph in which the batch is free."""
+    inputs = examples(student, 2)
+    program = Program(student).eval()
+    with torch.no_grad():
+        program(inputs)  # what networks and paths keep for later calls is made before
+        return torch.export.export(
+            program,
+            (inputs,),
+            dynamic_shapes={"inputs": {name: {0: torch.export.Dim.AUTO} for name in inputs}},
+        )
+
+
+def batches(program: torch.export.ExportedProgram) -> int | None:
+    """The largest batch that the graph takes; None: any."""
+    ends = [int(r.upper) for r in program.range_constraints.values() if r.upper.is_Integer]
+    return min(ends, default=None)
+
+
+def difference(student: Generator, run: Any, counts: tuple[int, ...] = (1, 3)) -> float:
+    """Largest difference between `run(inputs)` and the student, relative to its largest number.
+
+    Over batches of other sizes than that which was traced.
+    """
+    worst = 0.0
+    for count in counts:
+        inputs = examples(student, count, seed=count)
+        with torch.no_grad():
+            ours = finite(Program(student)(inputs))
+        worst = max(worst, float((finite(run(inputs)) - ours).abs().max() / ours.abs().max()))
+    return worst
+
+
+def described(student: Generator, inputs: Inputs, most: int | None) -> dict[str, Any]:
+    """What a file of the program says about itself, as JSON values."""
+    return {
+        "what": "a few-step generator: inputs -> "
+        + ("x_0" if student.text is None else "pictures in [-1, 1]"),
+        "sampler": repr(student.sampler),
+        "inputs": {
+            name: {"shape": ["B", *t.shape[1:]], "type": str(t.dtype).removeprefix("torch.")}
+            for name, t in inputs.items()
+        },
+        "output": _output(student),
+        "largest B": most,
+        "classes": student.classes,
+        "card": dict(student.card),
+    }
+
+
+def _output(student: Generator) -> str:
+    """What comes out, in words."""
+    net = getattr(student.denoiser, "net", None)
+    if not isinstance(net, Adapter):
+        return f"x_0 of shape {_of_batch(student.shape)}"
+    if student.text is None:
+        return f"x_0, scaled latents of shape {_of_batch(student.shape)}"
+    return (
+        f"pictures of shape {_of_batch((3, net.pixels, net.pixels))} in about [-1, 1]; clip them"
+    )
+
+
+def _of_batch(shape: tuple[int, ...]) -> str:
+    return f"[B, {', '.join(map(str, shape))}]"

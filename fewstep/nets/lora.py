@@ -1,0 +1,204 @@
+"""Low-rank adapters: student, fake score and teacher on one set of weights.
+
+Hu et al. 2021 (LoRA), https://arxiv.org/abs/2106.09685. A layer y = W x + b of the teacher is, in
+every other role,
+
+    y = W x + b + (alpha / r) B A x,    A: (r, in) normal,  B: (out, r) zero at the start,
+
+(equation 3), of which A and B alone are trained; a convolution W has a convolution A and a 1x1 B.
+A role starts as the teacher, to the bit.
+
+`LoRA.adapt` makes a role: a module of the teacher's structure whose frozen weights are the
+teacher's own tensors, held as buffers that are not stored. So `parameters()` and `state_dict()`
+are the adapters alone, `requires_grad_` reaches nothing else, and a copy of a role shares what it
+does not train. Optimisers, averages, checkpoints and the loop need to know nothing of adapters.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from itertools import chain
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fewstep.config import nearest
+from fewstep.nets.edm_layers import Conv2d
+
+LAYERS = (nn.Linear, nn.Conv2d, Conv2d)
+"""What can be adapted: a product with a weight (out, in, ...), and a bias."""
+ATTENTION = (
+    *("to_q", "to_k", "to_v", "to_out.0"),
+    *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
+    *("qkv", "enc.*.proj", "dec.*.proj"),
+)
+"""The projections of attention, by their names in diffusers and in `fewstep.nets`."""
+
+
+@dataclass(frozen=True)
+class LoRA:
+    """Train adapters of this rank beside the frozen teacher, in place of whole networks."""
+
+    rank: int = 64
+    alpha: float | None = None
+    """Adapters are multiplied by alpha / rank; None: by 1."""
+    targets: tuple[str, ...] = ()
+    """Ends of the names of the layers, "*" for any part; by default those of `ATTENTION`."""
+    teacher: str = ""
+    """Digest of the teacher's weights, recorded by the run; other weights are refused."""
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ValueError(f"LoRA.rank is 1 or more, got {self.rank}")
+        if self.alpha is not None and not 0 < self.alpha < math.inf:
+            raise ValueError(f"LoRA.alpha is positive and finite, got {self.alpha:g}")
+
+    @property
+    def scale(self) -> float:
+        """alpha / r."""
+        return 1.0 if self.alpha is None else self.alpha / self.rank
+
+    def adapt(self, net: nn.Module, seed: int = 0) -> nn.Module:
+        """A role that answers as `net` does, and trains adapters on its weights.
+
+        To be called when `net` is on its device. Raises ValueError where a target is no layer.
+        """
+        for module in net.modules():
+            if getattr(module, "rewrites_weight", False):
+                raise ValueError(
+                    f"{type(module).__name__} normalises its weight in each call, so that "
+                    "nothing can be added to it; train this network without LoRA"
+                )
+        role = deepcopy(net, {id(t): t for t in chain(net.parameters(), net.buffers())})
+        names = self.layers(role)
+        _share(role)
+        generator = torch.Generator().manual_seed(seed)
+        for name in names:
+            parent, _, child = name.rpartition(".")
+            home = role.get_submodule(parent)
+            layer = Adapted(getattr(home, child), self.rank, self.scale, generator)
+            setattr(home, child, layer)
+        return role
+
+    def layers(self, net: nn.Module) -> list[str]:
+        """The names of the layers of `net` that are adapted, in its order."""
+        every = [name for name, module in net.named_modules() if _adaptable(module)]
+        hits = {
+            target: {name for name in every if fnmatchcase(f".{name}", f"*.{target}")}
+            for target in self.targets or ATTENTION
+        }
+        known = sorted({_short(name) for name in every})
+        for target in self.targets:
+            if not hits[target]:
+                hint = nearest(target, known)
+                raise ValueError(f"LoRA: no layer of this network is named {target!r}{hint}")
+        found = set().union(*hits.values())
+        if not found:
+            raise ValueError(
+                "LoRA adapts the projections of attention, and this network has none; say which "
+                f"layers with targets=(...); it has {', '.join(known)}"
+            )
+        return [name for name in every if name in found]
+
+    def merged(
+        self, weights: Mapping[str, Tensor], adapters: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """The state dict of one network W + (alpha / r) B A that answers as a role does.
+
+        weights: the teacher's state dict, whose devices the result has, adapters: the role's.
+        """
+        whole = dict(weights)
+        for layer, (down, up) in pairs(adapters).items():
+            weight = whole[f"{layer}.weight"]
+            change = self.scale * (up.flatten(1) @ down.flatten(1)).reshape(weight.shape)
+            whole[f"{layer}.weight"] = weight + change.to(weight)
+        return whole
+
+
+def pairs(adapters: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
+    """Name of the layer -> (A, B), from a role's state dict."""
+    return {
+        name.removesuffix(".up"): (adapters[f"{name.removesuffix('up')}down.weight"], up)
+        for name, up in adapters.items()
+        if name.endswith(".up")
+    }
+
+
+class Adapted(nn.Module):
+    """A frozen layer, and A and B beside it."""
+
+    def __init__(
+        self, base: nn.Module, rank: int, scale: float, generator: torch.Generator
+    ) -> None:
+        super().__init__()
+        weight: Any = base.weight
+        like = {"dtype": torch.promote_types(weight.dtype, torch.float32), "device": weight.device}
+        start = torch.randn(rank, *weight.shape[1:], generator=generator)
+        down: Any = deepcopy(base)  # the same operation, strides and all, of r outputs
+        del down.weight
+        down.weight = nn.Parameter((start / math.sqrt(start[0].numel())).to(**like))
+        down.bias = None
+        self.base, self.down, self.scale = base, down, scale
+        ones = (1,) * (weight.ndim - 2)
+        self.up = nn.Parameter(torch.zeros(weight.shape[0], rank, *ones, **like))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: what the layer takes; its answer, adapted."""
+        low = self.down(x)
+        up = self.up.to(low.dtype)
+        change = F.linear(low, up) if up.ndim == 2 else F.conv2d(low, up)
+        return torch.add(self.base(x), change, alpha=self.scale)
+
+    def __getattr__(self, name: str) -> Any:
+        """What a network asks of its layer beside calling it, such as in_features."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("base"), name)
+
+
+class Shared(Tensor):
+    """A tensor that its copies share; operations on it know plain tensors only."""
+
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Shared:
+        return self
+
+
+def _share(net: nn.Module) -> None:
+    """Turn every parameter and buffer into a buffer that is shared, frozen and not stored."""
+    for module in net.modules():
+        for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
+            if tensor is not None:
+                module._parameters.pop(name, None)
+                shared = tensor.detach().as_subclass(Shared)
+                module.register_buffer(name, shared, persistent=False)
+
+
+def _adaptable(module: nn.Module) -> bool:
+    whole = getattr(module, "groups", 1) == 1
+    return isinstance(module, LAYERS) and module.weight is not None and whole
+
+
+def _short(name: str) -> str:
+    """The end of a name that says something: "to_out.0" of "mid_block.attn1.to_out.0"."""
+    found = re.search(r"[^.]+(\.\d+)*$", name)
+    return found[0] if found else name
+
+
+def recorded(lora: LoRA, digest: str) -> LoRA:
+    """`lora` with the digest of the teacher's weights, which are still those it names, if any."""
+    if lora.teacher not in ("", digest):
+        raise ValueError(
+            f"the adapters belong to a teacher with the digest {lora.teacher[:12]}..., and this "
+            f"one has {digest[:12]}...; pass the teacher that they were trained on"
+        )
+    return replace(lora, teacher=digest)

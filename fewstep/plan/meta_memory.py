@@ -1,0 +1,262 @@
+"""Tensors without numbers, and the account of the memory that they would take.
+
+A tensor on torch's device "meta" has a shape and a type, and no values: a network of any size is
+built and trained there in a moment, on any machine. The `Ledger` sees every operation beneath
+autograd, forward and backward. It enters the bytes of each new storage and strikes them out when
+the storage is let go, so that what autograd saves, what optimisers keep and what is there for a
+moment are all counted, when they are there. It counts the operations of products, too.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Hashable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn import Parameter
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import (
+    flop_registry,
+    sdpa_backward_flop_count,
+    sdpa_flop_count,
+)
+
+META = torch.device("meta")
+aten = torch.ops.aten
+
+
+class MetaMemory(TorchDispatchMode):
+    """The bytes of all storages on "meta" that were made within it and still live."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.live = 0
+        self.peak = 0
+        self.operations = 0
+        """Floating-point operations of matrix products, convolutions and attention."""
+        self._storages: dict[int, weakref.ref[Any]] = {}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is aten._local_scalar_dense.default and args[0].is_meta:
+            return 1.0
+        if func is aten._to_copy.default and args[0].is_meta and _to_cpu(kwargs):
+            return torch.ones(args[0].shape, dtype=args[0].dtype)  # numbers that are only shown
+        out = outcome(func, args, kwargs)
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, Tensor) and leaf.is_meta:
+                self._enter(leaf)
+        self._count(func, args, kwargs, out)
+        return out
+
+    def _enter(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._storages:
+            return
+
+        def gone(_: object) -> None:
+            self.live -= size
+            del self._storages[key]
+
+        self._storages[key] = weakref.ref(storage, gone)
+        self.live += size
+        self.peak = max(self.peak, self.live)
+
+    def _count(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        if func is FLASH.default:
+            self.operations += sdpa_flop_count(*(t.shape for t in args[:3]))
+        elif func is FLASH_BACKWARD.default:
+            self.operations += sdpa_backward_flop_count(*(t.shape for t in args[:4]))
+        elif (known := flop_registry.get(func._overloadpacket)) is not None:
+            self.operations += known(*args, **kwargs, out_val=out)
+
+
+def _to_cpu(kwargs: dict[str, Any]) -> bool:
+    return kwargs.get("device") == torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """A tensor of its own storage, without it."""
+
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> _Shape:
+        return cls(tuple(tensor.shape), tensor.stride(), tensor.dtype)
+
+    def empty(self) -> Tensor:
+        return torch.empty_strided(self.size, self.stride, dtype=self.dtype, device=META)
+
+
+_outcomes: dict[Any, Any] = {}
+"""What operations give, by operation and arguments: None where they have to be done."""
+
+
+def outcome(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """func(*args, **kwargs), whose shapes are found once for all calls that are alike.
+
+    On "meta" most operations find the shape of their answer by many others in Python, and a
+    network repeats few kinds of them thousands of times. What changes an argument, or gives a
+    view of one, is always done.
+    """
+    key = _key((func, args, kwargs)) if _is_fresh(func) else None
+    if key is None or (known := _outcomes.get(key, key)) is None:
+        return func(*args, **kwargs)
+    if known is not key:
+        return known.empty() if isinstance(known, _Shape) else tuple(x.empty() for x in known)
+    out = func(*args, **kwargs)
+    parts = (out,) if isinstance(out, Tensor) else out
+    _outcomes[key] = None
+    if isinstance(parts, tuple) and all(isinstance(part, Tensor) for part in parts):
+        shapes = tuple(map(_Shape.of, parts))
+        if _own(parts, args) and all(map(_same, parts, shapes)):
+            _outcomes[key] = shapes[0] if isinstance(out, Tensor) else shapes
+    return out
+
+
+@cache
+def _is_fresh(func: Any) -> bool:
+    """Whether an operation says that it changes nothing and gives no views."""
+    schema = func._schema
+    return all(part.alias_info is None for part in (*schema.arguments, *schema.returns))
+
+
+def _own(parts: tuple[Tensor, ...], args: tuple[Any, ...]) -> bool:
+    """Whether each answer has a storage that is neither an argument's nor another's."""
+    taken = [leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor)]
+    every = [tensor.untyped_storage()._cdata for tensor in parts]
+    return len({*every}) == len(every) and not {*every} & {
+        tensor.untyped_storage()._cdata for tensor in taken
+    }
+
+
+def _same(part: Tensor, shape: _Shape) -> bool:
+    """Whether a new tensor of that shape is all that an answer is."""
+    new = shape.empty()
+    size = part.untyped_storage().nbytes()
+    return part.is_meta and size == new.untyped_storage().nbytes() and not part.storage_offset()
+
+
+def _key(value: Any) -> Any:
+    """What tells calls apart that give different shapes, or None where that is not known."""
+    if isinstance(value, Tensor):
+        plain = value.is_meta and type(value) in (Tensor, Parameter) and not value.is_neg()
+        return _Shape.of(value) if plain and not value.is_conj() else None
+    if isinstance(value, (tuple, list)):
+        parts = tuple(map(_key, value))
+        return None if any(part is None for part in parts) else parts
+    if isinstance(value, dict):
+        return _key([(name, item) for name, item in value.items()])
+    if value is None:
+        return "None"
+    return (type(value), value) if isinstance(value, Hashable) else None
+
+
+FLASH = aten._scaled_dot_product_flash_attention_for_cpu
+FLASH_BACKWARD = aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+class AsOnDevice(TorchFunctionMode):
+    """What a device does that "meta" does not: attention without the N x N matrix, and autocast.
+
+    lower: the type of products under autocast, None without; wide: whether normalisations stay in
+    float32 there, as on an accelerator, but not on a CPU. As autocast does, a weight that is
+    trained is cast once.
+    """
+
+    def __init__(self, lower: torch.dtype | None, wide: bool) -> None:
+        super().__init__()
+        self.lower, self.wide = lower, wide
+        self._casts: weakref.WeakValueDictionary[int, Tensor] = weakref.WeakValueDictionary()
+        self._held: list[Tensor] | None = []
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is Tensor.backward:
+            return self._backward(args[0])
+        if self.lower is not None and func in PRODUCTS:
+            args = tuple(map(self._cast, args))
+            kwargs = {name: self._cast(value) for name, value in kwargs.items()}
+        elif self.lower is not None and self.wide and func in NORMS:
+            args = tuple(_wide(a) for a in args)
+        if func is F.scaled_dot_product_attention:
+            return _attention(*args, **kwargs)
+        return func(*args, **kwargs)
+
+    def _backward(self, loss: Tensor) -> None:
+        """What loss.backward() does, with this mode at work in what is computed again."""
+        start, self._held = torch.ones_like(loss), None
+        with self:
+            torch.autograd.graph._engine_run_backward(
+                (loss,), (start,), False, False, (), allow_unreachable=True, accumulate_grad=True
+            )
+        self._held = []
+
+    def _cast(self, value: Any) -> Any:
+        if not isinstance(value, Tensor) or not value.is_meta or value.dtype is self.lower:
+            return value
+        if not value.is_floating_point():
+            return value
+        if not (value.requires_grad and value.is_leaf):
+            return value.to(self.lower)
+        cast = self._casts.get(id(value))
+        if cast is None or not cast.requires_grad:
+            cast = self._casts[id(value)] = value.to(self.lower)
+            if self._held is not None:  # autocast holds them until it ends
+                self._held.append(cast)
+        return cast
+
+
+PRODUCTS = frozenset(
+    {
+        *(F.linear, F.conv1d, F.conv2d, F.conv3d, F.conv_transpose2d, torch.einsum),
+        *(torch.matmul, torch.mm, torch.bmm, torch.addmm, torch.baddbmm, Tensor.__matmul__),
+        *(Tensor.matmul, Tensor.bmm, F.scaled_dot_product_attention),
+    }
+)
+"""What autocast computes in the lower type."""
+NORMS = frozenset(
+    {
+        *(F.layer_norm, F.group_norm, F.rms_norm, F.softmax, torch.layer_norm),
+        *(torch.group_norm, torch.rms_norm, torch.softmax, Tensor.softmax, Tensor.norm),
+    }
+)
+"""What an accelerator's autocast computes in float32."""
+
+
+def _wide(value: Any) -> Any:
+    floating = isinstance(value, Tensor) and value.is_floating_point()
+    return value.float() if floating else value
+
+
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    **_: Any,
+) -> Tensor:
+    """By the fused kernel, which keeps q, k, v, the answer and one number for each query."""
+    if attn_mask is not None and attn_mask.dtype is torch.bool:
+        attn_mask = attn_mask.to(query.dtype)
+    told = {"attn_mask": attn_mask, "scale": scale}
+    out: Tensor = FLASH(query, key, value, dropout_p, is_causal, **told)[0]
+    return out

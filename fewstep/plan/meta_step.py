@@ -1,0 +1,142 @@
+"""A rehearsal: one step of a run, by its own loop, on tensors without numbers.
+
+The networks, the turns of the method, optimisers, averages, adapters, recomputation and autocast
+are those of the run itself, because `fewstep.runs.runner.prepare` makes them and
+`fewstep.training.loop.train` moves them; only weights and samples are missing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from fewstep.diffusion.generator import Generator
+from fewstep.diffusion.model import Model
+from fewstep.diffusion.rng import Draws
+from fewstep.diffusion.samplers import Heun
+from fewstep.diffusion.types import Batch, Cond, Source
+from fewstep.domains.domain import Domain
+from fewstep.plan.meta_memory import AsOnDevice, MetaMemory
+from fewstep.runs.run import Run
+from fewstep.runs.runner import PreparedRun, prepare
+from fewstep.teachers.diffusers.adapter_base import Adapter
+from fewstep.training.loop import State
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """Of one process whose part of a batch is computed at once."""
+
+    peak: int
+    """Bytes, at the worst moment of the steps."""
+    kept: int
+    """Bytes between two steps: weights, moments, averages."""
+    gradient: int
+    """Bytes of the gradient of the largest net that is trained."""
+    block: int
+    """Bytes of the largest entry of a list of blocks, which is put together of its parts."""
+    operations: float
+    """Floating-point operations of a step's matrix products and convolutions."""
+
+
+def measure_step(run: Run, gpu: bool = False) -> StepCost:
+    """The cost of `run`, whose model is known; its teacher's weights and its data are not needed.
+
+    gpu: as on an accelerator, where Adam updates all tensors at once and autocast keeps
+    normalisations in float32. Raises ValueError as `prepare` does.
+    """
+    lower = None if run.precision == "fp32" else torch.bfloat16
+    ledger = MetaMemory()
+    with ledger, AsOnDevice(lower, wide=gpu):
+        work = prepared(run, "meta")
+        state = rehearsed(work, gpu)
+        kept, trained = ledger.live, [state.nets[name] for name in state.optimizers]
+    gradient, block = max(map(size, trained)), max(map(_block, trained))
+    return StepCost(ledger.peak, kept, gradient, block, float(ledger.operations))
+
+
+def prepared(run: Run, device: str = "cpu") -> PreparedRun:
+    """What the runner makes of `run` where teacher and data are only described."""
+    return prepare(replace(run, domain=Unseen(run.model, device)), "plan", "", device)
+
+
+def rehearsed(work: PreparedRun, foreach: bool = False) -> State:
+    """Do the last step of a run, when all of it has begun; the state after it.
+
+    Optimisers have their moments before. foreach: whether they update all tensors at once.
+    """
+    state, run = work.init(), work.run
+    state.step = run.steps - 1
+    names = list(dict.fromkeys(turn.net for turn in run.method.turns(state.step)))
+    for name in names:
+        net = state.nets[name]
+        optimizer = run.optims(state.nets)[name].build(net.requires_grad_(True).parameters())
+        for group in optimizer.param_groups:
+            group["foreach"] = foreach or None
+        for p in net.parameters():
+            p.grad = torch.zeros_like(p)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        net.requires_grad_(False)
+        state.optimizers[name] = optimizer
+    for _ in work.records(state):
+        pass
+    return state
+
+
+def size(net: nn.Module) -> int:
+    """Bytes of the parameters of `net`."""
+    return sum(p.numel() * p.element_size() for p in net.parameters())
+
+
+def _block(net: nn.Module) -> int:
+    lists = [m for m in net.modules() if isinstance(m, (nn.ModuleList, nn.ModuleDict))]
+    return max((size(block) for one in lists for block in one.children()), default=size(net))
+
+
+@dataclass(frozen=True)
+class Unseen(Domain):
+    """A teacher and data of which no more is known than the model."""
+
+    model: Model
+    device: str
+
+    def exact(self) -> Generator:
+        """The teacher, with weights that mean nothing."""
+        with torch.device(self.device):
+            net: Any = self.model.build()
+        net.requires_grad_(False).eval()
+        return Generator(net, Heun(), self.model.shape, self.model.classes, self.model)
+
+    def source(self, model: Model, data_free: bool) -> Source:
+        return Nothing(model, data_free)
+
+    def source_for(self, teacher: Generator | None, model: Model, data_free: bool) -> Source:
+        """Batches with the conditions that the teacher takes."""
+        net = None if teacher is None else getattr(teacher.denoiser, "net", None)
+        return Nothing(model, data_free, net if isinstance(net, Adapter) else None)
+
+
+@dataclass(frozen=True)
+class Nothing:
+    """Batches of noise; pictures and prompts are all zero."""
+
+    model: Model
+    data_free: bool
+    spoken: Adapter | None = None
+
+    def __call__(self, draws: Draws) -> Batch:
+        z = draws.normal("z", self.model.shape)
+        x0 = None if self.data_free else torch.zeros_like(z)
+        return Batch(z, self._cond(draws), x0, draws)
+
+    def _cond(self, draws: Draws) -> Cond:
+        if self.model.classes:
+            return draws.integers("label", self.model.classes)
+        if self.spoken is None:
+            return None
+        null, count = self.spoken.null(), len(draws.index)
+        return {name: b.half().repeat(count, *(1,) * b.ndim).float() for name, b in null.items()}

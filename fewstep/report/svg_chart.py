@@ -1,0 +1,245 @@
+"""One axes, one SVG: charts that follow the colours of the page, light or dark.
+
+Matplotlib draws with placeholder colours, which are then replaced by the page's CSS variables;
+text stays text and takes the page's font. Nothing in the result refers to anything outside it.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from markupsafe import Markup, escape
+
+from fewstep.report.formatting import compact
+
+SIZE = (4.7, 2.85)
+"""Inches; at 72 units an inch, about the width of half a page in pixels."""
+LEVELS = 9
+INKS = ("ink", "muted", "grid", "student", "teacher", "real", "fourth")
+PLACEHOLDER = {
+    name: f"#0a0b{i:02x}"
+    for i, name in enumerate([*INKS, *(f"level{k}" for k in range(LEVELS))], start=0xC1)
+}
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line of a chart; points that the axes cannot show are left out."""
+
+    x: Sequence[float]
+    y: Sequence[float]
+    label: str = ""
+    ink: str = "student"
+    dash: str = "-"
+    width: float = 1.6
+    opacity: float = 1.0
+    marker: str = ""
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """A horizontal line to compare with."""
+
+    y: float
+    label: str
+    ink: str
+    dash: str = "--"
+
+
+@dataclass(frozen=True)
+class Axis:
+    """What an axis shows, with its unit."""
+
+    label: str
+    log: bool = False
+    cut: bool = False
+    """Leave out the outermost per cent of the values at either end."""
+    zero: bool = False
+    """Begin at zero."""
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A finished chart with its words."""
+
+    title: str
+    svg: Markup
+    caption: str = ""
+
+
+def require() -> None:
+    """A ValueError that names the cure where matplotlib is missing."""
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError:
+        raise ValueError(
+            "the report draws its charts with matplotlib: pip install 'fewstep[report]'"
+        ) from None
+
+
+def chart(
+    key: str,
+    title: str,
+    series: Sequence[Series],
+    x: Axis,
+    y: Axis,
+    *,
+    anchors: Sequence[Anchor] = (),
+    caption: str = "",
+) -> Chart | None:
+    """Draw; None where there is no point to show. `key` makes the ids in the page unique."""
+    kept = [_visible(line, x, y) for line in series]
+    kept = [line for line in kept if line.x]
+    if not kept:
+        return None
+    anchors = [a for a in anchors if math.isfinite(a.y) and (a.y > 0 or not y.log)]
+    import matplotlib as mpl
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    with mpl.rc_context(_style(key)):
+        figure = Figure(figsize=SIZE, layout="constrained")
+        FigureCanvasSVG(figure)
+        axes = figure.add_subplot()
+        for line in kept:
+            _draw(axes, line)
+        for anchor in anchors:
+            ink = PLACEHOLDER[anchor.ink]
+            axes.axhline(anchor.y, color=ink, ls=anchor.dash, lw=1.2, label=anchor.label)
+        _scale(axes.xaxis, axes.set_xlim, axes.set_xscale, x, [v for a in kept for v in a.x])
+        heights = [v for a in kept for v in a.y] + [a.y for a in anchors]
+        _scale(axes.yaxis, axes.set_ylim, axes.set_yscale, y, heights)
+        _legend(axes)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    words = f"{title}: {y.label} against {x.label}. {_summary(kept)}"
+    return Chart(title, _inline(buffer.getvalue(), key, words), caption)
+
+
+def _style(key: str) -> Any:
+    ink, muted, grid = (PLACEHOLDER[name] for name in ("ink", "muted", "grid"))
+    return {
+        "svg.hashsalt": key,
+        "svg.fonttype": "none",
+        "text.parse_math": False,
+        "font.size": 8.5,
+        "text.color": ink,
+        "axes.labelcolor": muted,
+        "axes.edgecolor": grid,
+        "xtick.color": muted,
+        "ytick.color": muted,
+        "axes.grid": True,
+        "grid.color": grid,
+        "grid.linewidth": 0.6,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "legend.frameon": False,
+        "xtick.major.size": 0,
+        "ytick.major.size": 0,
+    }
+
+
+def _visible(line: Series, x: Axis, y: Axis) -> Series:
+    """The points that are finite, and positive where the axis is logarithmic."""
+    pairs = [
+        (a, b)
+        for a, b in zip(line.x, line.y, strict=True)
+        if math.isfinite(a) and math.isfinite(b) and (a > 0 or not x.log) and (b > 0 or not y.log)
+    ]
+    xs, ys = [a for a, _ in pairs], [b for _, b in pairs]
+    marker = line.marker or ("o" if len(pairs) == 1 else "")
+    return Series(xs, ys, line.label, line.ink, line.dash, line.width, line.opacity, marker)
+
+
+def _draw(axes: Any, line: Series) -> None:
+    axes.plot(
+        line.x,
+        line.y,
+        color=PLACEHOLDER[line.ink],
+        ls=line.dash or "none",
+        lw=line.width,
+        alpha=line.opacity,
+        marker=line.marker or None,
+        ms=3.5,
+        label=line.label or "_",
+    )
+
+
+def _scale(axis: Any, limits: Any, scale: Any, what: Axis, values: Sequence[float]) -> None:
+    """Linear or logarithmic, with readable ticks."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+    low, high = min(values), max(values)
+    if what.cut and len(values) >= 100:
+        ordered = sorted(values)
+        low, high = ordered[len(ordered) // 100], ordered[-1 - len(ordered) // 100]
+    if what.log:
+        scale("log")
+        decades = math.log10(high / low)
+        subs = (1.0, 2.0, 5.0) if decades < 2.2 else (1.0,)
+        axis.set_major_locator(LogLocator(subs=subs, numticks=8))
+        axis.set_minor_locator(NullLocator())
+        margin = 10 ** max(0.05 * decades, 0.03)
+        limits(low / margin, high * margin)
+    else:
+        constant = low == high and not what.zero  # ticks beside it would round to the same words
+        axis.set_major_locator(FixedLocator([low]) if constant else MaxNLocator(6))
+        margin = 0.06 * (high - low) or 0.05 * abs(high) or 0.5
+        limits(0 if what.zero else low - margin, high + margin)
+    axis.set_major_formatter(FuncFormatter(compact))
+    axis.set_label_text(what.label)
+
+
+def _legend(axes: Any) -> None:
+    """Above the axes, where it hides no data."""
+    handles, labels = axes.get_legend_handles_labels()
+    if len(labels) > 1 or (labels and " and " in labels[0]):
+        axes.legend(
+            handles,
+            labels,
+            loc="lower left",
+            bbox_to_anchor=(-0.02, 1.0),
+            ncols=4 if len(labels) <= 4 else 3,
+            fontsize=8,
+            handlelength=1.8,
+            columnspacing=1.4,
+            borderpad=0.2,
+        )
+
+
+def _summary(lines: Sequence[Series]) -> str:
+    """The ends of each line in words, for those who cannot see it."""
+    parts = []
+    for line in lines:
+        if line.label:
+            ends = f"from {compact_value(line.y[0])} to {compact_value(line.y[-1])}"
+            parts.append(f"{line.label} {ends}" if len(line.y) > 1 else line.label)
+    return "; ".join(parts) + ("." if parts else "")
+
+
+def compact_value(value: float) -> str:
+    """Three significant digits."""
+    return f"{value:.3g}"
+
+
+def _inline(svg: str, key: str, words: str) -> Markup:
+    """Matplotlib's file as an element of an HTML page."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"<style[^>]*>.*?</style>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"<!--.*?-->", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'\sid="([^"]+)"', rf' id="{key}-\1"', svg)
+    svg = svg.replace("url(#", f"url(#{key}-").replace('xlink:href="#', f'href="#{key}-')
+    svg = re.sub(r"font: (?:\w+ )*([\d.]+)px [^;\"]+", r"font-size: \1px", svg)
+    for name, placeholder in PLACEHOLDER.items():
+        svg = svg.replace(placeholder, f"var(--{name})")
+    box = re.search(r'viewBox="([^"]+)"', svg)
+    head = f'<svg class="chart" role="img" viewBox="{box[1] if box else ""}" '
+    head += f'aria-label="{escape(words)}">'
+    body = svg[svg.index(">") + 1 :]
+    return Markup(head + re.sub(r"\n\s*", "\n", body))

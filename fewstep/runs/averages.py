@@ -1,0 +1,204 @@
+"""Power-function averages beside a run: kept, stored with each checkpoint, combined afterwards.
+
+    averages/step-00000500/   sigma-0.05.safetensors   sigma-0.1.safetensors   manifest.json
+
+`Averages` belongs to the caller of the training loop and reads its state after every step. A run
+that was stopped between two checkpoints stores a step that an undisturbed run does not have; it
+serves to continue and is not used for reconstruction, so that both give the same bits.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from fewstep.storage.checkpoint import find_checkpoints
+from fewstep.storage.model_folder import load_weights
+from fewstep.diffusion.types import Sampler
+from fewstep.training.power_ema import PowerEMA, beta, combination, gamma_of, update
+from fewstep.storage.files import Damaged, nothing, of_run, origin_of, pack, read_folder, read_manifest, unpack, require_vacant, write_folder
+from fewstep.nets.lora import LoRA
+from fewstep.diffusion.model import Model
+from fewstep.storage.user_code import decoded
+from fewstep.training.distributed import on_rank_zero, local_tensor, rank
+from fewstep.runs.run_folder import RunFolder
+from fewstep.config import decode
+from fewstep.storage.model_folder import save_model
+from fewstep.runs.teacher import base_weights, teacher_of
+from fewstep.training.loop import State
+
+KIND = "fewstep averages"
+GOOD = 0.05
+"""The distance of profiles, relative to the wanted one, up to which nothing need be said."""
+MANY = 256
+"""Steps with averages beyond which no more are advised."""
+
+
+class Averages:
+    """The averages that `config` names of the net `output` of a training state.
+
+    All ranks make one and call it; rank 0 alone holds networks.
+    """
+
+    def __init__(
+        self,
+        config: PowerEMA,
+        folder: Path,
+        state: State,
+        output: str,
+        origin: Mapping[str, Any] = {},
+    ) -> None:
+        """At step 0 the averages are the net; at a later one those that `folder` has of it.
+
+        Raises `Damaged` (a ValueError) where they are missing or altered, and a ValueError where
+        another run than `origin` wrote them.
+        """
+        self.folder, self.output, self.images = folder, output, state.images
+        self.origin = dict(origin)
+        if config.sigma_rel and any(local_tensor(p) is not p for p in state.nets[output].parameters()):
+            raise ValueError("power averages need whole networks: leave out --shard, or --power")
+        self.nets: dict[float, nn.Module] = {
+            sigma: deepcopy(state.nets[output]).requires_grad_(False).eval()
+            for sigma in (config.sigma_rel if rank() == 0 else ())
+        }
+        if config.sigma_rel and state.step:
+            on_rank_zero(lambda: self._load(folder / f"step-{state.step:08d}"))
+
+    def _load(self, path: Path) -> None:
+        of_run(path, read_folder(path), self.origin)
+        for sigma, net in self.nets.items():
+            load_weights(net, unpack(path / _file(sigma)), path)
+
+    def update(self, state: State) -> None:
+        """Take the net in as it is after a step; a step that was skipped changes nothing."""
+        step, self.images = state.images - self.images, state.images
+        for sigma, average in self.nets.items():
+            if step:
+                update(average, state.nets[self.output], beta(gamma_of(sigma), self.images, step))
+
+    def save(self, state: State, regular: bool, check: Callable[[], None] = nothing) -> None:
+        """Store the averages of this step; `regular` ones serve reconstruction and are kept.
+
+        To be called before the checkpoint of the same step is written, which cannot continue
+        without them. Of the others two are kept, as of checkpoints. check: as of `write_folder`.
+        """
+        if not self.nets:
+            return
+        files = {_file(sigma): pack(net.state_dict()) for sigma, net in self.nets.items()}
+        facts = {"kind": KIND, "step": state.step, "images": state.images, "regular": regular}
+        facts["sigma_rel"], facts["origin"] = list(self.nets), self.origin
+        write_folder(self.folder / f"step-{state.step:08d}", files, facts, check)
+        check()
+        for path in find_checkpoints(self.folder)[:-2]:
+            with suppress(Damaged):  # which is told when it is read
+                if not read_manifest(path)["regular"]:
+                    shutil.rmtree(path)
+
+
+def even(lengths: Sequence[float], steps: int, sigma_rel: float) -> float:
+    """The mismatch of `sigma_rel` from averages of `lengths` at so many even steps."""
+    gammas = [gamma_of(length) for length in lengths for _ in range(steps)]
+    times = [float(step + 1) for step in range(steps)] * len(lengths)
+    return combination(gammas, times, gamma_of(sigma_rel), float(steps))[1]
+
+
+def _file(sigma: float) -> str:
+    return f"sigma-{sigma}.safetensors"
+
+
+@dataclass(frozen=True, eq=False)
+class Reconstruction:
+    """Weights of an average that was not kept."""
+
+    weights: dict[str, Tensor]
+    facts: dict[str, Any]
+    """sigma_rel, images, and `mismatch`, the distance of its profile from the wanted one."""
+    lengths: tuple[float, ...]
+    """sigma_rel of the averages that it was made of."""
+    steps: int
+    """How many steps there were averages of."""
+
+    @property
+    def sentence(self) -> str:
+        """How well the profile is met, and what to do where it is not met to `GOOD`."""
+        sigma, mismatch = float(self.facts["sigma_rel"]), float(self.facts["mismatch"])
+        said = f"the profile is met to {100 * mismatch:.2g} %"
+        if mismatch <= GOOD:
+            return said
+        kept = " ".join(f"{length:g}" for length in sorted({*self.lengths, sigma}))
+        more, found = self.steps, mismatch
+        while found > GOOD and more < MANY:
+            more *= 2
+            found = even(self.lengths, more, sigma)
+        return (
+            f"{said} only, from {self.steps} steps with averages of "
+            f"{', '.join(f'{length:g}' for length in self.lengths)}: train with a smaller "
+            f"--save-every ({more} steps meet it to {100 * found:.2g} %), or keep this length "
+            f"itself (--power.sigma-rel {kept})"
+        )
+
+
+def reconstruct(folder: Path, sigma_rel: float, origin: Mapping[str, Any] = {}) -> Reconstruction:
+    """The average of length `sigma_rel` at the last step that `folder` has averages of.
+
+    Raises ValueError where there are none, or another run than `origin` wrote one, and `Damaged`
+    where one is not sound.
+    """
+    gamma = gamma_of(sigma_rel)
+    stored: dict[tuple[float, int], Path] = {}
+    for path in find_checkpoints(folder):
+        facts = read_folder(path)
+        of_run(path, facts, origin)
+        if facts.get("kind") != KIND:
+            raise Damaged(f"{path} holds no averages")
+        if facts["regular"] and facts["images"]:
+            # Steps that took in no picture have the averages of the one before.
+            stored |= {(s, facts["images"]): path / _file(s) for s in facts["sigma_rel"]}
+    if not stored:
+        raise ValueError(
+            f"{folder.parent} has stored no averages; train with --power.sigma-rel 0.05 0.1"
+        )
+    images = [time for _, time in stored]
+    end = max(images)
+    factors, mismatch = combination([gamma_of(s) for s, _ in stored], images, gamma, end)
+    total: dict[str, Tensor] = {}
+    last: dict[str, Tensor] = {}
+    for path, factor in zip(stored.values(), factors.tolist(), strict=True):
+        last = unpack(path)
+        for name, tensor in last.items():
+            if tensor.is_floating_point():
+                total[name] = total.get(name, 0) + factor * tensor.double()
+    weights = {name: total[name].to(t.dtype) if name in total else t for name, t in last.items()}
+    found = {"sigma_rel": sigma_rel, "images": end, "mismatch": mismatch}
+    lengths = tuple(sorted({sigma for sigma, _ in stored}))
+    return Reconstruction(weights, found, lengths, len(set(images)))
+
+
+def write_average(run: Path, sigma_rel: float, out: Path) -> str:
+    """Write the model of a run with another average as the folder `out`.
+
+    Returns a sentence that says how well its profile is met; see `Reconstruction`.
+    """
+    require_vacant(out)
+    folder = RunFolder(run)
+    facts = folder.facts()
+    model: Model = decoded(facts["run"].get("model"), Model, run)
+    method = facts["run"].get("method")
+    called = method.get("sampler") if isinstance(method, dict) else {}
+    sampler: Sampler = decoded(called, Sampler, run)
+    made = reconstruct(folder.averages, sigma_rel, origin_of(facts))
+    card = {"method": facts["recipe"], "average": made.facts, "seed": facts["run"].get("seed")}
+    weights, adapters = made.weights, {}
+    if stored := facts["run"].get("lora"):
+        lora: LoRA = decode(stored, LoRA)
+        adapters, base = weights, base_weights(lora, teacher_of(folder))
+        weights, card = lora.merged(base, adapters), {**card, "lora": stored}
+    save_model(out, weights, model, sampler, card, adapters)
+    return made.sentence

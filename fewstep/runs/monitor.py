@@ -1,0 +1,125 @@
+"""What a run shows of itself while it trains: its log, its gauges and its pictures."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fewstep.training import distributed
+from fewstep.diffusion.types import Source, select_rows
+from fewstep.diffusion.rng import Draws
+from fewstep.eval.domain_scores import SampleMetrics, score
+from fewstep.eval.clip_monitor import PromptMetrics
+from fewstep.storage.files import write
+from fewstep.eval.gauges import by_level, diversity
+from fewstep.diffusion.generator import Generator
+from fewstep.runs.run import Run
+from fewstep.data.image_grid import grid, png
+from fewstep.runs.run_folder import RunFolder
+from fewstep.training.loop import Record, State
+
+LOOK, SCORED = 500, 1000
+"""Pictures the gauges, and the quick distances, are computed on."""
+
+
+@dataclass
+class Monitor:
+    """Writes the log, the gauges and the pictures of a run.
+
+    All ranks look, since nets may be sharded among them; rank 0 writes.
+    """
+
+    run: Run
+    folder: RunFolder
+    teacher: Generator | None
+    source: Source
+    sample_metrics: SampleMetrics | None = None
+    judge: PromptMetrics | None = None
+
+    def begin(self, state: State) -> dict[str, Any] | None:
+        """Drop the lines of steps that will be done again; what the first look saw, at step 0."""
+        self.writes = distributed.rank() == 0
+        for name in ("log.jsonl", "gauges.jsonl") if self.writes else ():
+            self.folder.rewind(name, state.step or -1)  # step 0 is looked at again
+        self.sample_metrics = self.run.domain.sample_metrics() if self.writes else None
+        self.judge = self.run.domain.judge()
+        self.every = max(1, self.run.steps // 500)
+        spent = [line.get("seconds", 0.0) for line in self.folder.lines("log.jsonl")]
+        self.began = time.perf_counter() - (spent[-1] if spent else 0.0)
+        self.skipped = state.skipped
+        return None if state.step else self.look(state)
+
+    def log(self, record: Record) -> None:
+        """One line of log.jsonl, about 500 in a run, and every skipped update."""
+        skipped, self.skipped = record.state.skipped > self.skipped, record.state.skipped
+        due = record.step % self.every == 0 or record.step == self.run.steps or skipped
+        if due and self.writes:
+            seconds = time.perf_counter() - self.began
+            line = {"step": record.step, "images": record.images, "seconds": round(seconds, 2)}
+            finite = {k: v if math.isfinite(v) else str(v) for k, v in record.logs.items()}
+            self.folder.append("log.jsonl", {**line, **finite})
+
+    @torch.no_grad()
+    def look(self, state: State) -> dict[str, Any] | None:
+        """Pictures of the same noise, the gauges, and quick distances on few samples.
+
+        The result is what was measured, on rank 0; None on others.
+
+        Of a model that takes prompts, few and in parts as small as the training's, since each
+        sample takes much memory and time; what is judged is judged on rank 0.
+        """
+        run, generator = self.run, self.generator(state)
+        prompted = generator.condition is not None
+        cheap = generator.sampler.calls <= 4
+        part, shown = (run.batch // run.accumulate, 20) if prompted else (SCORED, 80)
+        judge = self.judge if cheap else None
+        few = max(shown, len(judge.prompts)) if judge else shown
+        x = generator.sample(range(SCORED if cheap and not prompted else few), batch=part)
+        line: dict[str, Any] = {}
+        if cheap:
+            line = self._gauges(state, x, generator, min(LOOK, part))
+        if self.writes:  # after all that the ranks do together
+            name = f"step-{state.step:08d}.png"
+            decode = (lambda x: x) if self.teacher is None else self.teacher.decode
+            pictures = torch.cat([decode(piece).cpu() for piece in x[:few].split(part)])
+            self.folder.check()
+            write(self.folder.grids / name, png(grid(pictures[:shown], columns=10)))
+            if judge is not None:
+                n = len(judge.prompts)
+                line["quick"] = {"samples": n, **judge(pictures[:n])}
+            if line:
+                self.folder.append("gauges.jsonl", line)
+        return line if self.writes else None
+
+    def generator(self, state: State) -> Generator:
+        """How the result is sampled so far; not decoded."""
+        model, condition = self.run.model, getattr(self.source, "condition", None)
+        sampler = self.run.method.sampler
+        return Generator(state.average, sampler, model.shape, model.classes, condition=condition)
+
+    def _gauges(self, state: State, x: Tensor, generator: Generator, few: int) -> dict[str, Any]:
+        """Diversity, agreement by noise level, and distances to a few real pictures."""
+        line: dict[str, Any] = {"step": state.step, "images": state.images}
+        every, classes = torch.arange(len(x), device=x.device), self.run.model.classes
+        labels = every % classes if classes else None
+        line["diversity"] = diversity(x[:LOOK], None if labels is None else labels[:LOOK])
+        line["levels"] = self._levels(state, x[:few], generator)
+        if self.sample_metrics is not None:
+            known = None if labels is None else labels.cpu()
+            line["quick"] = {"samples": len(x), **score(x.cpu(), known, self.sample_metrics)}
+        return line
+
+    def _levels(self, state: State, x: Tensor, generator: Generator) -> list[dict[str, float]]:
+        times = getattr(self.run.method, "times", None)
+        if self.teacher is None or times is None:
+            return []
+        fake: Any = dict(state.nets.items()).get("fake")
+        index = torch.arange(len(x))
+        cond = select_rows(generator.conditions(index), index, x.device)
+        draws = Draws.range(0, len(x), device=x.device)
+        return by_level(x, cond, self.teacher.denoiser, fake, times, draws)

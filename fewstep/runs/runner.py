@@ -1,0 +1,357 @@
+"""Execute a `Run` in a folder: train, look, save, continue, finish.
+
+`execute` is a generator like `train` beneath it: the caller shows progress in its own loop. Run
+the same command again to continue an interrupted run; the same folder never mixes two runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator as Steps
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fewstep.storage import checkpoint
+from fewstep.training import distributed
+from fewstep.diffusion.types import Denoiser, Source
+from fewstep.distillation.method import Method
+from fewstep.runs.environment import environment
+from fewstep.storage.files import origin_of
+from fewstep.diffusion.generator import Generator
+from fewstep.nets.activation_checkpointing import has_blocks, recompute
+from fewstep.training.offload import OffloadedModule
+from fewstep.storage.user_code import keep
+from fewstep.training.precision import store_in_bf16, product_layers
+from fewstep.runs.run import Run
+from fewstep.runs.run_folder import FORMAT, MODELS, RunFolder
+from fewstep.storage.folder_lock import locked
+from fewstep.diffusion.samplers import FewStep
+from fewstep.runs.session import Session
+from fewstep.training.sharding import copies, shard
+from fewstep.config import encode, own_files, own_sources
+from fewstep.runs.teacher import digests, load_teacher, load_finite, notes_on, resolve_run
+from fewstep.training.loop import Record, State, require_divisible, train
+from fewstep.runs.monitor import Monitor
+
+
+class Progress:
+    """What the caller is told while a run executes: notes in words, then a record a step."""
+
+
+@dataclass(frozen=True)
+class Note(Progress):
+    """Something the user should know."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Step(Progress):
+    """One training step."""
+
+    step: int
+    steps: int
+    images: int
+    logs: dict[str, float]
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedRun:
+    """What a run is made of: everything but its folder and its state."""
+
+    run: Run
+    teacher: Generator | None
+    net: nn.Module
+    """What training starts from: the teacher's network, or a fresh one."""
+    source: Source
+    parts: int = 1
+    """How many processes share a copy of every net; 0: all of them."""
+
+    def __post_init__(self) -> None:
+        copies(self.parts)
+        optims = (self.run.optim, self.run.fake_optim or self.run.optim)
+        if self.sharded and any(optim.offload for optim in optims):
+            raise ValueError(
+                "the moments of nets in parts stay where these are; leave out --shard, or "
+                "Optim.offload"
+            )
+        if self.sharded and any(optim.bits == 8 for optim in optims):
+            raise ValueError(
+                "moments of 8 bits are of whole weights, not of parts; leave out --shard, or "
+                "Optim.bits"
+            )
+
+    @property
+    def denoiser(self) -> Denoiser | None:
+        """The teacher's."""
+        return None if self.teacher is None else self.teacher.denoiser
+
+    def init(self) -> State:
+        """The state at step 0, of copies of the teacher's own weights; to be called once.
+
+        ValueError where the method makes a result that `run.model` does not describe.
+        """
+        described = anatomy(self.net)
+        state = State.init(self.run.method, self.denoiser, self.net)
+        refuse_other(self.run.method, described, anatomy(state.average))
+        if self.run.frozen == "bf16" and self.run.lora is None and self.teacher is not None:
+            store_in_bf16(self.teacher.denoiser)
+        if self.sharded:
+            whole = self.run.lora is not None  # adapters need all of the teacher
+            every = (*state.nets.values(), state.average, None if whole else self.denoiser)
+            for net in every:
+                if isinstance(net, nn.Module):
+                    shard(net, self.parts, self.run.offload and id(net) == id(self.denoiser))
+        return state
+
+    @property
+    def sharded(self) -> bool:
+        """Whether each process keeps but a part of every net."""
+        return self.parts != 1 and distributed.world_size() > 1
+
+    def records(self, state: State) -> Iterator[Record]:
+        """Train from `state` on."""
+        run, teacher, resting = self.run, self.denoiser, None
+        if run.offload and not self.sharded and isinstance(teacher, nn.Module):
+            resting = OffloadedModule(teacher, next(state.average.parameters()).device)
+        for record in train(
+            run.method,
+            self.denoiser,
+            self.net,
+            self.source,
+            batch=run.batch,
+            steps=run.steps,
+            optim=run.optims(state.nets),
+            accumulate=run.accumulate,
+            ema=run.ema,
+            seed=run.seed,
+            patience=run.patience,
+            precision=run.precision,
+            state=state,
+        ):
+            yield record
+            if resting is not None:  # whoever looked may have called it
+                resting.rest()
+
+
+def anatomy(net: nn.Module) -> dict[str, str]:
+    """What a network is made of, by name: its modules' classes, its tensors' shapes, its path."""
+    found = {name or "it": type(module).__name__ for name, module in net.named_modules()}
+    found |= {name: f"of shape {tuple(t.shape)}" for name, t in net.state_dict().items()}
+    return {**found, "its path": f"{getattr(net, 'path', 'none')}"}
+
+
+def refuse_other(method: Method, described: dict[str, str], made: dict[str, str]) -> None:
+    """A ValueError unless the result of `method` is the network that its run describes.
+
+    It is stored under that description, so that no other could be read when it is finished.
+    """
+    names = [n for n in {**described, **made} if described.get(n) != made.get(n)]
+    if not names:
+        return
+    told = [
+        f"{name} is {made.get(name, 'missing')}, described as {described.get(name, 'not there')}"
+        for name in names[:3]
+    ]
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    raise ValueError(
+        f"{type(method).__name__}.init makes a {method.output!r} that is not the network of the "
+        f"run ({'; '.join(told)}{more}), so that it could not be read when it is finished; start "
+        "from `net`, or describe the other network by --model"
+    )
+
+
+def starting_point(run: Run, init: str) -> nn.Module:
+    """The network in the folder or snapshot `init`, which must be what `run.model` describes."""
+    found = load_finite(init)
+    if found.model != run.model:
+        raise ValueError(f"{init} holds {found.model}, but the run's network is {run.model}")
+    net: nn.Module = found.denoiser
+    return net
+
+
+def with_adapters(run: Run, teacher: Generator | None, init: str) -> nn.Module:
+    """The network that `run.lora` makes of the teacher's."""
+    assert run.lora is not None
+    if init:
+        raise ValueError("with --lora all nets are the teacher and adapters; leave out --init")
+    if teacher is None or teacher.model is None:
+        raise ValueError("LoRA adapts a network, and this teacher is none; leave it out")
+    if run.frozen == "bf16":
+        store_in_bf16(teacher.denoiser)
+    return run.lora.adapt(teacher.denoiser, run.seed)
+
+
+def device_named(device: str) -> torch.device:
+    """The device of that name ("cpu", "cuda", "cuda:1", "mps"), if this machine has it."""
+    try:
+        found = torch.device(device)
+        torch.empty(1, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise ValueError(
+            f"this machine has no device {device!r}; leave --device out for the CPU"
+        ) from None
+    return found
+
+
+def prepare(run: Run, recipe: str, teacher: str, device: str = "cpu", init: str = "") -> PreparedRun:
+    """Load and build what a `settled` run needs; a ValueError says what is missing or wrong."""
+    where = device_named(device)
+    require_divisible(run.batch, run.accumulate)
+    model = load_teacher(run.domain, teacher, where) if run.distils else None
+    if run.distils and model is None:
+        raise ValueError(
+            f"{recipe} needs a teacher: train one first (see 'fewstep recipes'), then pass its "
+            "run folder with --teacher"
+        )
+    if model is not None and model.model is not None and model.model != run.model:
+        raise ValueError(
+            "the student has the teacher's network, but --model says otherwise: "
+            f"{run.model} is not {model.model}"
+        )
+    if model is not None and run.frozen == "bf16":
+        product_layers(model.denoiser)
+    if model is not None:
+        model.denoiser.to(where)
+        if isinstance(run.method.sampler, FewStep):
+            try:
+                run.method.sampler.ladder(model.denoiser.path)
+            except ValueError as error:
+                raise ValueError(f"{recipe} does not suit this teacher: {error}") from None
+    source = run.domain.source_for(model, run.model, data_free=not run.method.needs_data)
+    if run.lora is not None:
+        net = with_adapters(run, model, init)
+    elif init:
+        net = starting_point(run, init)
+    elif model is not None and model.model is not None:
+        net = model.denoiser
+    else:
+        net = run.model.build(run.seed)
+    if run.recompute:  # the copies of it that are trained do so too
+        recompute(net)
+        if model is not None and has_blocks(model.denoiser):
+            recompute(model.denoiser)
+    return PreparedRun(run, model, net.to(where), source)
+
+
+def execute(
+    run: Run,
+    out: Path,
+    *,
+    recipe: str,
+    teacher: str = "",
+    command: str = "",
+    device: str = "cpu",
+    init: str = "",
+    parts: int = 1,
+) -> Steps[Progress, None, None]:
+    """Train `run` in the folder `out`; yields notes and steps. Closing it saves and stops.
+
+    parts: how many processes share a copy of every net; 0: all of them.
+    """
+    for optim in (run.optim, run.fake_optim or run.optim):
+        optim.refuse_missing()
+    run = resolve_run(run, teacher)
+    facts: dict[str, Any] = {
+        "format": FORMAT,
+        "recipe": recipe,
+        "run": encode(run),
+        "distils": run.distils,
+        "teacher": str(Path(teacher).resolve()) if teacher else "",
+        "init": str(Path(init).resolve()) if init else "",
+        "files": own_files(run),
+        "command": command,
+        "environment": environment(),
+    }
+    places, folder = type(run.domain).places, RunFolder(out)
+    facts["digests"] = distributed.on_rank_zero(lambda: _digests(run, teacher, init, folder, facts))
+    if not facts["run"]["domain"].get("sha256"):
+        places = ()
+    with ExitStack() as held:
+
+        def claim() -> tuple[dict[str, Any], bool, list[str]]:
+            nonlocal folder
+            folder = RunFolder(out, held.enter_context(locked(out)))
+            stored, continues, notes = folder.open(facts, places)
+            keep(out, own_sources(run).values())
+            return stored, continues, [*notes, *folder.changes(facts["environment"])]
+
+        if distributed.on_rank_zero(lambda: folder.continues(facts, places) and folder.complete()):
+            if distributed.on_rank_zero(lambda: folder.moved(facts)):
+                yield from map(Note, distributed.on_rank_zero(claim)[2])
+                yield from map(Note, distributed.on_rank_zero(lambda: folder.remember(facts)))
+            yield Note(f"{out} is finished already")
+            return
+        yield from map(Note, notes_on(teacher))
+        work = replace(prepare(run, recipe, teacher, device, init), parts=parts)
+        stored, continues, notes = distributed.on_rank_zero(claim)
+        yield from map(Note, notes)
+        folder, state = replace(folder, origin=origin_of(stored)), work.init()
+        if continues:
+            yield from map(Note, _continue(work, state, folder))
+            yield from map(Note, distributed.on_rank_zero(lambda: folder.remember(facts)))
+        yield from _train(work, state, folder)
+
+
+def _digests(
+    run: Run, teacher: str, init: str, folder: RunFolder, facts: dict[str, Any]
+) -> dict[str, Any]:
+    """Digests of what the run rests on; as recorded, for a finished run whose teacher is gone."""
+    try:
+        return digests(run, teacher, init)
+    except ValueError:
+        if not folder.finished or all(Path(facts[key]).exists() for key in MODELS if facts[key]):
+            raise
+        stored = folder.facts()
+        if any(stored.get(key) != facts[key] for key in MODELS):
+            raise
+        return dict(stored.get("digests") or {})
+
+
+def _train(work: PreparedRun, state: State, folder: RunFolder) -> Iterator[Progress]:
+    """The same on every rank."""
+    run, folder = work.run, folder.anchored()
+    watch = Monitor(run, folder, work.teacher, work.source)
+    told = (folder.origin, folder.check, folder.note_saved)
+    with checkpoint.Writer(folder.checkpoints, run.method, *told) as writer:
+        session = Session(run, folder, work.teacher, state, watch, writer)
+        session.begin()
+        try:
+            for record in () if session.ended else work.records(state):
+                yield from (Note(folder.readable(text)) for text in session.after(record))
+                distributed.heartbeat()
+                yield Step(record.step, run.steps, record.images, record.logs)
+                if session.ended:
+                    break
+            session.finish()
+        except GeneratorExit:
+            session.stop()
+            raise
+        except OSError as error:
+            where = folder.readable(str(error.filename2 or error.filename or ""))
+            why = error.strerror or folder.readable(str(error))
+            facts = (error.errno, why, where) if where else (error.errno, why)
+            raise OSError(*facts) from error
+
+
+def _continue(work: PreparedRun, state: State, folder: RunFolder) -> list[str]:
+    """Load the newest sound checkpoint that rank 0 finds on every rank; what is to be told."""
+    run = work.run
+    same = (state, run.method, run.optims(state.nets), folder.origin)
+
+    def newest() -> tuple[str, list[str]]:
+        found, notes = checkpoint.resume_newest(folder.checkpoints, *same)
+        if found is None:
+            return "", folder.start_anew()
+        began = f"continuing from step {state.step} of {run.steps}"
+        return str(found), [*notes, began, *folder.again(state.step)]
+
+    path, notes = distributed.on_rank_zero(newest)
+    if path and distributed.rank():
+        checkpoint.load_checkpoint(Path(path), *same)
+    return notes

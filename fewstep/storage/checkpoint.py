@@ -1,0 +1,303 @@
+"""Checkpoints: everything a run needs to continue, in safetensors and JSON.
+
+    checkpoints/step-00000500/
+        nets.safetensors  average.safetensors  optim-student.safetensors  ...  manifest.json
+
+A checkpoint is written under another name and renamed when complete; its manifest holds the
+digest of every file, checked before a weight is used, and the id of the run that wrote it: a
+checkpoint of another run is refused. At least two are kept, so that a damaged newest one is set
+aside and the one before it serves.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fewstep.distillation.method import Method
+from fewstep.storage.files import Damaged, nothing, of_run, pack, read_folder, unpack, write_folder
+from fewstep.storage.model_folder import load_weights
+from fewstep.training import distributed
+from fewstep.training.loop import State
+from fewstep.training.optim import Optim
+from fewstep.training.precision import Scale
+
+COUNTERS = ("step", "images", "drawn", "skipped", "streak")
+RETRIES = 3
+"""Checkpoints in a row that may fail to be written before the run stops."""
+
+
+Parts = dict[str, dict[str, Tensor]]
+"""File -> name -> tensor."""
+
+
+def tensors(state: State) -> Parts:
+    """Every tensor of `state`, as file -> name -> tensor."""
+    parts = {"nets": state.nets.state_dict(), "average": state.average.state_dict()}
+    parts |= {f"optim-{name}": _flatten(optim) for name, optim in state.optimizers.items()}
+    return parts
+
+
+def require_equal_state(state: State) -> None:
+    """Raise `Unequal` unless all processes hold the same state to the bit."""
+    parts = tensors(state)
+    named = {f"{part}.{name}": t for part in parts for name, t in parts[part].items()}
+    distributed.require_equal_ranks(named, f"at step {state.step}")
+
+
+Spare = Callable[[int], bool]
+"""Whether the checkpoint of a step stays when newer ones are there."""
+
+
+def none(step: int) -> bool:
+    """Spare nothing."""
+    return False
+
+
+def save(folder: Path, state: State, method: Method, keep: int = 2) -> Path:
+    """Write `state` under folder/step-N and drop all but the newest `keep`; the new path.
+
+    What a killed process left half-written goes too: a run folder has one writer.
+    """
+    parts, facts = _snapshot(state, method)
+    return _write(folder, parts, facts, keep, none)
+
+
+def _snapshot(state: State, method: Method) -> tuple[Parts, dict[str, Any]]:
+    """A copy of all tensors, in main memory, and what the manifest says, as they are now.
+
+    All ranks put sharded tensors together, rank 0 alone keeps them.
+    """
+    parts: Parts = {}
+    for name, part in tensors(state).items():
+        whole = {key: distributed.full_tensor(t).detach() for key, t in part.items()}
+        kept = whole if distributed.rank() == 0 else {}
+        parts[name] = {key: t.to("cpu", copy=True) for key, t in kept.items()}
+    facts: dict[str, Any] = {key: getattr(state, key) for key in COUNTERS}
+    facts["scales"] = {net: [scale.value, scale.clean] for net, scale in state.scales.items()}
+    facts["memory"] = {name: list(numbers) for name, numbers in state.memory.items()}
+    facts["method"] = repr(method)
+    return parts, facts
+
+
+def _write(
+    folder: Path,
+    parts: Parts,
+    facts: Mapping[str, Any],
+    keep: int,
+    spare: Spare,
+    check: Callable[[], None] = nothing,
+) -> Path:
+    files = {f"{name}.safetensors": pack(part) for name, part in parts.items()}
+    target = checkpoint_path(folder, facts["step"])
+    write_folder(target, files, facts, check)
+    check()
+    old = [path for path in find_checkpoints(folder)[:-keep] if not spare(step_of(path))]
+    _delete([*folder.glob(".step-*-*"), *old])
+    return target
+
+
+def _delete(paths: Iterable[Path]) -> None:
+    """Renamed first: no half-deleted folder under a good name."""
+    for path in paths:
+        aside = path.with_name(f".{path.name.lstrip('.')}.old-{os.getpid()}")
+        path.replace(aside)
+        shutil.rmtree(aside)
+
+
+class Writer:
+    """Writes checkpoints while training goes on: copied to memory at once, to disk in a thread.
+
+    All ranks call it, rank 0 writes. At most one is under way. A failure, such as a full disk, is
+    told at the next `save`, which writes anew; the third in a row, and one at `finish`, is
+    raised. Leaving the block waits.
+
+    origin: the run that writes; check: raises where the folder is not its own any more; written:
+    told the step of each checkpoint that is whole on disk.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        method: Method,
+        origin: Mapping[str, Any] = {},
+        check: Callable[[], None] = nothing,
+        written: Callable[[int], None] = lambda step: None,
+    ) -> None:
+        self.folder, self.method, self.origin = folder, method, origin
+        self.check, self.written = check, written
+        self.pool = ThreadPoolExecutor(1)
+        self.job: Future[float] | None = None
+        self.failures = 0
+        self.grace = grace()
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.pool.shutdown()
+
+    def save(self, state: State, spare: Spare = none) -> list[str]:
+        """Begin to write `state`; what is to be told of the one before.
+
+        Then all but the newest two are deleted, and those that `spare` says.
+        """
+        notes, began = [], time.monotonic()
+        try:
+            notes += self._too_slow(self.finish())
+            self.failures = 0
+        except OSError as error:
+            self.failures += 1
+            if self.failures == RETRIES:
+                raise
+            notes = [f"the last checkpoint could not be written ({error}); trying again now"]
+        parts, facts = _snapshot(state, self.method)
+        facts["origin"] = dict(self.origin)
+        if distributed.rank() == 0:
+            copied = time.monotonic() - began
+            job = (self.folder, parts, facts, 2, spare, self.check)
+            self.job = self.pool.submit(self._timed, copied, *job)
+        return notes
+
+    def finish(self) -> float:
+        """Wait until the last one is on disk; the seconds it took. Raises what went wrong."""
+        job, self.job = self.job, None
+        return 0.0 if job is None else job.result()
+
+    def _timed(self, before: float, *args: Any) -> float:
+        """Write; the seconds that took, and `before`."""
+        began = time.monotonic()
+        self.written(step_of(_write(*args)))
+        return before + time.monotonic() - began
+
+    def _too_slow(self, seconds: float) -> list[str]:
+        """A warning, once, if a launcher may not wait for the last checkpoint."""
+        if 1.5 * seconds <= self.grace:
+            return []
+        grace, self.grace = self.grace, math.inf
+        return [
+            f"a checkpoint took {seconds:.0f} s, and torchrun kills {grace:.0f} s after SIGTERM; "
+            f"give it --shutdown-timeout {2 * seconds + 1:.0f}, or set "
+            "TORCH_ELASTIC_SHUTDOWN_TIMEOUT for both it and this to know"
+        ]
+
+
+def grace() -> float:
+    """Seconds that torchrun leaves its processes after SIGTERM, as far as they can know."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return math.inf
+    return float(os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "30"))
+
+
+def find_checkpoints(folder: Path) -> list[Path]:
+    """Complete checkpoints in `folder`, oldest first."""
+    return sorted(p for p in folder.glob("step-*") if p.is_dir() and p.name[5:].isdigit())
+
+
+def checkpoint_path(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step is."""
+    return folder / f"step-{step:08d}"
+
+
+def step_of(path: Path) -> int:
+    """The step of a checkpoint."""
+    return int(path.name.removeprefix("step-"))
+
+
+def delete_after(folder: Path, step: int) -> None:
+    """Delete all checkpoints that are newer than `step`."""
+    _delete(reversed([path for path in find_checkpoints(folder) if step_of(path) > step]))
+
+
+def resume_newest(
+    folder: Path,
+    state: State,
+    method: Method,
+    optim: Mapping[str, Optim],
+    origin: Mapping[str, Any] = {},
+) -> tuple[Path | None, list[str]]:
+    """Load the newest sound checkpoint of `folder` into `state`; (its path, what went wrong).
+
+    origin: the run that must have written it (see `fewstep.storage.files.of_run`).
+
+    Damaged ones are renamed to *.damaged and reported. None where there are no checkpoints at
+    all; `Damaged` where there are some and none is sound: a run never starts over silently.
+    """
+    notes: list[str] = []
+    for path in reversed(find_checkpoints(folder)):
+        try:
+            load_checkpoint(path, state, method, optim, origin)
+        except Damaged as error:
+            aside = path.with_suffix(".damaged")
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)
+            notes.append(f"{error}; set aside as {aside.name}")
+            continue
+        return path, notes
+    if any(folder.glob("step-*.damaged")):
+        why = "; ".join(notes) or "all were set aside as damaged"
+        raise Damaged(
+            f"no checkpoint in {folder} is sound ({why}); "
+            "choose another --out folder to start anew"
+        )
+    return None, notes
+
+
+def load_checkpoint(
+    path: Path,
+    state: State,
+    method: Method,
+    optim: Mapping[str, Optim],
+    origin: Mapping[str, Any] = {},
+) -> None:
+    """Check `path` by digest, and that `origin` wrote it; then load it into `state`."""
+    facts = read_folder(path)
+    of_run(path, facts, origin)
+    if facts.get("method") != repr(method):
+        raise ValueError(
+            f"{path} was written by {facts.get('method')}, not by {method!r}; resume with the "
+            "same settings or choose another --out folder"
+        )
+    load_weights(state.nets, unpack(path / "nets.safetensors"), path)
+    load_weights(state.average, unpack(path / "average.safetensors"), path)
+    for name in (n[6:-12] for n in facts["sha256"] if n.startswith("optim-")):
+        optimizer = optim[name].build(state.nets[name].parameters())
+        _unflatten(optimizer, unpack(path / f"optim-{name}.safetensors"))
+        state.optimizers[name] = optimizer
+    for key in COUNTERS:
+        setattr(state, key, int(facts[key]))
+    state.scales = {net: Scale(*scale) for net, scale in facts.get("scales", {}).items()}
+    state.memory = {name: list(map(float, old)) for name, old in facts.get("memory", {}).items()}
+
+
+def _flatten(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Adam's moments and step counts as "<parameter index>.<name>", in order of names.
+
+    After loading, the optimiser has them in another order in every process.
+    """
+    found = {
+        f"{index}.{key}": value
+        for index, entry in optimizer.state_dict()["state"].items()
+        for key, value in entry.items()
+    }
+    return dict(sorted(found.items()))
+
+
+def _unflatten(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    states: dict[int, dict[str, Tensor]] = {}
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for name, value in tensors.items():
+        index, key = name.split(".", 1)
+        like = parameters[int(index)] if value.ndim else value  # a count of steps is no moment
+        states.setdefault(int(index), {})[key] = distributed.scatter(value, like)
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": states, "param_groups": groups})

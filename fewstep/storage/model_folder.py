@@ -1,0 +1,221 @@
+"""Finished models: one folder with a description, the weights, and their digests.
+
+    student/   model.json   model.safetensors   manifest.json
+
+A network or sampler of the user's own file has a copy of that file beside them (see
+`fewstep.storage.user_code`).
+`load_student` rebuilds the network from its description and checks the digests before a weight
+is used. Teachers trained here are stored the same way.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from torch.nn.modules.module import (
+    register_module_buffer_registration_hook,
+    register_module_parameter_registration_hook,
+)
+
+from fewstep.config import encode, own_files, own_sources
+from fewstep.diffusion.generator import Generator
+from fewstep.diffusion.model import Model
+from fewstep.diffusion.types import Sampler
+from fewstep.distillation.method import Method
+from fewstep.storage.files import (
+    Damaged,
+    nothing,
+    of_run,
+    origin_of,
+    pack,
+    read_folder,
+    read_json,
+    read_manifest,
+    spelled,
+    unpack,
+    write_folder,
+)
+from fewstep.storage.user_code import copies, decoded
+from fewstep.training import distributed
+
+SLACK = 4
+"""Tensors that a network registers while it is built, for each that it stores."""
+CALLS, NUMBERS = 10_000, 1 << 26
+"""Network calls a sample, and numbers in one, that a stored model has at most."""
+KIND = "fewstep model"
+"""What the manifest of a finished model says it is."""
+
+
+def save_student(
+    folder: Path, net: nn.Module, model: Model, method: Method, card: Mapping[str, Any]
+) -> None:
+    """Write `net`, an instance of `model`, as a finished folder; `card` tells its origin."""
+    card = {"method": repr(method), **card}
+    save_model(folder, net.state_dict(), model, method.sampler, card)
+
+
+def save_model(
+    folder: Path,
+    weights: Mapping[str, Tensor],
+    model: Model,
+    sampler: Sampler,
+    card: Mapping[str, Any],
+    adapters: Mapping[str, Tensor] = {},
+    origin: Mapping[str, Any] = {},
+    check: Callable[[], None] = nothing,
+) -> None:
+    """Write a finished folder; `weights` are a state dict of `model.build()`, of any type.
+
+    adapters: what was trained of them, if they are merged (see `fewstep.nets.lora`):
+    lora.safetensors. origin: the run that made it (see `fewstep.storage.files.of_run`); check: as
+    of `write_folder`.
+    """
+    description = {"model": encode(model), "sampler": encode(sampler), "card": dict(card)}
+    if own := own_sources((model, sampler)):
+        description["files"] = own_files((model, sampler))
+    files = {
+        **copies(own.values()),
+        "model.json": (json.dumps(description, indent=2) + "\n").encode(),
+        "model.safetensors": pack(weights),
+    }
+    if adapters:
+        files["lora.safetensors"] = pack(adapters)
+    told = {"origin": dict(origin)} if origin else {}
+    write_folder(folder, files, {"kind": KIND, **told}, check)
+
+
+def load_student(folder: Path | str, device: torch.device | str = "cpu") -> Generator:
+    """The generator stored in `folder`, or in a run folder that holds a finished one.
+
+    Raises `Damaged` (a ValueError) where something is missing or altered.
+    """
+    folder = is_finished(folder)
+    _of_model(folder, read_folder(folder))
+    description = _description(folder)
+    model: Model = decoded(description["model"], Model, folder)
+    sampler: Sampler = decoded(description["sampler"], Sampler, folder)
+    if sampler.calls > CALLS or prod(model.shape) > NUMBERS:
+        raise Damaged(
+            f"{folder / 'model.json'} describes samples of shape {model.shape} in {sampler.calls} "
+            "calls, more than any model that fewstep makes"
+        )
+    _refuse_larger(model, folder)
+    net = model.build()
+    load_weights(net, unpack(folder / "model.safetensors"), folder)
+    net.requires_grad_(False).eval().to(device)
+    return Generator(net, sampler, model.shape, model.classes, model, card=description["card"])
+
+
+def _refuse_larger(model: Model, folder: Path) -> None:
+    """A ValueError where the described network is much larger than the stored weights.
+
+    Found without memory for it: it is built of tensors that have no numbers, and no further than
+    weights are there for.
+    """
+    weights = folder / "model.safetensors"
+    try:
+        with spelled(weights) as path, safe_open(path, "pt") as file:
+            stored = [prod(file.get_slice(name).get_shape()) for name in file.keys()]  # noqa: SIM118
+    except FileNotFoundError:
+        raise Damaged(f"{weights} is missing") from None
+    except SafetensorError as error:
+        raise Damaged(f"{weights} is not a safetensors file ({error})") from None
+    most, numbers, met = SLACK * (len(stored) + 100), SLACK * (sum(stored) + 10_000), [0, 0]
+
+    def meet(_module: nn.Module, _name: str, tensor: Tensor | None) -> None:
+        met[0] += 1
+        met[1] += 0 if tensor is None else tensor.numel()
+        if met[0] > most or met[1] > numbers:
+            raise ValueError(
+                f"{folder / 'model.json'} describes a larger network than the weights beside it"
+            )
+
+    hooks = (
+        register_module_parameter_registration_hook(meet),
+        register_module_buffer_registration_hook(meet),
+    )
+    try:
+        with torch.device("meta"):
+            model.build()
+    except (NotImplementedError, AttributeError):  # what cannot be built so is built below
+        pass
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def model_description(folder: Path | str) -> Model:
+    """The network that `load_student` would build, as its folder describes it."""
+    folder = is_finished(folder)
+    model: Model = decoded(_description(folder)["model"], Model, folder)
+    return model
+
+
+def stored_card(folder: Path | str) -> dict[str, Any]:
+    """What a finished folder tells of its origin."""
+    card = _description(is_finished(folder)).get("card")
+    return card if isinstance(card, dict) else {}
+
+
+def weights_digest(folder: Path | str) -> str:
+    """SHA-256 of the weights, as the manifest says; `load_student` refuses others."""
+    folder = is_finished(folder)
+    return str(_of_model(folder, read_manifest(folder))["sha256"]["model.safetensors"])
+
+
+def _of_model(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
+    """`facts`, which are the manifest of a finished model."""
+    if facts.get("kind") != KIND:
+        raise Damaged(f"{folder} is a checkpoint or something else, not a finished model")
+    return facts
+
+
+def is_finished(folder: Path | str) -> Path:
+    """`folder`, or the finished model in the run folder that it is, if that run has made it."""
+    folder = Path(folder)
+    if (folder / "student" / "manifest.json").is_file():
+        run, folder = folder, folder / "student"
+        stored = read_manifest(folder)
+        with suppress(Damaged):  # a model by itself is whole without its run
+            facts = read_json(run / "run.json")
+            if "origin" in stored:  # one that was put there by hand is of no run
+                of_run(folder, stored, origin_of(facts))
+    if not folder.exists():
+        raise Damaged(f"there is no file or folder {folder}")
+    if not (folder / "manifest.json").is_file():
+        raise Damaged(f"{folder} holds no finished model (no manifest.json in it)")
+    return folder
+
+
+def _description(folder: Path) -> dict[str, Any]:
+    """model.json."""
+    description = read_json(folder / "model.json")
+    if not isinstance(description, dict) or not {"model", "sampler"} <= description.keys():
+        raise Damaged(f"{folder / 'model.json'} does not describe a model")
+    if not isinstance(description.setdefault("card", {}), dict):
+        raise Damaged(f"{folder / 'model.json'} has a card that is none")
+    return description
+
+
+def load_weights(net: nn.Module, tensors: Mapping[str, Tensor], origin: Path) -> None:
+    """Load strictly; the first few differences in names or shapes are named."""
+    wanted = {name: tuple(t.shape) for name, t in net.state_dict().items()}
+    came = {name: tuple(t.shape) for name, t in tensors.items()}
+    if wanted != came:
+        differences = [
+            f"{name}: expected {wanted.get(name, 'nothing')}, found {came.get(name, 'nothing')}"
+            for name in sorted(wanted.keys() | came.keys())
+            if wanted.get(name) != came.get(name)
+        ]
+        more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
+        raise ValueError(f"{origin} does not fit: {'; '.join(differences[:3])}{more}")
+    state = net.state_dict()
+    net.load_state_dict({name: distributed.scatter(t, state[name]) for name, t in tensors.items()})

@@ -1,0 +1,272 @@
+"""A pipeline folder, read as data: JSON and safetensors of known classes, no code.
+
+    model_index.json   unet/ (or transformer/)   scheduler/   text_encoder/   tokenizer/   vae/
+
+`open_folder` looks at everything that decides what will be built before anything is built. A
+folder with Python files is refused, a class that is not in `fewstep.teachers.diffusers.families`
+is refused, and weights are read from .safetensors files alone: pickles beside them are not opened.
+Which files those are is in `fewstep.teachers.diffusers.weight_files`, what a configuration means
+in `fewstep.teachers.diffusers.completed_config`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from fewstep.storage.files import digest, read_json
+from fewstep.storage.safetensors_header import fetched, header
+from fewstep.teachers.diffusers.completed_config import completed
+from fewstep.teachers.diffusers.families import FAMILIES, SCHEDULERS, Family
+from fewstep.teachers.diffusers.network import EXTRA, require_library
+from fewstep.teachers.diffusers.weight_files import Weights, resolve, variant_of, variants
+
+NEVER_LOADED = ("safety_checker", "feature_extractor", "image_encoder")
+"""Parts of published folders that distillation has no use for."""
+REFUSED = ("auto_map", "quantization_config", "transformers_weights", "configuration_files")
+"""Keys of a configuration that ask for other code, other numbers or other files."""
+
+
+@dataclass(frozen=True)
+class PipelineFolder:
+    """A folder that has been looked at."""
+
+    path: Path
+    pipeline: str
+    """The class of the pipeline, one of `FAMILIES`."""
+    parts: Mapping[str, str]
+    """Part -> the name of its class; those that are missing are left out."""
+    settings: Mapping[str, Any]
+    """What else model_index.json says, such as force_zeros_for_empty_prompt."""
+    files: Mapping[str, Weights]
+    """Part -> its weights, of the parts that have some."""
+
+    @property
+    def family(self) -> Family:
+        """What is known of such pipelines."""
+        return FAMILIES[self.pipeline]
+
+    def config_path(self, part: str) -> Path:
+        """The file with the configuration of a part."""
+        name = "scheduler_config.json" if part == "scheduler" else "config.json"
+        return self.path / part / name
+
+    def config(self, part: str) -> dict[str, Any]:
+        """The completed configuration of a part that is diffusers' own.
+
+        Raises ValueError for a file that says something nobody knows.
+        """
+        family, where = self.family, self.config_path(part)
+        raw = configuration(where)
+        if part == "scheduler":
+            return completed(self.parts[part], raw, where, SCHEDULERS)
+        network = part == family.network
+        known = (family.network_class, *family.older) if network else (self.parts[part],)
+        if raw.get("_class_name", known[0]) not in known:
+            raise ValueError(f"{where} is that of a {raw['_class_name']}, not of a {known[0]}")
+        return completed(known[0], raw, where, known[1:], EXTRA.get(known[0], ()))
+
+    def text_config(self, part: str) -> Any:
+        """The completed configuration of a text encoder, an object of transformers."""
+        where = self.config_path(part)
+        configuration(where)
+        cls = getattr(require_library("transformers"), self.parts[part])
+        try:
+            return cls.config_class.from_pretrained(where.parent, local_files_only=True)
+        except Exception as error:  # whatever another library raises about a stranger's file
+            raise ValueError(
+                f"{where} is not the configuration of a {cls.__name__}: {first_line(error)}"
+            ) from None
+
+    def weights(self) -> list[Path]:
+        """The network's files: one, or its shards."""
+        return list(self.files[self.family.network].files)
+
+    @property
+    def variant(self) -> str | None:
+        """The variant that stock diffusers reads the same files by, such as "fp16", or None."""
+        return next((w.variant for w in self.files.values() if w.variant), None)
+
+    @property
+    def unread(self) -> list[str]:
+        """Weights that lie in the folder and are not read, by their names in it."""
+        return [str(p.relative_to(self.path)) for w in self.files.values() for p in w.unread]
+
+    @property
+    def left_out(self) -> list[str]:
+        """Optional parts that are not there, which stock diffusers wants to be told."""
+        return [part for part in self.family.optional if part not in self.parts]
+
+    @property
+    def encoders(self) -> list[str]:
+        """The text encoders that are there."""
+        return [part for part in self.family.text if part in self.files]
+
+    @cached_property
+    def text_digest(self) -> str:
+        """SHA-256 over all files that turn prompts into conditions, names included."""
+        return self._digest(sorted(set(self.family.text) & set(self.parts)), self.pipeline)
+
+    @cached_property
+    def vae_digest(self) -> str:
+        """SHA-256 over all files that turn pictures into latents, names included."""
+        return self._digest(["vae"], "")
+
+    def _digest(self, parts: Sequence[str], start: str) -> str:
+        total = hashlib.sha256(start.encode())
+        for path in self.read(parts):
+            name = path.relative_to(self.path).as_posix()
+            total.update(f"\n{name} {digest(path)}".encode())
+        return total.hexdigest()
+
+    def read(self, parts: Sequence[str]) -> list[Path]:
+        """The files of these parts that are read, in order: weights, configurations and words."""
+        found = []
+        for part in parts:
+            weights = self.files.get(part)
+            unread = weights.unread if weights else ()
+            for path in sorted(p for p in (self.path / part).rglob("*") if p.is_file()):
+                text = path.suffix in (".json", ".txt", ".model") and path not in unread
+                if text or (weights and path in weights.files):
+                    found.append(path)
+        return found
+
+
+SINGLE = {
+    "joint_blocks.": "StableDiffusion3Pipeline",
+    "double_blocks.": "FluxPipeline",
+    "conditioner.embedders.": "StableDiffusionXLPipeline",
+}
+"""What only the tensors of one kind of single-file checkpoint have in their names."""
+
+
+def refuse_single_file(path: Path | str) -> None:
+    """A ValueError with the way out where `path` is a checkpoint of a whole pipeline in one file.
+
+    Those are .safetensors or .ckpt; the latter is not opened.
+    """
+    path = Path(path)
+    if not path.is_file() or path.suffix not in (".safetensors", ".ckpt"):
+        return
+    names = header(path).shapes if path.suffix == ".safetensors" else ()
+    kinds = [kind for mark, kind in SINGLE.items() if any(mark in name for name in names)]
+    kind = kinds[0] if kinds else "StableDiffusionPipeline"
+    raise ValueError(
+        f"{path} is one file, and a pipeline as teacher is a folder; make one of a checkpoint: "
+        f'diffusers.{kind}.from_single_file("{path.name}").save_pretrained("FOLDER")'
+    )
+
+
+def is_pipeline(path: Path | str) -> bool:
+    """Whether a folder says that it is a diffusers pipeline."""
+    return (Path(path) / "model_index.json").is_file()
+
+
+def open_folder(path: Path | str) -> PipelineFolder:
+    """Look at a local pipeline folder; a ValueError says what is missing or not allowed."""
+    path = Path(path)
+    if not is_pipeline(path):
+        raise ValueError(f"{path} is no pipeline folder (no model_index.json in it)")
+    fetched(path / "model_index.json")
+    index = read_json(path / "model_index.json")
+    if not isinstance(index, dict):
+        raise ValueError(f"{path / 'model_index.json'} does not describe a pipeline")
+    pipeline = index.get("_class_name")
+    if not isinstance(pipeline, str) or pipeline not in FAMILIES:
+        raise ValueError(
+            f"{path} is a {pipeline}; fewstep knows {', '.join(FAMILIES)} and nothing else"
+        )
+    code = next((p for p in sorted(path.rglob("*.py"))), None)
+    if code is not None:
+        raise ValueError(f"{path} holds code ({code.relative_to(path)}); remove it first")
+    parts = {name: entry for name, entry in index.items() if isinstance(entry, list)}
+    settings = {k: v for k, v in plain(index, path).items() if k not in parts}
+    allowed = _allowed(path, pipeline, parts)
+    return PipelineFolder(path, pipeline, allowed, settings, _weights(path, pipeline, allowed))
+
+
+def _weights(path: Path, pipeline: str, parts: Mapping[str, str]) -> dict[str, Weights]:
+    """Part -> its weights, all of them whole files of numbers."""
+    family = FAMILIES[pipeline]
+    homes = {
+        part: "transformers" if part in family.text else "diffusers"
+        for part in parts
+        if part != "scheduler" and "tokenizer" not in part
+    }
+    variant = variant_of(
+        {path / part: variants(path / part, kind) for part, kind in homes.items()}
+    )
+    found = {part: resolve(path / part, kind, variant) for part, kind in homes.items()}
+    for part, weights in found.items():
+        for name, kind in weights.header().types.items():
+            if kind in ("I8", "U8", "BOOL") or kind.startswith("F4"):
+                raise ValueError(
+                    f"{path / part} holds quantised weights ({name} is {kind}), which fewstep "
+                    "does not load; take the folder in half or full precision"
+                )
+    return found
+
+
+def _allowed(path: Path, pipeline: str, parts: Mapping[str, list[Any]]) -> dict[str, str]:
+    """Part -> class, of the parts that will be loaded; all are there and all are known."""
+    family = FAMILIES[pipeline]
+    known = {
+        family.network: (family.network_class, *family.older),
+        "vae": family.vae,
+        "scheduler": SCHEDULERS,
+        **family.text,
+    }
+    found: dict[str, str] = {}
+    for name, entry in parts.items():
+        if name in NEVER_LOADED or entry == [None, None]:
+            continue
+        if name not in known:
+            raise ValueError(f"{path}: a {pipeline} has no part {name!r}")
+        origin, cls = map(str, entry) if len(entry) == 2 else ("", "")
+        wanted, home = known[name], "transformers" if name in family.text else "diffusers"
+        if origin != home or cls not in wanted:
+            raise ValueError(
+                f"{path}: {name} is {origin}.{cls}, which fewstep does not load; "
+                f"it knows {', '.join(wanted)}"
+            )
+        if not (path / name).is_dir():
+            more = f', or write "{name}": [null, null] there' if name in family.optional else ""
+            raise ValueError(
+                f"{path} has no folder {name}, which its model_index.json names; fetch that "
+                f"too{more}"
+            )
+        found[name] = cls
+    missing = known.keys() - found.keys()
+    if not found.keys() & set(family.optional):
+        missing -= set(family.optional)
+    if missing:
+        raise ValueError(f"{path}: a {pipeline} needs {', '.join(sorted(missing))}")
+    return found
+
+
+def configuration(where: Path) -> dict[str, Any]:
+    """What a configuration file says; one that asks for something else is refused."""
+    if where.is_file():
+        fetched(where)
+    config = read_json(where, finite=False)
+    plain(config, where)
+    return dict(config)
+
+
+def plain(config: Any, where: Path) -> dict[str, Any]:
+    """A configuration without its private keys; one that asks for other code is refused."""
+    if not isinstance(config, dict):
+        raise ValueError(f"{where} is not a configuration")
+    for key in REFUSED:
+        if config.get(key):
+            raise ValueError(f"{where} has {key}, which fewstep does not load")
+    return {key: value for key, value in config.items() if not key.startswith("_")}
+
+
+def first_line(error: Exception) -> str:
+    """What an exception of another library says, in a line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

@@ -1,0 +1,170 @@
+"""A diffusers folder as a teacher.
+
+    teacher = load("stable-diffusion-v1-5")
+    pictures = teacher.sample(range(2), cond=teacher.text(["a red cube", "a blue ball"]))
+
+The network becomes a `Denoiser` once, here; text encoders and VAE are those of the stock
+pipeline, loaded when they are first needed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fewstep.diffusion.generator import Generator
+from fewstep.diffusion.model import Model
+from fewstep.diffusion.noise_path import Flow
+from fewstep.teachers.diffusers import parts
+from fewstep.teachers.diffusers.adapter_base import Adapter
+from fewstep.teachers.diffusers.adapters import ADAPTERS
+from fewstep.teachers.diffusers.compatibility import check
+from fewstep.teachers.diffusers.folder import PipelineFolder, is_pipeline, open_folder
+from fewstep.teachers.diffusers.network import DiffusersNet
+from fewstep.teachers.diffusers.scheduler_config import Schedule, schedule_of
+from fewstep.teachers.diffusers.text_and_vae import TextAndVAE
+
+
+def load_pipeline(path: Path | str, device: torch.device | str = "cpu") -> Generator:
+    """The generator in a local pipeline folder, in float32.
+
+    Raises ValueError for a folder that is not of a known pipeline, or holds code.
+    """
+    folder = open_folder(path)
+    model = describe_network(folder)
+    stock = TextAndVAE(folder, device)
+    denoiser: Any = model.build()
+    adapter: Adapter = denoiser.net
+    _fill(adapter, folder)
+    adapter.set_null(stock.null())
+    denoiser.requires_grad_(False).eval().to(device)
+    return Generator(
+        denoiser,
+        read_schedule(folder).sampler(),
+        model.shape,
+        model=model,
+        decode=stock.decode,
+        encode=stock.encode,
+        text=stock.prompts,
+        release=stock.release,
+        card=origin_card(folder),
+    )
+
+
+def with_text_and_vae(generator: Generator) -> Generator:
+    """A student with the text encoders and the VAE of the folder that it was distilled from.
+
+    Raises ValueError where that folder is gone, or has other text encoders now.
+    """
+    of_pipeline = generator.model is not None and isinstance(generator.model.net, DiffusersNet)
+    if not of_pipeline or generator.text is not None:
+        return generator
+    stock = TextAndVAE(origin_folder(generator), generator.device)
+    return replace(generator, text=stock.prompts, encode=stock.encode, decode=stock.decode)
+
+
+def origin_folder(generator: Generator) -> PipelineFolder:
+    """The folder that a student was distilled from; ValueError as in `dressed`."""
+    told = pipeline_card(generator.card)
+    if "folder" not in told or not is_pipeline(told["folder"]):
+        raise ValueError(
+            f"this model needs the text encoders and VAE of {told.get('folder', 'a pipeline')}, "
+            "which is not there; put it back"
+        )
+    folder = open_folder(told["folder"])
+    if folder.vae_digest != told.get("vae", folder.vae_digest):
+        raise ValueError(f"{folder.path} has another VAE than this model was trained with")
+    if folder.text_digest != told.get("text"):
+        raise ValueError(f"{folder.path} has other text encoders than this model was trained with")
+    return folder
+
+
+def pipeline_card(card: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What the card of a pipeline's student, or of its student in turn, tells of the pipeline."""
+    while "folder" not in card and "teacher" in card:
+        card = card["teacher"]
+    return card
+
+
+def read_schedule(folder: PipelineFolder) -> Schedule:
+    """What the scheduler says about the network."""
+    config, kind = folder.config(folder.family.network), ADAPTERS[folder.family.network_class]
+    side = _shape(folder)[1] // kind.patch(config)
+    where = folder.config_path("scheduler")
+    try:
+        found = schedule_of(folder.config("scheduler"), folder.parts["scheduler"], side**2)
+    except ValueError as error:
+        text = str(error)
+        raise ValueError(text if str(where) in text else f"{where}: {text}") from None
+    if isinstance(found.path, Flow) != kind.flow:
+        said, trained = ("betas", "a flow") if kind.flow else ("a flow", "betas")
+        raise ValueError(
+            f"{folder.path}: a {folder.family.network_class} is trained on {trained}, but its "
+            f"{folder.parts['scheduler']} says {said}; put the right scheduler back"
+        )
+    return found
+
+
+def _shape(folder: PipelineFolder) -> tuple[int, int, int]:
+    """Shape of a sample."""
+    try:
+        config = folder.config(folder.family.network)
+        return ADAPTERS[folder.family.network_class].shape(config)
+    except ValueError as error:
+        raise ValueError(f"{folder.path}, {folder.family.network}: {error}") from None
+
+
+def describe_network(folder: PipelineFolder) -> Model:
+    """The network of a folder as a description, from configurations and headers alone.
+
+    Raises ValueError where parts of the folder do not fit each other.
+    """
+    found = read_schedule(folder)
+    family, stock = folder.family, TextAndVAE(folder)
+    config, shape = folder.config(family.network), _shape(folder)
+    words = json.dumps(config, sort_keys=True)
+    net = DiffusersNet(family.network_class, words, stock.tokens, shape[1] * stock.scale)
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            adapter = net.build(shape, 0)
+    except ValueError as error:
+        raise ValueError(f"{folder.config_path(family.network)}: {error}") from None
+    check(folder, adapter)
+    return Model(net, shape, 0, found.path, found.predicts)
+
+
+def origin_card(folder: PipelineFolder) -> dict[str, Any]:
+    """What is known of origin: where the folder was, what it is, its text encoders and VAE."""
+    return {
+        "pipeline": folder.pipeline,
+        "folder": str(folder.path.resolve()),
+        "text": folder.text_digest,
+        "vae": folder.vae_digest,
+    }
+
+
+def network_weights(folder: PipelineFolder) -> dict[str, Tensor]:
+    """The network's tensors in float32, under diffusers' names."""
+    found = parts.tensors(folder.files[folder.family.network])
+    return {name: t.to(torch.float32) for name, t in found.items()}
+
+
+def network(folder: PipelineFolder) -> Any:
+    """The network of a folder as diffusers has it, in float32."""
+    name, kind = folder.family.network, folder.family.network_class
+    net = parts.built(kind, folder.config(name), folder.path / name, meta=False)
+    net.load_state_dict(network_weights(folder))
+    return net.requires_grad_(False).eval()
+
+
+def _fill(adapter: Adapter, folder: PipelineFolder) -> None:
+    """Load the network's weights as float32, all of them and no others."""
+    state = network_weights(folder)
+    parts.fit(adapter.net.state_dict(), state, folder.path / folder.family.network)
+    adapter.net.load_state_dict(state)

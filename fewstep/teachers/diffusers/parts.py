@@ -1,0 +1,127 @@
+"""The parts of a folder as objects of diffusers and transformers, in float32.
+
+Files are chosen by `fewstep.teachers.diffusers.weight_files`; what their names mean is left to the
+libraries. Stock fills a tensor that no file has with noise, and says so in a warning: here it is
+refused. Each part can be had on the device "meta", from headers alone, which is how it is checked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fewstep.storage.safetensors_header import fetched
+from fewstep.teachers.diffusers.folder import PipelineFolder, first_line
+from fewstep.teachers.diffusers.network import require_library
+from fewstep.teachers.diffusers.weight_files import Weights
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def tensors(weights: Weights, meta: bool = False) -> dict[str, Tensor]:
+    """The tensors of a part under the names that its files have; meta: without numbers."""
+    if meta:
+        shapes = weights.header().shapes
+        return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    from safetensors.torch import load_file
+
+    found = [load_file(path) for path in weights.files]
+    return {name: t for file in found for name, t in file.items()}
+
+
+def text_encoder(folder: PipelineFolder, part: str, meta: bool = False) -> Any:
+    """A text encoder; ValueError where its weights are not those of its configuration."""
+    weights, home = folder.files[part], folder.path / part
+    config = folder.text_config(part)
+    cls = getattr(require_library("transformers"), folder.parts[part])
+    state = tensors(weights, meta)
+    more = {"device_map": "meta"} if meta else {}
+    try:
+        net, told = cls.from_pretrained(
+            None,
+            config=config,
+            state_dict=state,
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **more,
+        )
+    except Exception as error:  # whatever another library raises about a stranger's file
+        raise ValueError(f"{home} holds no usable text encoder: {first_line(error)}") from None
+    wanted = {n: tuple(t.shape) for n, t in net.state_dict().items()}
+    wrong = {n: ("nothing", wanted.get(n, "something")) for n in told["missing_keys"]}
+    wrong |= {n: (tuple(came), tuple(shape)) for n, came, shape in told["mismatched_keys"]}
+    _refuse(home, wrong)
+    return net.requires_grad_(False).eval()
+
+
+def vae(folder: PipelineFolder, meta: bool = False) -> Any:
+    """The VAE; ValueError where its weights are not those of its configuration."""
+    net = built(folder.parts["vae"], folder.config("vae"), folder.path / "vae", meta)
+    weights = folder.files["vae"]
+    state = tensors(weights, meta)
+    if weights.index is None:
+        net._fix_state_dict_keys_on_load(state)  # of attention as it was named in 2022
+    wanted = net.state_dict()
+    fit(wanted, {n: t for n, t in state.items() if n in wanted}, folder.path / "vae")
+    if not meta:
+        net.load_state_dict({name: state[name].float() for name in wanted})
+    return net.requires_grad_(False).eval()
+
+
+def built(class_name: str, config: Mapping[str, Any], home: Path, meta: bool) -> Any:
+    """A network of diffusers of this configuration, whose numbers mean nothing yet."""
+    cls = getattr(require_library("diffusers"), class_name)
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("meta" if meta else "cpu"):
+            return cls.from_config(dict(config))
+    except Exception as error:  # whatever a constructor raises about a stranger's numbers
+        raise ValueError(f"{home}: {class_name} cannot be built so: {first_line(error)}") from None
+
+
+def fit(wanted: Mapping[str, Tensor], came: Mapping[str, Tensor], home: Path) -> None:
+    """A ValueError unless the tensors that came are those that are wanted."""
+    want = {name: tuple(t.shape) for name, t in wanted.items()}
+    have = {name: tuple(t.shape) for name, t in came.items()}
+    names = sorted(n for n in want.keys() | have.keys() if want.get(n) != have.get(n))
+    _refuse(home, {n: (have.get(n, "nothing"), want.get(n, "nothing")) for n in names})
+
+
+def _refuse(home: Path, wrong: Mapping[str, tuple[Any, Any]]) -> None:
+    """A ValueError where there are tensors (found, expected) that do not fit."""
+    if wrong:
+        name = min(wrong)
+        found, expected = wrong[name]
+        raise ValueError(
+            f"{home}: the weights do not fit the configuration in {len(wrong)} places, first "
+            f"{name}: expected {expected}, found {found}"
+        )
+
+
+def tokenizer(folder: PipelineFolder, part: str) -> Any:
+    """A tokenizer; ValueError where a file of its vocabulary is missing or broken.
+
+    transformers makes an empty vocabulary where there is no file of it.
+    """
+    home = folder.path / part
+    cls = getattr(require_library("transformers"), folder.parts[part])
+    names = dict(cls.vocab_files_names)
+    fast = names.pop("tokenizer_file", "tokenizer.json")
+    whole: Iterable[str] = names.values() or ["tokenizer.model"]
+    present = [name for name in (fast, *whole) if (home / name).is_file()]
+    for name in (*present, "tokenizer_config.json"):
+        if (home / name).is_file():
+            fetched(home / name)
+    if fast not in present and not set(whole) <= set(present):
+        raise ValueError(
+            f"{home} has no vocabulary: it needs {fast}, or {' and '.join(whole)}; fetch them "
+            "from where the pipeline is from"
+        )
+    try:
+        return cls.from_pretrained(home, local_files_only=True)
+    except Exception as error:  # whatever another library raises about a stranger's file
+        raise ValueError(f"{home} holds no usable tokenizer: {first_line(error)}") from None

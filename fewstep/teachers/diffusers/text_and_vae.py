@@ -1,0 +1,149 @@
+"""What a folder brings beside its network: text encoders and VAE, by the stock pipeline's code.
+
+Prompts are turned into conditions by the pipeline's own `encode_prompt`, so that a student hears
+exactly what it will hear when it is shipped. Both are loaded when first needed; text encoders
+may be larger than the network, so `release` lets them go.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fewstep.teachers.diffusers import parts
+from fewstep.teachers.diffusers.compatibility import longest, moments
+from fewstep.teachers.diffusers.folder import NEVER_LOADED, PipelineFolder
+from fewstep.teachers.diffusers.network import require_library
+
+_AS_CALLED = ("max_sequence_length", "clean_caption", "complex_human_instruction")
+"""Settings of encode_prompt that are left as a user's plain call has them."""
+
+
+@dataclass
+class TextAndVAE:
+    """Text encoders and VAE of a folder, float32."""
+
+    folder: PipelineFolder
+    device: torch.device | str = "cpu"
+    _text: Any = None
+    _vae: Any = None
+
+    @property
+    def kind(self) -> Any:
+        """The class of the stock pipeline."""
+        require_library("transformers")  # where it must be there, and be quiet
+        return getattr(require_library("diffusers"), self.folder.pipeline)
+
+    @property
+    def tokens(self) -> int:
+        """Length of a prompt's embedding."""
+        long = inspect.signature(self.kind.__call__).parameters.get("max_sequence_length")
+        if long is not None and "text_encoder_3" not in self.folder.family.text:
+            return int(long.default)  # all but SD3, which puts CLIP's words before T5's
+        words = longest(self.folder, "tokenizer", parts.tokenizer(self.folder, "tokenizer"))
+        return words + (int(long.default) if long is not None else 0)
+
+    @property
+    def scale(self) -> int:
+        """Pixels a side of one place of the latent."""
+        config = self.folder.config("vae")
+        blocks = config.get("block_out_channels") or config["encoder_block_out_channels"]
+        return int(2 ** (len(blocks) - 1))
+
+    def release(self) -> None:
+        """Let go of what was loaded."""
+        self._text = self._vae = None
+
+    @torch.no_grad()
+    def prompts(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        """A condition of (N, *) tensors for N prompts."""
+        return self._encoded(list(texts), "")
+
+    @torch.no_grad()
+    def null(self) -> dict[str, Tensor]:
+        """The condition of no prompt, as the pipeline's own guidance takes it: (1, *) tensors.
+
+        Where the pipeline has none of its own (FLUX), that of the empty prompt.
+        """
+        return self._encoded([""], "-")
+
+    def _encoded(self, texts: list[str], sign: str) -> dict[str, Tensor]:
+        more = {"num_images_per_prompt": 1, **self.settings}
+        out = self._pipeline().encode_prompt(prompt=texts, device=self.device, **more)
+        named = dict(zip(self.folder.family.encoded, out, strict=True))
+        signed = {name: named.get(sign + name, named[name]) for name in self.folder.family.tensors}
+        return {name: tensor.float() for name, tensor in signed.items()}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What encode_prompt is told beside the prompts, as a plain call of the pipeline does."""
+        call = inspect.signature(self.kind.__call__).parameters
+        takes = inspect.signature(self.kind.encode_prompt).parameters
+        more: dict[str, Any] = {key: call[key].default for key in _AS_CALLED if key in takes}
+        more |= {key: None for key in ("prompt_2", "prompt_3") if key in takes}
+        if "do_classifier_free_guidance" in takes:
+            more["do_classifier_free_guidance"] = True
+        return more
+
+    def _pipeline(self) -> Any:
+        """The stock pipeline with its text encoders, and without network and VAE.
+
+        Where an encoder is missing that may be, stock reads the width of its zeros in the
+        network's configuration; then there is a network without weights.
+        """
+        if self._text is None:
+            folder, network = self.folder, None
+            if folder.left_out:
+                name, kind = folder.family.network, folder.family.network_class
+                network = parts.built(kind, folder.config(name), folder.path / name, meta=True)
+            self._text = self._made({folder.family.network: network, "vae": None})
+        return self._text
+
+    def pipeline(self, network: Any) -> Any:
+        """The stock pipeline of the folder, with `network` in place of its own."""
+        return self._made({self.folder.family.network: network, "vae": self.vae})
+
+    def _made(self, given: dict[str, Any]) -> Any:
+        """The stock pipeline with these parts, and text encoders of the folder.
+
+        All weights are read here, so that stock looks for no files of its own.
+        """
+        takes = inspect.signature(self.kind.__init__).parameters
+        given |= {part: None for part in (*NEVER_LOADED, *self.folder.left_out) if part in takes}
+        for part in self.folder.encoders:
+            given[part] = parts.text_encoder(self.folder, part).to(self.device)
+        return self.kind.from_pretrained(self.folder.path, local_files_only=True, **given)
+
+    @property
+    def vae(self) -> Any:
+        """The VAE."""
+        if self._vae is None:
+            self._vae = parts.vae(self.folder).to(self.device)
+        return self._vae
+
+    @torch.no_grad()
+    def decode(self, z: Tensor) -> Tensor:
+        """Latents (N, C, h, w) -> pictures (N, 3, H, W) in about [-1, 1]."""
+        z = z.to(self.vae.device)
+        mean, std = self._affine(z)
+        out: Tensor = self.vae.decode(z * std + mean, return_dict=False)[0]
+        return out
+
+    @torch.no_grad()
+    def encode(self, x: Tensor) -> Tensor:
+        """Pictures (N, 3, H, W) in [-1, 1] -> the means of their latents (N, C, h, w)."""
+        x = x.to(self.vae.device)
+        found = self.vae.encode(x, return_dict=False)[0]
+        mean, std = self._affine(x)
+        z: Tensor = found if isinstance(found, Tensor) else found.mode()
+        return (z - mean) / std
+
+    def _affine(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the VAE's own latents, in place of x_0's."""
+        mean, std = (torch.tensor(values).to(like) for values in moments(self.folder))
+        return mean.reshape(1, -1, 1, 1), std.reshape(1, -1, 1, 1)

@@ -1,0 +1,133 @@
+"""Snapshots of EDM, EDM2, SiD and SiDA become generators, and ordinary model folders.
+
+    teacher = load("edm-cifar10-32x32-uncond-vp.pkl")
+    convert("edm-cifar10-32x32-uncond-vp.pkl", "teachers/cifar10")
+
+A teacher is sampled by EDM's 18 Heun steps, over the noise levels its network was made for; a
+one-step student (SiD, SiDA) by one call at sigma = 2.5. Weights keep their stored types in the
+folder and are float32 in memory.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fewstep.diffusion.generator import Generator
+from fewstep.diffusion.model import Model
+from fewstep.diffusion.noise_path import NoisePath
+from fewstep.diffusion.samplers import FewStep, Heun
+from fewstep.diffusion.time_distributions import Karras
+from fewstep.diffusion.types import Sampler
+from fewstep.nets.precond import Preconditioned
+from fewstep.safe_pickle import Snapshot, SnapshotObject, read_snapshot
+from fewstep.storage.model_folder import load_student, model_description, save_model
+from fewstep.teachers import edm, edm2
+from fewstep.teachers.network_config import describe
+
+LICENCE = "none recorded in the file; CC BY-NC-SA 4.0 if this is one of NVIDIA's"
+"""What is known of the licence of an EDM or EDM2 network, and of its code."""
+
+
+def load_snapshot(
+    path: str | Path,
+    name: str = "",
+    student: bool = False,
+    device: torch.device | str = "cpu",
+) -> Generator:
+    """The generator in a snapshot or training state; nothing of the file is executed.
+
+    `name` chooses the object of the file; by default "ema", else "G_ema", else its only network.
+    Raises ValueError for a file that is not such a snapshot, or not of a network known here.
+    """
+    net, model, sampler, card, _ = _open(Path(path), name, student)
+    net.requires_grad_(False).to(device)
+    return Generator(net, sampler, model.shape, model.classes, model, card=card)
+
+
+def load_model_or_snapshot(path: str | Path) -> Generator:
+    """The generator in a run or model folder, or in a snapshot file as published."""
+    return load_snapshot(path) if Path(path).is_file() else load_student(path)
+
+
+def stored_description(path: str | Path) -> Model:
+    """The description of what `open_model` would give, found without reading a weight's value."""
+    if not Path(path).is_file():
+        return model_description(path)
+    snapshot = read_snapshot(path)
+    return description(snapshot.objects[choose_object(snapshot)])[0]
+
+
+def convert(path: str | Path, out: str | Path, name: str = "", student: bool = False) -> None:
+    """Write what `load` would give as the model folder `out`, which is new or empty."""
+    folder = Path(out) if Path(out).name not in ("", "..") else Path(out).resolve()
+    taken = folder.is_symlink() or (folder.exists() and not folder.is_dir())
+    if taken or (folder.is_dir() and any(folder.iterdir())):
+        raise ValueError(f"{out} exists already; choose a new or empty folder")
+    _, model, sampler, card, found = _open(Path(path), name, student)
+    save_model(folder, found.state, model, sampler, card)
+
+
+def _open(
+    path: Path, name: str, student: bool
+) -> tuple[Preconditioned, Model, Sampler, dict[str, Any], SnapshotObject]:
+    """The network, its description, sampler and card, and the object of the file it is from."""
+    if not path.is_file():
+        kind = "a folder" if path.is_dir() else "missing"
+        raise ValueError(f"{path} is {kind}; a snapshot is a file (.pkl or .pt)")
+    snapshot = read_snapshot(path)
+    try:
+        chosen = choose_object(snapshot, name)
+        found = snapshot.objects[chosen]
+        model, net = network(found)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    card = {"source": {"file": path.name, "sha256": snapshot.sha256, "object": chosen}}
+    card["source"] |= {"class": found.class_name, "source_sha256": found.source_sha256}
+    encoder = snapshot.objects.get("encoder")
+    coder = {"class": encoder.class_name, "arguments": encoder.init_kwargs} if encoder else None
+    full = {**card, "encoder": coder, "licence": LICENCE}
+    sampler = FewStep(2.5) if student else Heun(_times(model.path))
+    return net, model, sampler, jsonable(full), found
+
+
+def choose_object(snapshot: Snapshot, name: str = "") -> str:
+    """Which object of a file is meant: `name`, or ema, or G_ema, or the only network."""
+    networks = [key for key, found in snapshot.objects.items() if found.state]
+    holds = f"it holds {', '.join(networks)}" if networks else "it holds none"
+    if name:
+        if name not in networks:
+            raise ValueError(f"there is no network {name!r}; {holds}")
+        return name
+    first = [key for key in ("ema", "G_ema", *networks[: len(networks) == 1]) if key in networks]
+    if not first:
+        raise ValueError(f"which network is meant is not clear; {holds}")
+    return first[0]
+
+
+def network(found: SnapshotObject) -> tuple[Model, Preconditioned]:
+    """An object of a snapshot as description and denoiser; ValueError where it is none."""
+    model, _ = description(found)
+    if found.class_name == "Precond":
+        return model, edm2.build(found.init_kwargs, found.state)
+    return model, edm.build(found.init_kwargs, found.state, class_name=found.class_name)
+
+
+def description(found: SnapshotObject) -> tuple[Model, Preconditioned]:
+    """What an object of a snapshot says it is, and its network without weights."""
+    if found.init_args:
+        raise ValueError(f"{found.class_name} was made with arguments that have no names")
+    return describe(found.class_name, found.init_kwargs)
+
+
+def jsonable(value: Any) -> Any:
+    """`value` as JSON values; infinity and NaN as words."""
+    return json.loads(json.dumps(value), parse_constant=str)
+
+
+def _times(path: NoisePath) -> Karras:
+    """EDM's ladder, within the levels that the network was made for."""
+    return Karras(max(Karras.lo, path.t_min), min(Karras.hi, path.t_max))

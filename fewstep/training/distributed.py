@@ -1,0 +1,304 @@
+"""Several processes as one: what the ranks of a `torchrun` tell each other.
+
+    with joined("cuda") as device:        # "cuda:3" on the fourth process of a machine
+        for record in train(...):         # the same call on every rank
+
+Every rank runs the same program on its own contiguous share of each batch, and the gradients of
+the net that is trained are averaged once an update, in flat buckets, after the accumulation.
+Nothing wraps a network, so frozen networks never communicate, whatever a method calls them for.
+One process is the case where every function here does nothing.
+
+What is agreed on by the host (flags, numbers, checks) goes over gloo and never waits for an
+accelerator; gradients go over NCCL between accelerators.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
+
+T = TypeVar("T")
+
+TIMEOUT = 120.0
+"""Seconds without a step after which a rank counts as hanging."""
+START = 600.0
+"""The same before the first step: for loading, building, compiling, and each part of the data."""
+BUCKET = 1 << 23
+"""Numbers averaged in one message."""
+
+
+class ProcessLost(RuntimeError):
+    """Another rank has died or does not answer."""
+
+
+class RanksDiffer(FloatingPointError):
+    """The ranks hold different numbers where they must hold the same."""
+
+
+def rank() -> int:
+    """Which of the processes this is; 0 where there is one."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """How many processes train together."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def under_torchrun() -> bool:
+    """Whether a launcher such as torchrun started this process as one of several."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+@contextmanager
+def process_group(device: str = "cpu", timeout: float = TIMEOUT) -> Iterator[str]:
+    """Within the block the processes that torchrun started are one group; the rank's device.
+
+    "cuda" becomes the device of the local rank. A rank that does not call `alive` for `timeout`
+    seconds writes the stack of each of its threads to standard error and exits; a rank whose
+    partner died or hangs raises `Lost`. Does nothing in a process that was started alone.
+    """
+    if not under_torchrun() or dist.is_initialized():
+        yield device
+        return
+    if device == "cuda":
+        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    backend = "gloo"
+    if device.startswith("cuda") and torch.cuda.device_count() > (torch.device(device).index or 0):
+        torch.cuda.set_device(device)
+        backend = "cpu:gloo,cuda:nccl"
+    _watch(START)
+    with _talking():  # messages wait longer than a step may take: the stacks are told first
+        patience = timedelta(seconds=START + timeout)
+        dist.init_process_group(backend, timeout=patience, **_meeting(patience))
+    _limits["step"] = timeout
+    try:
+        yield device
+        dist.destroy_process_group()
+    finally:
+        _limits.clear()
+        faulthandler.cancel_dump_traceback_later()
+
+
+def _meeting(patience: timedelta) -> dict[str, Any]:
+    """Where processes meet that torchrun has started anew: not where the dead ones did.
+
+    Its static rendezvous gives all lives one store (torch 2.13), in which gloo finds addresses of
+    the dead and waits for them. On one machine all processes count the same lives.
+    """
+    life = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if life == "0" or os.environ.get("GROUP_WORLD_SIZE") != "1":
+        return {}
+    store, rank, size = next(rendezvous("env://", timeout=patience))
+    exported: Any = dist  # whose types leave PrefixStore out
+    return {"store": exported.PrefixStore(f"life-{life}", store), "rank": rank, "world_size": size}
+
+
+_limits: dict[str, float] = {}
+"""Seconds a step may take, while a group is joined."""
+
+
+def heartbeat() -> None:
+    """Say that this rank has finished a step; from now on the next has `timeout` seconds."""
+    if "step" in _limits:
+        _watch(_limits["step"])
+
+
+def heartbeat_while_preparing() -> None:
+    """Say that this rank is at work on its data before the first step, which has `START` again."""
+    if "step" in _limits:
+        _watch(START)
+
+
+def _watch(seconds: float) -> None:
+    """Unless called again in time, write all stacks to standard error and exit with code 1."""
+    faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__ or sys.stderr)
+
+
+@contextmanager
+def _talking() -> Iterator[None]:
+    """A failure of the connection as one sentence."""
+    try:
+        yield
+    except RuntimeError as error:  # torch's DistError is one
+        if isinstance(error, (ProcessLost, NotImplementedError)):
+            raise
+        first = str(error).strip().splitlines()[0]
+        raise ProcessLost(
+            f"process {os.environ.get('RANK', rank())} lost another one ({first}); its own "
+            "message says why; run the same command again to continue from the last checkpoint"
+        ) from error
+
+
+def full_tensor(t: Tensor) -> Tensor:
+    """All of a tensor that the ranks hold parts of; to be called on all ranks."""
+    whole: Tensor = t.full_tensor() if hasattr(t, "full_tensor") else t
+    return whole
+
+
+def local_tensor(t: Tensor) -> Tensor:
+    """This rank's part of a tensor; all of it, if it is not sharded."""
+    part: Tensor = t.to_local() if hasattr(t, "to_local") else t
+    return part
+
+
+def scatter(whole: Tensor, like: Tensor) -> Tensor:
+    """This rank's part of `whole`, if `like` is sharded, as `like` is."""
+    if local_tensor(like) is like:
+        return whole
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    assert isinstance(like, DTensor)
+    whole = whole.to(like.device)
+    return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None)
+
+
+def share_of_rank(samples: range) -> range:
+    """This rank's contiguous part of the sample numbers, whose count is a multiple of `size`."""
+    count = len(samples) // world_size()
+    return samples[rank() * count : (rank() + 1) * count]
+
+
+def mean_over_ranks(values: Tensor) -> Tensor:
+    """The mean over ranks, element by element; not finite where one rank's is not."""
+    if world_size() > 1:
+        values = values.clone()
+        with _talking():
+            dist.all_reduce(values)
+        values /= world_size()
+    return values
+
+
+def average_gradients(net: nn.Module) -> None:
+    """Replace every gradient of `net` by its mean over ranks; one that a rank lacks is zero.
+
+    A parameter without gradient on all ranks stays so, as with one process. Those of sharded
+    parameters were averaged when they were made (`fewstep.training.sharding`).
+    """
+    wanted = [p for p in net.parameters() if local_tensor(p) is p]
+    if world_size() == 1 or not wanted:
+        return
+    present = torch.tensor([p.grad is not None for p in wanted], dtype=torch.uint8)
+    with _talking():
+        dist.all_reduce(present, dist.ReduceOp.MAX)
+    grads = []
+    for p, somewhere in zip(wanted, present.tolist(), strict=True):
+        if somewhere:
+            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+            grads.append(p.grad)
+    for bucket in _buckets(grads):
+        flat = mean_over_ranks(torch.cat([g.flatten() for g in bucket]))
+        for g, part in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
+            g.copy_(part.view_as(g))
+
+
+def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Runs of tensors of about `BUCKET` numbers together."""
+    bucket: list[Tensor] = []
+    for t in tensors:
+        bucket.append(t)
+        if sum(b.numel() for b in bucket) >= BUCKET:
+            yield bucket
+            bucket = []
+    if bucket:
+        yield bucket
+
+
+def max_over_ranks(number: int) -> int:
+    """The largest number of any rank: a flag that one has seen is seen by all."""
+    if world_size() == 1:
+        return number
+    value = torch.tensor(number)
+    with _talking():
+        dist.all_reduce(value, dist.ReduceOp.MAX)
+    return int(value)
+
+
+def on_rank_zero(function: Callable[[], T]) -> T:
+    """Call `function` on rank 0 alone and give its result, of JSON values, to all ranks.
+
+    A ValueError or OSError of it is raised on every rank, so that none waits for the others.
+    """
+    if world_size() == 1:
+        return function()
+    told: dict[str, Any] = {}
+    raised: Exception | None = None
+    if rank() == 0:
+        try:
+            told["result"] = function()
+        except (ValueError, OSError) as error:
+            told["error"], raised = str(error), error
+            told["system"] = [error.errno, error.strerror] if isinstance(error, OSError) else []
+    told = _broadcast(told)
+    if raised is not None:
+        raise raised
+    if told.get("system"):
+        raise OSError(*told["system"])
+    if "error" in told:
+        raise ValueError(told["error"])
+    result: T = told["result"]
+    return result
+
+
+def _broadcast(value: dict[str, Any]) -> dict[str, Any]:
+    """Rank 0's value, as JSON text."""
+    data = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+    length = torch.tensor(len(data))
+    with _talking():
+        dist.broadcast(length, 0)
+        data = data if rank() == 0 else torch.empty(int(length), dtype=torch.uint8)
+        dist.broadcast(data, 0)
+    found: dict[str, Any] = json.loads(bytes(data.tolist()))
+    return found
+
+
+def fingerprint(tensors: Mapping[str, Tensor]) -> Tensor:
+    """(len(tensors),) int64 sums of bit patterns, which one flipped bit changes."""
+    words = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    sums = [
+        t.detach().contiguous().view(words[t.element_size()]).sum(dtype=torch.int64)
+        for t in tensors.values()
+    ]
+    return torch.stack([s.cpu() for s in sums]) if sums else torch.zeros(0, dtype=torch.int64)
+
+
+def require_equal_ranks(tensors: Mapping[str, Tensor], when: str) -> None:
+    """Raise `Unequal` on all ranks unless they hold the same bits in all `tensors`.
+
+    Of a tensor in parts, those ranks are compared that hold the same one
+    (`fewstep.training.sharding`).
+    """
+    for parts in sorted({_parts(t) for t in tensors.values()} - {world_size()}):
+        some = {name: local_tensor(t) for name, t in tensors.items() if _parts(t) == parts}
+        mine = fingerprint(some)
+        every = [torch.empty_like(mine) for _ in range(world_size())]
+        with _talking():
+            dist.all_gather(every, mine)
+        table = torch.stack(every).unflatten(0, (-1, parts))  # copy, part, tensor
+        wrong = (table != table.mode(0).values).nonzero().tolist()
+        for copy, part, column in sorted(wrong, key=lambda place: place[2])[:1]:
+            ranks = range(part, world_size(), parts)
+            both = f"processes {ranks[0]} and {ranks[-1]} differ"
+            odd = f"process {ranks[copy]} differs from the others" if len(ranks) > 2 else both
+            raise RanksDiffer(
+                f"the processes hold different numbers in {list(some)[column]} {when}: {odd}; "
+                "memory or the network altered them, or a method draws random numbers of its "
+                "own; run the same command again to continue from the last checkpoint"
+            )
+
+
+def _parts(t: Tensor) -> int:
+    """How many ranks share a copy of `t`."""
+    found: int = t.device_mesh.shape[-1] if hasattr(t, "device_mesh") else 1
+    return found

@@ -1,0 +1,43 @@
+"""Exponential moving average of weights, its half-life measured in images.
+
+    beta = 0.5^(batch / min(halflife, ramp * images))
+
+as in EDM (Karras et al. 2022, https://arxiv.org/abs/2206.00364): independent of the batch size,
+and short early on, when the average would otherwise remember the initial weights.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from fewstep.training.distributed import local_tensor
+
+
+@dataclass(frozen=True)
+class EMA:
+    """`halflife` in images; `ramp` bounds it by a fraction of the images seen so far."""
+
+    halflife: float = 500_000.0
+    ramp: float = 0.05
+
+    def __post_init__(self) -> None:
+        if not (self.halflife >= 0 and self.ramp >= 0):
+            raise ValueError(f"EMA needs halflife >= 0 and ramp >= 0, got {self}")
+
+    def decay(self, batch: int, images: int) -> float:
+        """beta of one update by a batch when `images` had been seen before; 0 at the start."""
+        halflife = min(self.halflife, self.ramp * images)
+        out: float = 0.5 ** (batch / max(halflife, 1e-8))
+        return out
+
+    @torch.no_grad()
+    def update(self, average: nn.Module, net: nn.Module, batch: int, images: int) -> None:
+        """average <- beta average + (1 - beta) net; buffers are copied."""
+        beta = self.decay(batch, images)
+        kept, new = ([local_tensor(p) for p in module.parameters()] for module in (average, net))
+        torch._foreach_lerp_(kept, new, 1 - beta)
+        for buffer, other in zip(average.buffers(), net.buffers(), strict=True):
+            buffer.copy_(other)

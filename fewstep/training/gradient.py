@@ -1,0 +1,117 @@
+"""The gradient of one turn: of its loss, over its samples, the same on all processes.
+
+A process computes its share of a batch in equal parts, in the run's precision, and adds up their
+gradients; then the processes average theirs. torch's generators are started for each part from
+the number of its first sample, so that dropout resumes too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.diffusion.rng import Draws
+from fewstep.diffusion.types import Batch, Denoiser, Source
+from fewstep.distillation.method import Loss, Method, Nets, Turn
+from fewstep.training import distributed
+from fewstep.training.precision import Precision, autocast_products
+
+
+class Task(NamedTuple):
+    """What the gradient of every turn depends on beside the state."""
+
+    method: Method
+    teacher: Denoiser | None
+    source: Source
+    parts: int
+    """Equal parts this process computes its share of a batch in."""
+    precision: Precision
+    seed: int
+    device: torch.device
+
+
+def gradient(
+    turn: Turn, nets: Nets, task: Task, samples: range, scale: float = 1.0
+) -> tuple[dict[str, float], Tensor]:
+    """Leave the turn's gradient over `samples` in its net; (what is logged of it, its norm ()).
+
+    Each process takes its own share; afterwards all hold the same gradient and numbers. The loss
+    is multiplied by `scale` before, and the gradient divided by it after.
+    """
+    net = nets[turn.net]
+    logs = _backward(turn, nets, task, distributed.share_of_rank(samples), scale)
+    distributed.average_gradients(net)
+    means = distributed.mean_over_ranks(torch.stack([value.float() for value in logs.values()]))
+    if scale != 1:
+        torch._foreach_div_([p.grad for p in net.parameters() if p.grad is not None], scale)
+    norm = total_norm(net)
+    *numbers, size = torch.cat([means, norm.float()[None]]).tolist()  # one wait for the device
+    return {**dict(zip(logs, numbers, strict=True)), "grad_norm": size}, norm
+
+
+def total_norm(net: nn.Module) -> Tensor:
+    """The Euclidean norm () of the gradient of `net`, on whichever ranks its parts are."""
+    gradients = [p.grad for p in net.parameters() if p.grad is not None]
+    return distributed.full_tensor(nn.utils.get_total_norm(gradients))
+
+
+def _backward(turn: Turn, nets: Nets, task: Task, share: range, scale: float) -> dict[str, Tensor]:
+    """Accumulate the turn's gradient, times `scale`, over equal parts; the mean of its logs."""
+    logs: dict[str, Tensor] = {}
+    count = len(share) // task.parts
+    for start in share[::count]:
+        with _seeded(task.seed, start, task.device):
+            piece: Batch = task.source(Draws.range(start, count, task.seed, task.device))
+            _wanted(piece, task)
+            with autocast_products(task.precision, task.device):
+                loss = turn.loss(nets, task.teacher, piece)  # type: ignore[arg-type]
+            _well_formed(loss, turn)
+            (loss.total * scale / task.parts).backward()
+        for key, value in {"loss": loss.total, **loss.logs}.items():
+            logs[key] = logs.get(key, 0) + value.detach() / task.parts
+    return logs
+
+
+@contextmanager
+def _seeded(seed: int, number: int, device: torch.device) -> Iterator[None]:
+    """Start torch's generators from the first sample's number, then put them back.
+
+    Nothing here draws from them, but dropout in a network does, and has to resume too.
+    """
+    cuda = device.type == "cuda"
+    with torch.random.fork_rng([device] if cuda else []):
+        key = hashlib.blake2b(f"{seed}:torch:{number}".encode(), digest_size=7).digest()
+        torch.default_generator.manual_seed(int.from_bytes(key, "little"))
+        if cuda:
+            torch.cuda.manual_seed(int.from_bytes(key, "little"))
+        yield
+
+
+def _wanted(batch: Batch, task: Task) -> None:
+    """Refuse data that a method would silently ignore."""
+    if batch.x0 is not None and not task.method.needs_data:
+        raise ValueError(
+            f"{type(task.method).__name__} learns without data, but the source gives some, which "
+            "would not be used; take a source of noise and labels (Latents), or a method that "
+            "learns from data, such as SiDA"
+        )
+
+
+def _well_formed(loss: Loss, turn: Turn) -> None:
+    """Say in a sentence what a method's author forgot."""
+    if not isinstance(loss, Loss):
+        came = type(loss).__name__
+        raise ValueError(f"the loss of {turn.net!r} returned a {came}; return Loss(total, logs)")
+    for name, value in {"total": loss.total, **loss.logs}.items():
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(f"the loss of {turn.net!r}: {name} must be a scalar, got {shape}")
+    if not loss.total.requires_grad:
+        raise ValueError(
+            f"the loss of {turn.net!r} does not depend on its parameters: no gradient reaches them"
+        )

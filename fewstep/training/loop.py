@@ -1,0 +1,231 @@
+"""The verb: one training loop for every method, a generator that yields a record a step.
+
+    for record in train(method, teacher, net, source, batch=256, steps=1000):
+        ...                      # log, draw pictures, save: ordinary code, no callbacks
+
+The loop knows turns and nothing else of a method. It owns what every run needs: learning rates,
+the moving average, loss scales, and a guard against non-finite numbers. How the gradient of a
+turn comes about, in parts and over processes, is `fewstep.training.gradient`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.diffusion.types import Denoiser, Source
+from fewstep.distillation.method import Method, Nets, Turn
+from fewstep.training import distributed
+from fewstep.training.ema import EMA
+from fewstep.training.gradient import Task, gradient, total_norm
+from fewstep.training.optim import Optim
+from fewstep.training.precision import Precision, Scale
+
+
+class Diverged(FloatingPointError):
+    """Losses or gradients stayed non-finite for too many updates in a row."""
+
+
+@dataclass
+class State:
+    """Everything that changes while training: what a checkpoint holds."""
+
+    nets: Nets
+    average: nn.Module
+    """The moving average of the method's output net, in evaluation mode."""
+    optimizers: dict[str, torch.optim.Optimizer] = field(default_factory=dict)
+    step: int = 0
+    images: int = 0
+    """Samples the output net has been updated on."""
+    drawn: int = 0
+    """Samples drawn so far, over all turns: the key of all future randomness."""
+    skipped: int = 0
+    """Updates skipped because something was not finite."""
+    streak: int = 0
+    """How many of them since the last step without any."""
+    scales: dict[str, Scale] = field(default_factory=dict)
+    """The loss scale of each net, in float16."""
+    memory: dict[str, list[float]] = field(default_factory=dict)
+    """What the rules beside the loop remember (`fewstep.runs.early_stopping`)."""
+
+    @classmethod
+    def init(cls, method: Method, teacher: Denoiser | None, net: nn.Module) -> State:
+        """The state at step 0."""
+        if isinstance(teacher, nn.Module):
+            teacher.requires_grad_(False).eval()
+        nets = method.init(teacher, net)
+        average = deepcopy(nets[method.output]).requires_grad_(False).eval()
+        return cls(nets, average)
+
+
+class Record(NamedTuple):
+    """What one step did."""
+
+    step: int
+    """Steps done, this one included."""
+    images: int
+    logs: dict[str, float]
+    """"<net>/loss", "<net>/grad_norm", "<net>/lr", "skipped", and what the method logs.
+
+    Of a skipped update also "skipped.<net>": the number of its first sample.
+    """
+    state: State
+
+
+@contextmanager
+def training_only(nets: Nets, name: str) -> Iterator[nn.Module]:
+    """Within the block `nets[name]` alone is trainable and in training mode."""
+    for key, net in nets.items():
+        net.requires_grad_(key == name).train(key == name)
+    try:
+        yield nets[name]
+    finally:
+        for net in nets.values():
+            net.requires_grad_(False).eval()
+
+
+def train(
+    method: Method,
+    teacher: Denoiser | None,
+    net: nn.Module,
+    source: Source,
+    *,
+    batch: int,
+    steps: int,
+    optim: Optim | Mapping[str, Optim] = Optim(),
+    accumulate: int = 1,
+    ema: EMA = EMA(),
+    seed: int = 0,
+    patience: int = 10,
+    precision: Precision = "fp32",
+    state: State | None = None,
+) -> Iterator[Record]:
+    """Train `method` to step `steps`, yielding a `Record` after each step.
+
+    Main arguments: `net` is what the student (and the fake score) start from, usually a copy of
+    the teacher; `source` turns draws into batches; `batch` is the number of samples an update
+    sees, shared among the processes and computed by each in `accumulate` equal parts; `optim` is
+    for all nets or by name.
+
+    Other: `seed` keys all randomness; `patience` is how many non-finite updates, without a clean
+    step between them, are skipped before `Diverged` is raised; `precision` is that of the
+    networks' products; `state` continues an earlier run.
+    """
+    require_divisible(batch, accumulate)
+    state = state or State.init(method, teacher, net)
+    device = next(state.average.parameters()).device
+    task = Task(method, teacher, source, accumulate, precision, seed, device)
+    while state.step < steps:
+        logs: dict[str, float] = {}
+        skipped = state.skipped
+        for turn in _turns(method, state.nets, state.step):
+            config = optim if isinstance(optim, Optim) else _named(optim, turn.net)
+            rate = config.rate(state.step, steps)
+            with training_only(state.nets, turn.net) as trained:
+                if turn.net not in state.optimizers:
+                    state.optimizers[turn.net] = config.build(trained.parameters())
+                optimizer = state.optimizers[turn.net]
+                values, norm = _gradient(turn, state, task, batch)
+                if _guard(state, turn.net, values, patience):
+                    _descend(trained, optimizer, config, rate, norm)
+                    if turn.net == method.output:
+                        ema.update(state.average, trained, batch, state.images)
+                        state.images += batch
+                else:
+                    logs[f"skipped.{turn.net}"] = float(state.drawn - batch)
+                optimizer.zero_grad(set_to_none=True)
+            logs |= {f"{turn.net}/{key}": value for key, value in values.items()}
+            logs[f"{turn.net}/lr"] = rate
+        method.after_step(state.nets, state.step)
+        state.step += 1
+        if state.skipped == skipped:
+            state.streak = 0
+        logs["skipped"] = float(state.skipped)
+        yield Record(state.step, state.images, logs, state)
+
+
+def require_divisible(batch: int, accumulate: int) -> None:
+    """A ValueError unless every process can compute its share in `accumulate` equal parts."""
+    if batch < 1 or accumulate < 1 or batch % (accumulate * distributed.world_size()):
+        several = (
+            f" x {distributed.world_size()} processes" if distributed.world_size() > 1 else ""
+        )
+        raise ValueError(
+            f"batch {batch} must be a positive multiple of accumulate {accumulate}{several}"
+        )
+
+
+def _gradient(turn: Turn, state: State, task: Task, batch: int) -> tuple[dict[str, float], Tensor]:
+    """Leave the gradient over the next `batch` samples in the net; what is logged, and its norm.
+
+    Counts the samples, and in float16 keeps the net's loss scale.
+    """
+    samples = range(state.drawn, state.drawn + batch)
+    state.drawn += batch
+    if task.precision == "fp16":
+        state.scales.setdefault(turn.net, Scale())
+    scaled = {"scale": state.scales[turn.net].value} if turn.net in state.scales else {}
+    values, norm = gradient(turn, state.nets, task, samples, scaled.get("scale", 1.0))
+    return values | scaled, norm
+
+
+def _descend(
+    net: nn.Module, optimizer: torch.optim.Optimizer, config: Optim, rate: float, norm: Tensor
+) -> None:
+    """One optimiser step along the gradient, of this norm, clipped by element, then by norm."""
+    if config.clip_value < math.inf:
+        nn.utils.clip_grad_value_(net.parameters(), config.clip_value)
+        norm = total_norm(net)
+    if config.clip < math.inf:
+        nn.utils.clip_grads_with_norm_(net.parameters(), config.clip, norm)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.step()
+
+
+def _named(optim: Mapping[str, Optim], net: str) -> Optim:
+    if net not in optim:
+        raise ValueError(f"no optimiser for net {net!r}; optim has {', '.join(optim)}")
+    return optim[net]
+
+
+def _turns(method: Method, nets: Nets, step: int) -> Sequence[Turn]:
+    """The turns of this step, of nets that exist."""
+    turns = method.turns(step)
+    for turn in turns:
+        if not isinstance(turn, Turn):
+            raise ValueError(f"{type(method).__name__}.turns must return Turns, got {turn!r}")
+        if turn.net not in nets:
+            raise ValueError(
+                f"{type(method).__name__} has a turn of {turn.net!r}, but its nets are "
+                f"{', '.join(nets)}"
+            )
+    return turns
+
+
+def _guard(state: State, net: str, values: Mapping[str, float], patience: int) -> bool:
+    """Whether the update is finite; counts, and raises at `patience` refusals on end.
+
+    A gradient that a smaller loss scale can mend is skipped without using up patience.
+    """
+    bad = [key for key in ("loss", "grad_norm") if not math.isfinite(values[key])]
+    absorbed = False
+    if net in state.scales and "loss" not in bad:
+        absorbed = state.scales[net].absorbs(finite=not bad)
+    if not bad:
+        return True
+    state.skipped += 1
+    state.streak += not absorbed
+    if state.streak >= patience:
+        raise Diverged(
+            f"{net}: {' and '.join(bad)} not finite in {state.streak} updates in a row, up to "
+            f"step {state.step + 1}; lower the learning rate, or look at the data and the teacher"
+        )
+    return False

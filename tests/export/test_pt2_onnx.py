@@ -1,0 +1,198 @@
+"""Students as torch.export and ONNX programs: what they compute is what the student computes.
+
+Negative controls: another student's numbers, and a graph that would differ, are noticed.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+
+import pytest
+import torch
+
+from fewstep.diffusion.generator import Generator
+from fewstep.diffusion.model import Model
+from fewstep.diffusion.rng import Draws
+from fewstep.diffusion.samplers import FewStep
+from fewstep.export import pt2_onnx
+from fewstep.export.formats import export
+from fewstep.export.pt2_onnx import to_onnx, to_pt2
+from fewstep.export.traced_generator import Program, batches, difference, examples, traced
+from fewstep.nets.mlp import MLP
+from fewstep.nets.patch_unet import PatchUNet
+from fewstep.storage.model_folder import load_student
+from fewstep.teachers.network_config import describe
+from tests.command import fewstep
+
+SMALL = {
+    **{"img_resolution": 8, "img_channels": 3, "label_dim": 4, "model_channels": 8},
+    **{"channel_mult": [1, 2], "num_blocks": 1, "attn_resolutions": [4]},
+}
+STUDENTS: dict[str, Callable[[], tuple[Model, FewStep]]] = {
+    "four calls, fresh noise": lambda: (Model(MLP(16, 1), (1, 8, 8), 10), FewStep(2.5, 4)),
+    "patches": lambda: (Model(PatchUNet(8), (1, 8, 8)), FewStep(2.5, 2, "fixed")),
+    "EDM": lambda: (describe("EDMPrecond", {**SMALL, "model_type": "SongUNet"})[0], FewStep(2.5)),
+    "EDM2": lambda: (describe("Precond", {**SMALL, "channels_per_head": 8})[0], FewStep(2.5)),
+}
+
+
+def generator(model: Model, sampler: FewStep) -> Generator:
+    """With no weight left at zero."""
+    net = model.build()
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        for p in net.parameters():
+            if not bool(p.any()):
+                p.normal_(std=0.1)
+    return Generator(net.requires_grad_(False).eval(), sampler, model.shape, model.classes, model)
+
+
+@pytest.mark.parametrize("name", STUDENTS)
+def test_a_graph_computes_what_the_student_does(name: str) -> None:
+    """For one sample and for three, where two were traced."""
+    student = generator(*STUDENTS[name]())
+    graph = traced(student)
+    assert batches(graph) is None
+    assert difference(student, graph.module()) <= 1e-6
+    other = deepcopy(student)
+    for p in other.denoiser.parameters():
+        p.data += 0.01
+    assert difference(other, graph.module(), (1,)) > 1e-3
+
+
+def test_the_program_is_the_sampler() -> None:
+    """One step is f(sigma z; sigma); one sample's noise is its own."""
+    student = generator(*STUDENTS["EDM"]())
+    inputs = examples(student, 2)
+    x = student.denoiser(2.5 * inputs["z"], torch.tensor(2.5), inputs["label"])
+    assert torch.equal(Program(student)(inputs), x)
+    many = generator(*STUDENTS["four calls, fresh noise"]())
+    inputs = examples(many, 3)
+    assert inputs["noise"].shape == (3, 3, 1, 8, 8)
+    whole, last = Program(many)(inputs), Program(many)({k: v[2:] for k, v in inputs.items()})
+    assert torch.allclose(whole[2:], last, atol=1e-6)
+
+
+ALONE = """
+import json, sys, torch
+file, z, out = sys.argv[1:]
+extra = {"fewstep.json": ""}
+generator = torch.export.load(file, extra_files=extra).module()
+facts = json.loads(extra["fewstep.json"])
+x = generator({"z": torch.load(z, weights_only=True), "label": torch.arange(4)})
+assert not any(name.startswith("fewstep") for name in sys.modules)
+torch.save([x, facts["inputs"]["z"]["shape"], facts["classes"]], out)
+"""
+
+
+def test_digits_in_another_process(finished: Path, tmp_path: Path) -> None:
+    """With torch alone: the pictures that `fewstep sample` makes, and what the file says."""
+    home = finished / "runs" / "sid"
+    done = fewstep("export", str(home), str(tmp_path / "sid.pt2"), "--to", "pt2")
+    assert done.code == 0, done.err
+    z = Draws(torch.arange(4), 0, "sample/").normal("z", (1, 8, 8))
+    torch.save(z, tmp_path / "z.pt")
+    args = [sys.executable, "-c", ALONE, tmp_path / "sid.pt2", tmp_path / "z.pt", tmp_path / "x"]
+    subprocess.run(list(map(str, args)), check=True, capture_output=True, cwd=tmp_path)
+    x, shape, classes = torch.load(tmp_path / "x", weights_only=True)
+    assert (x - load_student(home).sample(range(4))).abs().max() < 1e-5
+    assert (shape, classes) == (["B", 1, 8, 8], 10)
+    text = (tmp_path / "sid.pt2.md").read_text()
+    assert "| steps | 1, at t = 2.5 of VE |" in text
+    assert "standard normal z of [1, 8, 8], which is multiplied by 2.5" in text
+    assert "| output | x_0 of shape [B, 1, 8, 8] |" in text
+    names: dict[str, object] = {}
+    code = text.split("```python\n")[1].split("```")[0].replace("sid.pt2", f"{tmp_path}/sid.pt2")
+    exec(code, names)
+    assert names["x"].shape == (1, 1, 8, 8)  # type: ignore[attr-defined]
+
+
+def test_onnx(finished: Path, tmp_path: Path) -> None:
+    """By onnxruntime, with its metadata."""
+    runtime = pytest.importorskip("onnxruntime")
+    home = finished / "runs" / "sid"
+    assert to_onnx(home, tmp_path / "sid.onnx") < 1e-5
+    session = runtime.InferenceSession(tmp_path / "sid.onnx")
+    z = Draws(torch.arange(4), 0, "sample/").normal("z", (1, 8, 8))
+    (x,) = session.run(["x"], {"z": z.numpy(), "label": torch.arange(4).numpy()})
+    assert abs(x - load_student(home).sample(range(4)).numpy()).max() < 1e-5
+    told = json.loads(session.get_modelmeta().custom_metadata_map["fewstep"])
+    assert (told["opset"], told["sampler"]) == (20, repr(FewStep(2.5)))
+    names: dict[str, object] = {}
+    text = (tmp_path / "sid.onnx.md").read_text()
+    code = text.split("```python\n")[1].split("```")[0].replace("sid.onnx", f"{tmp_path}/sid.onnx")
+    exec(code, names)
+    assert names["x"].shape == (1, 1, 8, 8)  # type: ignore[attr-defined]
+
+
+class Squeezed(torch.nn.Module):
+    """One squeeze that does something, and one of a dimension of 3, that does not."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.squeeze(1) * 2 + x.sum(1).squeeze(1)
+
+
+def test_only_idle_squeezes_are_taken_out() -> None:
+    """ONNX has no squeeze of a dimension that is not 1."""
+    x = torch.arange(6.0).reshape(2, 1, 3)
+    program = torch.export.export(Squeezed(), (x,))
+    before = program.module()(x)
+
+    def squeezes() -> int:
+        idle = torch.ops.aten.squeeze.dim
+        return sum(node.target is idle for node in program.graph.nodes)
+
+    assert squeezes() == 2
+    pt2_onnx._without_idle_squeezes(program)
+    assert squeezes() == 1
+    assert torch.equal(program.module()(x), before)
+    assert torch.equal(before, 2 * x[:, 0] + x[:, 0])
+
+
+def test_onnx_says_what_it_needs(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(ValueError, match=r"pip install 'fewstep\[onnx\]'"):
+        to_onnx(finished / "runs" / "sid", tmp_path / "sid.onnx")
+
+
+def test_what_differs_is_not_kept(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pt2_onnx, "difference", lambda *_: float("nan"))
+    with pytest.raises(ValueError, match="nothing was written"):
+        to_pt2(finished / "runs" / "sid", tmp_path / "sid.pt2")
+    assert not list(tmp_path.iterdir())
+
+
+def test_refusals(finished: Path, tmp_path: Path) -> None:
+    home = finished / "runs" / "sid"
+    with pytest.raises(ValueError, match=r"should be a new file that ends in .pt2"):
+        export(home, tmp_path / "sid.pt", "pt2")
+    (tmp_path / "sid.pt2").touch()
+    with pytest.raises(ValueError, match=r"should be a new file that ends in .pt2"):
+        export(home, tmp_path / "sid.pt2", "pt2")
+    (tmp_path / "other.pt2.md").touch()
+    with pytest.raises(ValueError, match=r"other.pt2.md exists already; move it away"):
+        export(home, tmp_path / "other.pt2", "pt2")
+    with pytest.raises(ValueError, match="there is no folder"):
+        export(home, tmp_path / "no" / "sid.pt2", "pt2")
+    with pytest.raises(ValueError, match="there is no format 'onx'; did you mean 'onnx'"):
+        export(home, tmp_path / "x", "onx")
+    with pytest.raises(ValueError, match="has no VAE to decode with: leave out --pictures"):
+        export(home, tmp_path / "new.pt2", "pt2", pictures=True)
+    with pytest.raises(ValueError, match="--pictures is for pt2 and onnx, not for 'diffusers'"):
+        export(home, tmp_path / "new", "diffusers", pictures=True)
+    with pytest.raises(ValueError, match="only few-step students are exported"):
+        export(finished / "runs" / "teacher", tmp_path / "t.pt2", "pt2")
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half" / "run.json").write_text((home / "run.json").read_text())
+    with pytest.raises(ValueError, match="is not finished; continue it with: fewstep distill"):
+        export(tmp_path / "half", tmp_path / "x", "pt2")
+    assert {path.name for path in tmp_path.iterdir()} == {"sid.pt2", "other.pt2.md", "half"}

@@ -1,0 +1,104 @@
+"""A pipeline's student as a program: what it takes, what it gives, and what its card says."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import Folders
+
+pytest.importorskip("diffusers")
+
+import diffusers
+
+from fewstep.diffusion.samplers import FewStep
+from fewstep.export.diffusers_pipeline import made_of
+from fewstep.export.pt2_onnx import _onnx_use, _pt2_use, to_pt2
+from fewstep.export.traced_generator import Program, described, examples
+from fewstep.storage.model_folder import load_student
+from fewstep.teachers.diffusers.folder import open_folder
+from fewstep.teachers.diffusers.load import with_text_and_vae
+from tests.command import fewstep
+from tests.export.test_diffusers_pipeline import ran, student
+
+
+def test_a_pipeline_as_a_program(folders: Folders, tmp_path: Path) -> None:
+    """Embeddings and noise in, latents out; the graph of a U-Net takes up to 63 at once."""
+    made = student(folders("sd_v"), tmp_path / "student", FewStep(625.0))
+    assert to_pt2(made, tmp_path / "net.pt2") <= 1e-5
+    extra = {"fewstep.json": ""}
+    generator = torch.export.load(tmp_path / "net.pt2", extra_files=extra).module()
+    assert json.loads(extra["fewstep.json"])["largest B"] == 63
+    ours = with_text_and_vae(load_student(made))
+    cond, z = ours.text(["a red cube", "a blue ball", ""]), torch.randn(3, 4, 8, 8)
+    x = ours.sampler(ours.denoiser, z, cond)
+    assert (generator({"z": z, **cond}) - x).abs().max() <= 1e-5 * x.abs().max()
+
+    command = ("export", str(tmp_path / "student"), str(tmp_path / "whole.pt2"), "--to", "pt2")
+    done = fewstep(*command, "--pictures")
+    assert done.code == 0, done.err
+    whole = torch.export.load(tmp_path / "whole.pt2", extra_files=extra).module()
+    assert json.loads(extra["fewstep.json"])["what"].endswith("-> pictures in [-1, 1]")
+    picture = whole({"z": z, **cond})
+    assert picture.shape == (3, 3, 16, 16)
+    assert (picture - ours.decode(x)).abs().max() <= 1e-5 * picture.abs().max()
+    assert (picture[:1] - ours.decode(x[1:2])).abs().max() > 1e-2 * picture.abs().max()
+    text = (tmp_path / "whole.pt2.md").read_text()
+    assert "| output | pictures of shape [B, 3, 16, 16] in about [-1, 1]; clip them |" in text
+    assert ran(text, tmp_path)["x"].shape == (1, 3, 16, 16)
+
+
+@pytest.mark.parametrize("kind", ["sd", "sdxl", "sd3", "pixart", "sana", "flux"])
+def test_the_card_of_a_program_makes_embeddings(
+    folders: Folders, tmp_path: Path, kind: str
+) -> None:
+    """By the teacher's own pipeline; the output is the student's, and not that of no prompt."""
+    made = load_student(student(folders(kind), tmp_path / "student", FewStep(1.0)))
+    facts = described(made, examples(made, 1), None)
+    code = _pt2_use(made, Path("net.pt2"), facts)
+    assert "zeros" not in code
+    code = code.replace('torch.export.load("net.pt2").module()', "program")  # spares a trace
+    torch.manual_seed(0)
+    names = ran(f"```python\n{code}```", tmp_path, program=Program(made).eval())
+    assert names["pipe"].vae is None
+    torch.manual_seed(0)
+    z, ours = torch.randn(1, *made.shape), with_text_and_vae(made)
+    off = [
+        (names["x"] - ours.sampler(ours.denoiser, z, cond)).abs().max()
+        for cond in (ours.text(["a prompt"]), None)
+    ]
+    assert off[0] <= 1e-5 * names["x"].abs().max() < off[1]
+    assert facts["output"] == f"x_0, scaled latents of shape {['B', *made.shape]}".replace("'", "")
+
+
+def test_a_card_whose_teacher_is_gone(folders: Folders, tmp_path: Path) -> None:
+    """Its inputs are examples again."""
+    made = load_student(student(folders("sd"), tmp_path / "student", FewStep(625.0)))
+    facts = described(made, examples(made, 1), None)
+    for use in (_pt2_use, _onnx_use):
+        assert '"prompt": prompt.float()' in use(made, Path("net"), facts)
+    lost = replace(made, card={"teacher": {**made.card["teacher"], "folder": "/no/such"}})
+    code = _pt2_use(lost, Path("net"), facts).replace('torch.export.load("net").module()', "net")
+    assert '"prompt": torch.zeros(1, 8, 16)' in code
+    names = ran(f"```python\n{code}```", tmp_path, net=Program(made).eval())
+    assert names["x"].shape == (1, 4, 8, 8)
+
+
+def test_parts_that_were_not_fetched_are_not_loaded(folders: Folders, tmp_path: Path) -> None:
+    """A folder may name a safety checker that it has not; diffusers would look for it."""
+    shutil.copytree(folders("sd"), tmp_path / "pipe")
+    path = tmp_path / "pipe" / "model_index.json"
+    index = json.loads(path.read_text())
+    checker = ["stable_diffusion", "StableDiffusionSafetyChecker"]
+    path.write_text(json.dumps({**index, "safety_checker": checker}))
+    code = made_of(open_folder(tmp_path / "pipe"), "vae")
+    assert code.endswith("pipe\", vae=None, safety_checker=None)  # the teacher's folder")
+    names = {"DiffusionPipeline": diffusers.DiffusionPipeline}
+    exec(code, names)
+    with pytest.raises(OSError, match="no file named"):
+        exec(code.replace(", safety_checker=None", ""), names)

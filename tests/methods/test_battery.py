@@ -1,0 +1,299 @@
+"""What must hold for every method, path and sampler in `tests.instances`.
+
+The teacher is a network with parameters, so that leaks of gradient show; all networks are small
+MLPs with random weights everywhere, so that no difference of predictions is zero.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+from torch import Tensor, nn
+
+from fewstep.diffusion.model import Model
+from fewstep.diffusion.noise_path import NoisePath, perturb, velocity_to_x0, x0_to_velocity
+from fewstep.diffusion.rng import Draws
+from fewstep.diffusion.types import Batch
+from fewstep.distillation.guidance_scales import Unguided
+from fewstep.distillation.method import Method, Nets, Turn
+from fewstep.methods.diff_instruct import DiffInstruct
+from fewstep.methods.sid import SiD
+from fewstep.methods.sida import SiDA
+from fewstep.methods.sim import SIM
+from fewstep.nets.mlp import MLP
+from fewstep.training.loop import train, training_only
+from fewstep.training.optim import Optim
+from tests import instances
+from tests.instances import METHODS, PATHS, SAMPLERS, TIME_LAWS
+
+F64 = torch.float64
+CLASSES = 3
+MODEL = Model(MLP(width=32, blocks=1), shape=(2,), classes=CLASSES)
+each_method = pytest.mark.parametrize("method", METHODS, ids=repr)
+
+
+def stirred(net: nn.Module, seed: int) -> nn.Module:
+    """`net`, moved far away."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in net.parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        parameter.data += 0.3 * noise.to(parameter.dtype)
+    return net
+
+
+def network(seed: int) -> nn.Module:
+    """A denoiser that is far from its initial state."""
+    return stirred(MODEL.build(seed), seed)
+
+
+def scene(method: Method, dtype: torch.dtype = F64) -> tuple[Nets, Any]:
+    """Nets that differ from one another and from the teacher."""
+    teacher = network(0).to(dtype)
+    nets = method.init(teacher, network(1).to(dtype))
+    for number, net in enumerate(nets.values()):
+        stirred(net, number + 2)
+    return nets, teacher
+
+
+def source(draws: Draws, dtype: torch.dtype = F64, data: bool = True) -> Batch:
+    x0 = draws.normal("x0", (2,), F64).to(dtype) if data else None
+    z, cond = draws.normal("z", (2,), F64).to(dtype), draws.integers("label", CLASSES)
+    return Batch(z, cond, x0, draws)
+
+
+def gradients(nets: Nets, teacher: Any, turn: Turn, index: Tensor, parts: int = 1) -> Tensor:
+    """The gradient of a turn's loss over the samples `index`, as one vector."""
+    with training_only(nets, turn.net) as trained:
+        for piece in index.chunk(parts):
+            (turn.loss(nets, teacher, source(Draws(piece))).total / parts).backward()
+        found = torch.cat([p.grad.flatten() for p in trained.parameters() if p.grad is not None])
+        trained.zero_grad()
+    return found
+
+
+def turns(method: Method) -> Iterator[Turn]:
+    """The different turns of the first steps."""
+    seen = set()
+    for step in range(20):
+        for turn in method.turns(step):
+            key = turn.net, _identity(turn.loss)
+            if key not in seen:
+                seen.add(key)
+                yield turn
+
+
+def _identity(loss: Any) -> object:
+    """What tells two losses apart: their code, and the step of a rollout they are bound to."""
+    bound = getattr(loss, "args", ())
+    function = getattr(loss, "func", loss)
+    return getattr(function, "__func__", function).__code__, repr(bound)
+
+
+@each_method
+def test_only_the_turns_net_receives_gradient(method: Method) -> None:
+    for turn in turns(method):
+        nets, teacher = scene(method)
+        teacher.requires_grad_(False)
+        with training_only(nets, turn.net) as trained:
+            loss = turn.loss(nets, teacher, source(Draws.range(0, 6))).total
+            loss.backward()
+        assert any(bool((p.grad != 0).any()) for p in trained.parameters() if p.grad is not None)
+        others = [net for net in (*nets.values(), teacher) if net is not trained]
+        assert all(p.grad is None for net in others for p in net.parameters())
+
+
+@each_method
+def test_training_moves_the_nets_and_never_the_teacher(method: Method) -> None:
+    """Through the real loop, with a teacher that arrives trainable."""
+    _, teacher = scene(method)
+    before = [p.clone() for p in teacher.parameters()]
+    start = network(1).double()
+    data = partial(source, data=method.needs_data)
+    records = train(
+        method, teacher, start, data, batch=4, steps=3, optim=Optim(1e-2), accumulate=2
+    )
+    *_, last = records
+    assert all(torch.equal(a, b) for a, b in zip(teacher.parameters(), before, strict=True))
+    assert all(p.grad is None for p in teacher.parameters())
+    assert all(p.grad is None for p in start.parameters())
+    for turn in turns(method):
+        fresh = method.init(teacher, start)[turn.net].parameters()
+        moved = zip(last.state.nets[turn.net].parameters(), fresh, strict=True)
+        assert any(not torch.equal(a, b) for a, b in moved)
+    assert last.logs["skipped"] == 0
+
+
+@each_method
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, F64])
+def test_losses_and_gradients_are_finite(method: Method, dtype: torch.dtype) -> None:
+    """64 samples, so that the tails of the time laws are visited."""
+    nets, teacher = scene(method, dtype)
+    for turn in turns(method):
+        with training_only(nets, turn.net) as trained:
+            loss = turn.loss(nets, teacher, source(Draws.range(0, 64), dtype)).total
+            loss.backward()
+            assert loss.isfinite()
+            assert loss.shape == ()
+            found = [p.grad for p in trained.parameters() if p.grad is not None]
+            assert all(bool(g.isfinite().all()) for g in found)
+
+
+@each_method
+def test_losses_are_finite_at_the_very_start(method: Method) -> None:
+    """Student, fake score and teacher equal: every difference of predictions is exactly zero."""
+    teacher = network(0).double()
+    nets = method.init(teacher, teacher)
+    for turn in turns(method):
+        assert gradients(nets, teacher, turn, torch.arange(8)).isfinite().all()
+
+
+def judged_as_a_batch(method: Method) -> bool:
+    """Whether it is SiDA as published, whose losses depend on what a batch is."""
+    return isinstance(method, SiDA) and method.fake.average == "batch"
+
+
+@each_method
+def test_accumulation_is_one_batch(method: Method) -> None:
+    """But for SiDA as published, where it must not be: the fakeness of the parts is averaged."""
+    nets, teacher = scene(method)
+    differs = False
+    for turn in turns(method):
+        whole = gradients(nets, teacher, turn, torch.arange(12))
+        for parts in (2, 3, 12):
+            found = gradients(nets, teacher, turn, torch.arange(12), parts)
+            same = torch.allclose(found, whole, rtol=1e-9, atol=1e-12)
+            assert same or judged_as_a_batch(method)
+            differs = differs or not same
+    assert differs == judged_as_a_batch(method)
+
+
+@each_method
+def test_order_within_a_batch_does_not_matter(method: Method) -> None:
+    nets, teacher = scene(method)
+    order = torch.randperm(12, generator=torch.Generator().manual_seed(0))
+    for turn in turns(method):
+        whole = gradients(nets, teacher, turn, torch.arange(12))
+        shuffled = gradients(nets, teacher, turn, order)
+        torch.testing.assert_close(shuffled, whole, rtol=1e-9, atol=1e-12)
+        others = gradients(nets, teacher, turn, order + 12)  # the check can fail
+        assert (others - whole).norm() > 1e-3 * whole.norm()
+
+
+@pytest.mark.parametrize(
+    "thing",
+    [
+        *(*METHODS, *PATHS, *SAMPLERS, *TIME_LAWS),
+        *(*instances.DISTANCES, *instances.WEIGHTS, *instances.GUIDANCE),
+    ],
+    ids=repr,
+)
+def test_repr_evaluates_to_an_equal_object(thing: object) -> None:
+    again = eval(repr(thing), dict(vars(instances)))
+    assert again == thing
+    assert hash(again) == hash(thing)
+    assert repr(again) == repr(thing)
+
+
+@each_method
+def test_wrong_shapes_are_refused_by_name(method: Method) -> None:
+    class Wrong(nn.Module):
+        """A denoiser that forgets a dimension of its answer."""
+
+        path = MODEL.path
+
+        def forward(self, xt: Tensor, t: Tensor, cond: Any = None) -> Tensor:
+            return xt[:, :1]
+
+        def encode(self, xt: Tensor, t: Tensor, cond: Any = None) -> Tensor:
+            return xt
+
+        def forward_with_features(
+            self, xt: Tensor, t: Tensor, cond: Any = None
+        ) -> tuple[Tensor, Tensor]:
+            return xt[:, :1], xt
+
+    wrong: Any = Wrong()
+    for turn in turns(method):
+        nets, _ = scene(method)
+        for name in nets.keys() - {"student"}:
+            nets[name] = wrong
+        message = r"(real|prediction|x0) has shape \(6, [12]\) but \w+ has shape \(6, [12]\)"
+        with pytest.raises(ValueError, match=message):
+            turn.loss(nets, wrong, source(Draws.range(0, 6)))
+
+
+def outcome(turn: Turn, nets: Nets, teacher: Any, batch: Batch) -> Tensor | str:
+    """The loss, or the sentence that refuses to compute it."""
+    try:
+        return turn.loss(nets, teacher, batch).total
+    except ValueError as error:
+        return str(error)
+
+
+@each_method
+def test_missing_inputs_are_refused(method: Method) -> None:
+    nets, teacher = scene(method)
+    draws = Draws.range(0, 6)
+    refused = 0
+    for turn in turns(method):
+        expected = turn.loss(nets, teacher, source(draws)).total
+        found = outcome(turn, nets, teacher, source(draws)._replace(draws=None))
+        if isinstance(found, str):
+            assert re.search(r"make it with Draws\.range|pass draws", found)
+        else:
+            assert torch.equal(found, expected)  # a loss that needs no draws
+        found = outcome(turn, nets, teacher, source(draws, data=False))
+        if isinstance(found, str):
+            assert re.match(r"\w+ needs data but Batch.x0 is None; give", found)
+            refused += 1
+        else:
+            assert torch.equal(found, expected)  # a loss that needs no data
+    assert (refused > 0) == method.needs_data
+
+
+@each_method
+def test_conditions_reach_every_call_of_every_network(method: Method) -> None:
+    nets, teacher = scene(method)
+    seen: list[Tensor] = []
+    for net in (*nets.values(), teacher):
+        net.register_forward_pre_hook(lambda _, args: seen.append(args[2]))
+    for turn in turns(method):
+        batch = source(Draws.range(0, 6))
+        turn.loss(nets, teacher, batch)
+        assert seen
+        free = [cond for cond in seen if cond is None]
+        assert all(cond is None or torch.equal(cond, batch.cond) for cond in seen)
+        assert len(free) < len(seen)
+        assert not free or getattr(method, "guidance", Unguided()) != Unguided()
+
+
+def test_published_order_and_graphs() -> None:
+    """The fake score moves first; only Diff-Instruct needs no graph of teacher and fake score."""
+    for method in (SiD(), SIM(), DiffInstruct()):
+        assert [turn.net for turn in method.turns(0)] == ["fake", "student"]
+        nets, teacher = scene(method)
+        graphs: list[bool] = []
+        for net in (nets["fake"], teacher):
+            net.register_forward_hook(lambda _, args, out, g=graphs: g.append(out.requires_grad))
+        with training_only(nets, "student"):
+            method.turns(0)[1].loss(nets, teacher.requires_grad_(False), source(Draws.range(0, 6)))
+        assert graphs == [not isinstance(method, DiffInstruct)] * 2
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(st.sampled_from(PATHS), st.floats(0.02, 0.98), st.integers(0, 2**40))
+def test_any_velocity_gives_its_x0_back(path: NoisePath, share: float, number: int) -> None:
+    """Round trip at any time of any path and any sample, to 1e-7 of the numbers involved."""
+    low, top = max(path.t_min, 0.01), min(path.t_max, 900.0)
+    t = torch.tensor([low + share * (top - low)], dtype=F64)
+    draws = Draws(torch.tensor([number]))
+    x0, eps = draws.normal("x0", (3,), F64), draws.normal("eps", (3,), F64)
+    xt = perturb(path, x0, eps, t)
+    back = velocity_to_x0(path, xt, x0_to_velocity(path, xt, x0, t), t)
+    torch.testing.assert_close(back, x0, rtol=1e-7, atol=1e-7)
