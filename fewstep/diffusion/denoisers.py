@@ -24,9 +24,10 @@ from fewstep.diffusion.types import Cond
 
 
 class _Wrapped(nn.Module, ABC):
-    """A network F and the path it lives on.
+    """A network F on a noise path, wrapped as a `Denoiser`.
 
-    `Tapped` if F is (see `fewstep.diffusion.encoder_features`).
+    It hands out the features of F's encoder if F has any (see
+    `fewstep.diffusion.encoder_features`).
     """
 
     def __init__(self, net: nn.Module, path: NoisePath) -> None:
@@ -35,7 +36,7 @@ class _Wrapped(nn.Module, ABC):
         self.path = path
 
     def into(self, xt: Tensor, t: Tensor) -> Tensor:
-        """What F is given for x_t."""
+        """The input that F is given for x_t: x_t itself, unless a subclass scales it."""
         return xt
 
     @abstractmethod
@@ -47,15 +48,19 @@ class _Wrapped(nn.Module, ABC):
         return self.into(xt, t), self.path.label(t.expand(xt.shape[0])), cond
 
     def forward(self, xt: Tensor, t: Tensor, cond: Cond = None) -> Tensor:
+        """E[x_0 | x_t]: xt (B, *), t (B,) or () -> (B, *)."""
         return self.x0(xt, t, self.net(*self.inputs(xt, t, cond)))
 
     @property
     def feature_shape(self) -> tuple[int, ...]:
-        """Shape of the features of F's encoder, if it tells."""
+        """Shape of the features of one sample, without the batch.
+
+        ValueError where F does not say it.
+        """
         return feature_shape(self.net)
 
     def encode(self, xt: Tensor, t: Tensor, cond: Cond = None) -> Tensor:
-        """The features of F's encoder: (B, F, *)."""
+        """The features of F's encoder at x_t: (B, F, *); the decoder is not run."""
         return require_encoder_features(self.net).encode(*self.inputs(xt, t, cond))
 
     def forward_with_features(
@@ -81,10 +86,12 @@ class EDM(_Wrapped):
         self.sigma_data = sigma_data
 
     def into(self, xt: Tensor, t: Tensor) -> Tensor:
+        """c_in x_t: (B, *)."""
         alpha, sigma = coefficients(self.path, xt, t)
         return xt / (alpha**2 * self.sigma_data**2 + sigma**2).sqrt()
 
     def x0(self, xt: Tensor, t: Tensor, out: Tensor) -> Tensor:
+        """c_skip x_t + c_out F: (B, *)."""
         alpha, sigma = coefficients(self.path, xt, t)
         variance = alpha**2 * self.sigma_data**2 + sigma**2
         skip = alpha * self.sigma_data**2 / variance
@@ -95,6 +102,7 @@ class Eps(_Wrapped):
     """x_0 = (x_t - sigma F) / alpha (Ho et al. 2020); not defined at alpha = 0."""
 
     def x0(self, xt: Tensor, t: Tensor, out: Tensor) -> Tensor:
+        """(x_t - sigma F) / alpha: (B, *)."""
         return eps_to_x0(self.path, xt, out, t)
 
 
@@ -102,6 +110,7 @@ class V(_Wrapped):
     """x_0 = (alpha x_t - sigma F) / (alpha^2 + sigma^2) (Salimans & Ho 2022)."""
 
     def x0(self, xt: Tensor, t: Tensor, out: Tensor) -> Tensor:
+        """(alpha x_t - sigma F) / (alpha^2 + sigma^2): (B, *)."""
         return v_to_x0(self.path, xt, out, t)
 
 
@@ -109,4 +118,5 @@ class Velocity(_Wrapped):
     """x_0 from F = dx_t/dt; x_t - t F for rectified flow (Lipman et al. 2022)."""
 
     def x0(self, xt: Tensor, t: Tensor, out: Tensor) -> Tensor:
+        """(sigma' x_t - sigma F) / (alpha sigma' - sigma alpha'): (B, *)."""
         return velocity_to_x0(self.path, xt, out, t)

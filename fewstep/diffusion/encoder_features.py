@@ -1,13 +1,13 @@
-"""The encoder tap: a network whose encoder can be heard.
+"""Encoder features: networks whose encoder can be read by a discriminator.
 
 SiDA (Zhou et al. 2024, https://arxiv.org/abs/2410.14919) and DMD2 (Yin et al. 2024,
 https://arxiv.org/abs/2405.14867) let the fake score double as the discriminator: its encoder has
 already computed features of x_t, and a head (in SiDA's case the mean over channels, in DMD2's a
 learned one, `fewstep.distillation.discriminator_head`) turns them into logits of real against
-fake. A `Tapped` network hands these features out, either alone, for the price of the encoder, or
-together with its answer from one pass. In a U-Net they are the output of the last encoder block,
-at the lowest resolution, before the decoder's first blocks; in a stack of equal blocks, the state
-half way through.
+fake. A network with encoder features (`HasEncoderFeatures`) returns them either alone, at the
+cost of the encoder, or together with its output from one pass. In a U-Net they are the output of
+the last encoder block, at the lowest resolution, before the decoder's first blocks; in a stack of
+equal blocks, the state half way through.
 
 The two methods take the arguments that the network itself takes: (xt, t, cond) for a denoiser,
 (x, label, cond) for the network inside one.
@@ -22,7 +22,7 @@ from torch import Tensor
 
 @runtime_checkable
 class HasEncoderFeatures(Protocol):
-    """A network with an encoder tap.
+    """A network that returns the features of its encoder.
 
     The calls agree exactly: encode(...) is the second result of forward_with_features(...), and
     calling the network gives the first.
@@ -35,12 +35,12 @@ class HasEncoderFeatures(Protocol):
         ...
 
     def forward_with_features(self, *args: Any) -> tuple[Tensor, Tensor]:
-        """(the answer, features) from one pass."""
+        """(the network's output, features) from one pass."""
         ...
 
 
 def require_encoder_features(net: object) -> HasEncoderFeatures:
-    """`net` itself, if it has an encoder tap."""
+    """`net` itself; ValueError if it does not return encoder features."""
     if not isinstance(net, HasEncoderFeatures):
         raise ValueError(
             f"the discriminator is the encoder of the fake score, but {type(net).__name__} has no "
@@ -51,9 +51,11 @@ def require_encoder_features(net: object) -> HasEncoderFeatures:
 
 
 def feature_shape(net: object) -> tuple[int, ...]:
-    """Shape of the features of one sample, as `net.feature_shape` says: what a head is built on.
+    """Shape of the features of one sample, from the attribute `net.feature_shape`.
 
-    (F, h, w), or (F,) where they are tokens, in whatever number, or a vector.
+    (F, h, w), or (F,) where features are tokens, in whatever number, or a vector. A learned head
+    is built for this shape. ValueError where the network has no encoder features or no such
+    attribute.
     """
     shape = getattr(require_encoder_features(net), "feature_shape", None)
     if shape is None:

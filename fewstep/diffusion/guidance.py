@@ -38,18 +38,26 @@ Scale = float | Tensor
 
 
 def is_one(kappa: Scale) -> bool:
-    """Whether the unconditional branch is not needed."""
+    """Whether kappa is the number 1, so that the unconditional branch is not needed."""
     return isinstance(kappa, float | int) and kappa == 1
 
 
 def is_zero(kappa: Scale) -> bool:
-    """Whether the conditional branch is not needed."""
+    """Whether kappa is the number 0, so that the conditional branch is not needed."""
     return isinstance(kappa, float | int) and kappa == 0
 
 
 @dataclass(frozen=True)
 class CFG(Sampler):
-    """Another sampler, of f_kappa in place of f: how guided teachers are sampled."""
+    """Sample the guided denoiser f_kappa in place of f: how guided teachers are sampled.
+
+    Args:
+        sampler: the sampler that calls f_kappa.
+        kappa: the guidance scale; 0 is unconditional, 1 conditional without guidance.
+
+    Raises ValueError where kappa is not finite. Ho & Salimans 2022,
+    https://arxiv.org/abs/2207.12598.
+    """
 
     sampler: Sampler
     kappa: float = 7.5
@@ -60,6 +68,7 @@ class CFG(Sampler):
 
     @property
     def calls(self) -> int:
+        """Network calls a sample: those of the sampler, twice as many unless kappa is 0 or 1."""
         return self.sampler.calls * (1 if is_one(self.kappa) or is_zero(self.kappa) else 2)
 
     def __call__(
@@ -79,7 +88,11 @@ class _AtScale:
 
 
 class Guided(NamedTuple):
-    """What `guided` found: one prediction a scale, and the encoder's features if asked for."""
+    """The result of `guided`.
+
+    `predictions` has one x_0-prediction (B, *) for each scale, `features` those of the encoder
+    (B, F, *), or None where they were not asked for.
+    """
 
     predictions: list[Tensor]
     features: Tensor | None
@@ -96,9 +109,20 @@ def guided(
 ) -> Guided:
     """f_kappa(x_t) for every kappa, with one call for each branch that any of them needs.
 
-    xt: (B, *), t: (B,) or (). `tap` asks a denoiser with an encoder tap for its features too: of
-    the conditional branch, or of the unconditional one where that is all that is computed. `more`
-    goes to the denoiser after cond. A model without conditions (cond is None) takes scale 1 only.
+    Args:
+        net: a `Denoiser`.
+        xt: (B, *), noisy samples.
+        t: (B,) or (), their time.
+        cond: their conditions; None for a model without conditions, which takes scale 1 only.
+        kappas: the scales, each one number or (B,).
+        tap: also return the features of the denoiser's encoder: of the conditional branch, or of
+            the unconditional one where that is all that is computed.
+        more: further arguments of the denoiser, after cond.
+
+    Returns: `Guided`, with one prediction (B, *) for each scale.
+
+    Raises ValueError where a scale other than 1 meets cond None, and where `tap` is set for a
+    denoiser without encoder features.
     """
     if cond is None and not all(is_one(kappa) for kappa in kappas):
         raise ValueError(
@@ -108,17 +132,17 @@ def guided(
     first = require_encoder_features(net).forward_with_features if tap else net
     features: Tensor | None = None
     conditional: Any = None
-    free: Any = None
+    unconditional: Any = None
     if not all(is_zero(kappa) for kappa in kappas):
         conditional = first(xt, t, cond, *more)
         if tap:
             conditional, features = conditional
     if not all(is_one(kappa) for kappa in kappas):
         alone = conditional is None
-        free = (first if alone else net)(xt, t, None, *more)
+        unconditional = (first if alone else net)(xt, t, None, *more)
         if alone and tap:
-            free, features = free
-    return Guided([_mix(conditional, free, kappa) for kappa in kappas], features)
+            unconditional, features = unconditional
+    return Guided([_mix(conditional, unconditional, kappa) for kappa in kappas], features)
 
 
 def _mix(conditional: Tensor | None, free: Tensor | None, kappa: Scale) -> Tensor:

@@ -27,7 +27,7 @@ TENSORS = 20_000
 
 
 def memory() -> int:
-    """Bytes of main memory of this machine."""
+    """Bytes of physical memory of this machine."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
@@ -47,12 +47,18 @@ class OfTeacher(Net):
     """A placeholder: the network, and all of its `Model`, are taken from the teacher."""
 
     def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
+        """Always a ValueError: a run replaces this placeholder before it builds a network."""
         raise ValueError("the network of this run is its teacher's; pass the teacher's folder")
 
 
 @dataclass(frozen=True)
 class Model:
-    """A denoiser that can be built from its description."""
+    """A denoiser as configuration: `build` makes it, with new weights.
+
+    `net` configures the network, `shape` is that of one sample without the batch, `classes` the
+    number of labels (0: unconditional), `path` the noise path, and `predicts` says what the
+    network's output is.
+    """
 
     net: Net
     shape: tuple[int, ...]
@@ -65,14 +71,24 @@ class Model:
     """Standard deviation of the data, for "edm"."""
 
     def build(self, seed: int = 0) -> nn.Module:
-        """The denoiser with weights initialised from `seed`; global random state untouched."""
+        """The denoiser, with weights initialised from `seed`.
+
+        Args:
+            seed: of torch's CPU generator while the network is built; its global state is
+                restored.
+
+        Returns: an `nn.Module` and `Denoiser` on the CPU, or on torch's default device.
+
+        Raises ValueError for a network that this machine's memory cannot hold, for an unknown
+        `predicts`, and where `predicts` and `path` contradict a network that is a whole denoiser.
+        """
         with torch.random.fork_rng(devices=[]):
             self._refuse_too_large()
             torch.manual_seed(seed)
             net = self.net.build(self.shape, self.classes)
-        own = getattr(net, "path", None)
-        if isinstance(own, NoisePath) or self.predicts == "denoiser":
-            return self._whole(net, own)
+        net_path = getattr(net, "path", None)
+        if isinstance(net_path, NoisePath) or self.predicts == "denoiser":
+            return self._whole(net, net_path)
         if self.predicts == "edm":
             return EDM(net, self.path, self.sigma_data)
         wrappers: dict[str, Callable[[nn.Module, NoisePath], nn.Module]]
@@ -112,18 +128,18 @@ class Model:
         except (AttributeError, NotImplementedError, RuntimeError, TypeError) as error:
             if "verflow" in str(error):
                 raise ValueError(f"no tensor has as many numbers: {str(self)[:200]}") from None
-        finally:  # whatever else cannot be done without values is done, or told, with them
+        finally:  # other errors of a build without values: the real build runs, or raises them
             for hook in hooks:
                 hook.remove()
 
-    def _whole(self, net: nn.Module, own: object) -> nn.Module:
-        """A network that is a denoiser already, on the path that this description says."""
+    def _whole(self, net: nn.Module, net_path: object) -> nn.Module:
+        """`net`, which is a denoiser already; ValueError unless `predicts` and `path` fit it."""
         kind = type(self.net).__name__
-        if not isinstance(own, NoisePath):
+        if not isinstance(net_path, NoisePath):
             raise ValueError(f"{kind} is no whole denoiser; Model.predicts says what it predicts")
-        if self.predicts != "denoiser" or own != self.path:
+        if self.predicts != "denoiser" or net_path != self.path:
             raise ValueError(
                 f"{kind} is a whole denoiser: it needs Model.predicts 'denoiser' and Model.path "
-                f"{own}, got {self.predicts!r} and {self.path}"
+                f"{net_path}, got {self.predicts!r} and {self.path}"
             )
         return net

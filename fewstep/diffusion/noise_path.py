@@ -35,38 +35,54 @@ TIMESTEPS = 100_000
 
 
 class NoisePath(ABC):
-    """t -> (alpha_t, sigma_t), both elementwise, differentiable in t."""
+    """t -> (alpha_t, sigma_t), both elementwise and differentiable in t.
+
+    x_t = alpha_t x_0 + sigma_t eps; t = 0 is data, t grows with the noise, and [t_min, t_max] is
+    the range that networks on the path are called at. A subclass defines `alpha` and `sigma`.
+    """
 
     t_min: float
     t_max: float
 
     @abstractmethod
     def alpha(self, t: Tensor) -> Tensor:
-        """The factor of x_0; same shape as t."""
+        """The factor of x_0 at t: any shape -> the same shape."""
 
     @abstractmethod
     def sigma(self, t: Tensor) -> Tensor:
-        """The factor of eps; same shape as t."""
+        """The factor of eps at t: any shape -> the same shape."""
 
     def label(self, t: Tensor) -> Tensor:
-        """What a network of this family is told of t; of order one, finite on [t_min, t_max]."""
+        """The time input of a network on this path: t's shape -> the same shape.
+
+        By default t itself; of order one and finite on [t_min, t_max].
+        """
         return t
 
     def scale(self, t: Tensor) -> Tensor:
-        """What x_t is divided by where flows are integrated (`heun`); same shape as t.
+        """The divisor of x_t that flows are integrated with (`heun`); same shape as t.
 
         Along x_t / (a alpha + b sigma), for fixed a and b, fixed x_0 and eps make a straight line.
-        Between data and noise alike it converges fastest, whatever the path.
+        The default, a = b = 1, is sized by the data at one end of the path and by the noise at the
+        other.
         """
         return self.alpha(t) + self.sigma(t)
 
     def ddim(self, xt: Tensor, x0: Tensor, t: Tensor, s: Tensor) -> Tensor:
         """The deterministic step from t to s: x_s = alpha_s x_0 + sigma_s eps.
 
-        x0: (B, *) is the prediction at xt: (B, *), and eps the noise that x_t holds then; t, s:
-        (B,) or (). DDIM, Song et al. 2020, https://arxiv.org/abs/2010.02502, equation 12 with
-        sigma = 0; exact where the prediction does not change between t and s. Finite at
-        alpha_t = 0; at sigma_t = 0, where x_t is alpha_t x_0, the noise in it is none.
+        Args:
+            xt: (B, *), the samples at time t.
+            x0: (B, *), the prediction at xt; eps = (x_t - alpha_t x_0) / sigma_t follows from
+                both.
+            t, s: (B,) or (), the times.
+
+        Returns: x_s, (B, *). Exact where the prediction does not change between t and s. Finite at
+        alpha_t = 0; at sigma_t = 0, where x_t is alpha_t x_0, the ratio sigma_s / sigma_t is taken
+        as 1.
+
+        Raises ValueError where the shapes do not fit. DDIM, Song et al. 2020,
+        https://arxiv.org/abs/2010.02502, equation 12 with sigma = 0.
         """
         same_shape(xt=xt, x0=x0)
         alpha, sigma = coefficients(self, xt, t)
@@ -75,13 +91,22 @@ class NoisePath(ABC):
         return ratio * xt + (alpha_s - ratio * alpha) * x0
 
     def heun(self, xs: Tensor, x0: Tensor, next_x0: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        """The step from t to s to second order; xs: (B, *) is `ddim`'s, next_x0 predicted there.
+        """The step from t to s to second order, from that of `ddim`.
 
         Heun's method (the trapezoid rule) for x / scale in sigma / scale, written as what it adds:
 
             scale_s / (2 scale_t) (alpha_s sigma_t / sigma_s - alpha_t) (next_x0 - x0)
 
-        With VE's scale, 1, it is Karras et al. 2022, algorithm 1. Needs sigma_s > 0.
+        Args:
+            xs: (B, *), the result of `ddim` from t to s.
+            x0: (B, *), the prediction at time t.
+            next_x0: (B, *), the prediction at xs and time s.
+            t, s: (B,) or (), the times; sigma_s > 0.
+
+        Returns: the corrected x_s, (B, *).
+
+        Raises ValueError where the shapes do not fit. With VE's scale, 1, it is Karras et al.
+        2022, https://arxiv.org/abs/2206.00364, algorithm 1.
         """
         same_shape(xs=xs, x0=x0, next_x0=next_x0)
         alpha, sigma = coefficients(self, xs, t)
@@ -90,11 +115,20 @@ class NoisePath(ABC):
         return xs + half * (alpha_s * sigma / sigma_s - alpha) * (next_x0 - x0)
 
     def bridge(self, xs: Tensor, eps: Tensor, s: Tensor, t: Tensor) -> Tensor:
-        """Noising from s on to t >= s: x_t given x_s, for noise eps that is independent of it.
+        """Add noise from s to t >= s: x_t given x_s.
 
         x_t = r x_s + (sigma_t^2 - r^2 sigma_s^2)^(1/2) eps with r = alpha_t / alpha_s, so that an
-        x_s of the path's law becomes an x_t of it; xs, eps: (B, *), s, t: (B,) or (). ValueError
-        where t < s: noise cannot be taken away so.
+        x_s of the path's law becomes an x_t of it.
+
+        Args:
+            xs: (B, *), the samples at time s.
+            eps: (B, *), standard normal noise that is independent of xs.
+            s, t: (B,) or (), the times.
+
+        Returns: x_t, (B, *).
+
+        Raises ValueError where t < s, since noise cannot be removed so, and where the shapes do
+        not fit.
         """
         same_shape(xs=xs, eps=eps)
         alpha, sigma = coefficients(self, xs, t)
@@ -115,9 +149,11 @@ class VE(NoisePath):
     t_max: float = 80.0
 
     def alpha(self, t: Tensor) -> Tensor:
+        """1, of t's shape."""
         return torch.ones_like(t)
 
     def sigma(self, t: Tensor) -> Tensor:
+        """t itself."""
         return t
 
     def label(self, t: Tensor) -> Tensor:
@@ -137,9 +173,11 @@ class Flow(NoisePath):
     t_max: float = 1.0
 
     def alpha(self, t: Tensor) -> Tensor:
+        """1 - t."""
         return 1 - t
 
     def sigma(self, t: Tensor) -> Tensor:
+        """t itself."""
         return t
 
 
@@ -151,9 +189,11 @@ class TrigFlow(NoisePath):
     t_max: float = math.pi / 2
 
     def alpha(self, t: Tensor) -> Tensor:
+        """cos t."""
         return t.cos()
 
     def sigma(self, t: Tensor) -> Tensor:
+        """sin t."""
         return t.sin()
 
 
@@ -186,19 +226,24 @@ class VP(NoisePath):
 
     @property
     def t_min(self) -> float:  # type: ignore[override]
+        """0: the first timestep."""
         return 0.0
 
     @property
     def t_max(self) -> float:  # type: ignore[override]
+        """The last timestep, steps - 1."""
         return float(len(self.betas) or self.steps) - 1
 
     def alpha(self, t: Tensor) -> Tensor:
+        """sqrt(abar_t); same shape as t."""
         return self.log_snr(t).sigmoid().sqrt()
 
     def sigma(self, t: Tensor) -> Tensor:
+        """sqrt(1 - abar_t); same shape as t."""
         return (-self.log_snr(t)).sigmoid().sqrt()
 
     def label(self, t: Tensor) -> Tensor:
+        """t / t_max, from 0 to 1."""
         return t / self.t_max
 
     def log_snr(self, t: Tensor) -> Tensor:
@@ -233,15 +278,15 @@ def expand(t: Tensor, x: Tensor) -> Tensor:
     if t.ndim == 0:
         return t
     if t.ndim != 1 or t.shape[0] != x.shape[0]:
-        came = f"batch {t.shape[0]}" if t.ndim == 1 else f"shape {tuple(t.shape)}"
+        shape = f"batch {t.shape[0]}" if t.ndim == 1 else f"shape {tuple(t.shape)}"
         raise ValueError(
-            f"t has {came} but x has batch {x.shape[0]}; expected t: (B,) or () for x: (B, ...)"
+            f"t has {shape} but x has batch {x.shape[0]}; expected t: (B,) or () for x: (B, ...)"
         )
     return t.reshape(t.shape + (1,) * (x.ndim - 1))
 
 
 def same_shape(**tensors: Tensor) -> None:
-    """Refuse, by name, tensors whose shapes differ: silent broadcasting is never meant here."""
+    """Raise a ValueError that names the first tensor whose shape differs: no broadcasting."""
     names = iter(tensors.items())
     first, a = next(names)
     for name, b in names:
@@ -268,55 +313,84 @@ def rates(path: NoisePath, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def perturb(path: NoisePath, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-    """x_t = alpha_t x_0 + sigma_t eps; x0, eps: (B, *), t: (B,) or ()."""
+    """Add noise to data: x_t = alpha_t x_0 + sigma_t eps.
+
+    Args:
+        path: the noise path.
+        x0, eps: (B, *), data and standard normal noise.
+        t: (B,) or (), the time.
+
+    Returns: x_t, (B, *). Raises ValueError where the shapes do not fit.
+    """
     same_shape(x0=x0, eps=eps)
     alpha, sigma = coefficients(path, x0, t)
     return alpha * x0 + sigma * eps
 
 
 def x0_to_velocity(path: NoisePath, xt: Tensor, x0: Tensor, t: Tensor) -> Tensor:
-    """dx_t/dt = alpha' x_0 + sigma' eps along the probability flow; needs sigma_t > 0."""
+    """dx_t/dt = alpha' x_0 + sigma' eps along the probability flow; needs sigma_t > 0.
+
+    xt, x0: (B, *), t: (B,) or () -> (B, *).
+    """
     same_shape(xt=xt, x0=x0)
     alpha, sigma, d_alpha, d_sigma = rates(path, expand(t, xt))
     return d_alpha * x0 + d_sigma * (xt - alpha * x0) / sigma
 
 
 def velocity_to_x0(path: NoisePath, xt: Tensor, v: Tensor, t: Tensor) -> Tensor:
-    """Inverse of `x0_to_velocity`; finite at alpha_t = 0 and at sigma_t = 0."""
+    """x_0 from the velocity v = dx_t/dt, the inverse of `x0_to_velocity`.
+
+    xt, v: (B, *), t: (B,) or () -> (B, *); finite at alpha_t = 0 and at sigma_t = 0.
+    """
     same_shape(xt=xt, v=v)
     alpha, sigma, d_alpha, d_sigma = rates(path, expand(t, xt))
     return (d_sigma * xt - sigma * v) / (alpha * d_sigma - sigma * d_alpha)
 
 
 def x0_to_eps(path: NoisePath, xt: Tensor, x0: Tensor, t: Tensor) -> Tensor:
-    """eps = (x_t - alpha x_0) / sigma; needs sigma_t > 0."""
+    """eps = (x_t - alpha x_0) / sigma; needs sigma_t > 0.
+
+    xt, x0: (B, *), t: (B,) or () -> (B, *).
+    """
     same_shape(xt=xt, x0=x0)
     alpha, sigma = coefficients(path, xt, t)
     return (xt - alpha * x0) / sigma
 
 
 def eps_to_x0(path: NoisePath, xt: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-    """x_0 = (x_t - sigma eps) / alpha; needs alpha_t > 0."""
+    """x_0 = (x_t - sigma eps) / alpha; needs alpha_t > 0.
+
+    xt, eps: (B, *), t: (B,) or () -> (B, *).
+    """
     same_shape(xt=xt, eps=eps)
     alpha, sigma = coefficients(path, xt, t)
     return (xt - sigma * eps) / alpha
 
 
 def x0_to_v(path: NoisePath, xt: Tensor, x0: Tensor, t: Tensor) -> Tensor:
-    """v = alpha eps - sigma x_0 (Salimans & Ho 2022, https://arxiv.org/abs/2202.00512)."""
+    """v = alpha eps - sigma x_0 (Salimans & Ho 2022, https://arxiv.org/abs/2202.00512).
+
+    xt, x0: (B, *), t: (B,) or () -> (B, *); needs sigma_t > 0.
+    """
     alpha, sigma = coefficients(path, xt, t)
     return alpha * x0_to_eps(path, xt, x0, t) - sigma * x0
 
 
 def v_to_x0(path: NoisePath, xt: Tensor, v: Tensor, t: Tensor) -> Tensor:
-    """x_0 = (alpha x_t - sigma v) / (alpha^2 + sigma^2); finite at alpha_t = 0."""
+    """x_0 = (alpha x_t - sigma v) / (alpha^2 + sigma^2); finite at alpha_t = 0.
+
+    xt, v: (B, *), t: (B,) or () -> (B, *).
+    """
     same_shape(xt=xt, v=v)
     alpha, sigma = coefficients(path, xt, t)
     return (alpha * xt - sigma * v) / (alpha**2 + sigma**2)
 
 
 def x0_to_score(path: NoisePath, xt: Tensor, x0: Tensor, t: Tensor) -> Tensor:
-    """Tweedie: grad log p(x_t) = (alpha x_0 - x_t) / sigma^2 for x_0 = E[x_0 | x_t]."""
+    """Tweedie: grad log p(x_t) = (alpha x_0 - x_t) / sigma^2 for x_0 = E[x_0 | x_t].
+
+    xt, x0: (B, *), t: (B,) or () -> (B, *); needs sigma_t > 0.
+    """
     same_shape(xt=xt, x0=x0)
     alpha, sigma = coefficients(path, xt, t)
     return (alpha * x0 - xt) / sigma**2
