@@ -1,4 +1,4 @@
-"""A denoiser with all that is needed to make pictures with it: teachers and students alike.
+"""A denoiser with what is needed to sample it: teachers and students alike.
 
 What a pretrained model brings beside its network (how it is sampled, its labels, its codec, its
 origin) is the same bundle as a finished student, so a student can be a teacher in its turn.
@@ -49,7 +49,7 @@ class Generator:
 
     @property
     def device(self) -> torch.device:
-        """Where the network is."""
+        """The device of the network's first parameter, or buffer where there are none."""
         net: nn.Module = self.denoiser
         return next(chain(net.parameters(), net.buffers())).device
 
@@ -62,11 +62,21 @@ class Generator:
         seed: int = 0,
         cond: Cond = None,
     ) -> Tensor:
-        """Decoded samples (N, *), one for each of `seeds`: number i does not depend on the others.
+        """Decoded samples; sample i depends on seeds[i] and `seed`, not on the other samples.
 
-        labels: N class numbers; by default sample i gets label i modulo the number of classes.
-        cond: the conditions of N samples, for a model of another kind (see `text`).
-        Raises `NotFinite` (a ValueError) where a sample holds NaN or infinity.
+        Args:
+            seeds: N sample numbers, the keys of their random numbers.
+            labels: N class numbers, or (N,) int64; by default sample i gets label i modulo the
+                number of classes.
+            batch: samples generated together.
+            seed: a further key of the random numbers of all samples.
+            cond: the conditions of the N samples, for a model of another kind (see `text`);
+                `labels` are then ignored.
+
+        Returns: (N, *), what `decode` returns: pictures in [-1, 1] for models of pictures.
+
+        Raises `NotFinite` (a ValueError) where a sample holds NaN or infinity, ValueError where
+        labels do not fit the model or their number differs from N.
         """
         index = torch.tensor(list(seeds), dtype=torch.int64)
         if cond is None:
@@ -81,7 +91,10 @@ class Generator:
         return torch.cat(parts) if parts else torch.empty(0, *self.shape)
 
     def conditions(self, index: Tensor, labels: Sequence[int] | Tensor | None = None) -> Cond:
-        """What the samples `index` (N,) are conditioned on, by default or by `labels`."""
+        """The conditions of the samples `index` (N,), by default or by `labels`.
+
+        ValueError where the model takes no labels, or their number or range is wrong.
+        """
         if not self.classes:
             if labels is not None:
                 raise ValueError("this model takes no labels")

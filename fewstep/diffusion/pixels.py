@@ -1,4 +1,4 @@
-"""Samples as pictures of 8 bits: the one place where numbers become what people look at."""
+"""Samples in [-1, 1] as pictures of 8 bits, and the refusal of NaN and infinity."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class NotFinite(ValueError):
-    """A model made NaN or infinity, which no picture and no measurement can show."""
+    """Samples of a model hold NaN or infinity."""
 
 
 def finite(x: Tensor) -> Tensor:

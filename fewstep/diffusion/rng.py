@@ -24,7 +24,11 @@ _WEYL = (0x9E3779B9, 0xBB67AE85)
 
 
 def philox(counter: Sequence[Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:
-    """Philox4x32-10: four int64 tensors that hold 32-bit words -> four of the same shape."""
+    """Philox4x32-10, a counter-based generator (Salmon et al. 2011).
+
+    counter: four int64 tensors that hold 32-bit words; key: two 32-bit words. Returns four tensors
+    of the same shape. https://doi.org/10.1145/2063384.2063405
+    """
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(10):
@@ -41,10 +45,15 @@ def philox(counter: Sequence[Tensor], key: tuple[int, int]) -> tuple[Tensor, ...
 
 @dataclass(frozen=True)
 class Draws:
-    """The random numbers that belong to the samples `index`: (B,) int64, under one seed.
+    """The random numbers of the samples `index`, as a pure function of seed and purpose.
+
+    Args:
+        index: (B,) int64, the numbers of the samples.
+        seed: the key of a run.
+        prefix: put before every purpose (see `under`).
 
     Two draws under the same purpose are the same numbers; draws under different purposes are
-    independent. `prefix` is put before every purpose (see `under`).
+    independent. Philox4x32-10, Salmon et al. 2011, https://doi.org/10.1145/2063384.2063405.
     """
 
     index: Tensor
@@ -55,7 +64,7 @@ class Draws:
     def range(
         cls, start: int, count: int, seed: int = 0, device: torch.device | str = "cpu"
     ) -> Draws:
-        """The draws of samples start, ..., start + count - 1."""
+        """The draws of the samples start, ..., start + count - 1, with `index` on `device`."""
         return cls(torch.arange(start, start + count, device=device), seed)
 
     def under(self, name: str) -> Draws:
@@ -74,7 +83,7 @@ class Draws:
         return torch.stack(words, -1).flatten(1)[:, :count]
 
     def uniform(self, purpose: str, dtype: torch.dtype = torch.float32) -> Tensor:
-        """(B,) numbers strictly inside (0, 1)."""
+        """(B,) numbers strictly inside (0, 1), in steps of 2^-23."""
         return ((self.bits(purpose, 1)[:, 0] >> 9).to(dtype) + 0.5) * 2.0**-23
 
     def integers(self, purpose: str, high: int) -> Tensor:
@@ -84,7 +93,7 @@ class Draws:
     def normal(
         self, purpose: str, shape: Sequence[int], dtype: torch.dtype = torch.float32
     ) -> Tensor:
-        """(B, *shape) standard normal numbers, by Box and Muller."""
+        """(B, *shape) standard normal numbers, by the Box-Muller transform."""
         count = math.prod(shape)
         half = -(-count // 2)
         u = (self.bits(purpose, 2 * half).to(dtype) + 0.5) * 2.0**-32

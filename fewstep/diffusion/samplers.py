@@ -24,13 +24,24 @@ from fewstep.diffusion.types import Cond, Denoiser, Sampler
 class FewStep(Sampler):
     """The student's rollout: x^(0) = 0; x^(k) = f(alpha x^(k-1) + sigma eps_k, t_k).
 
+    Args:
+        t_init: t_1, the time of the first call, in units of the path.
+        steps: K, the number of calls.
+        noise: of the calls after the first: drawn anew ("fresh"), z again ("fixed"), or the noise
+            that the last input and output imply ("ddim").
+        rho: spacing of the times; 1 is even, larger values are closer near the data.
+        unit: whether the first input is z itself, not sigma z; for VP paths.
+
     t_k = t_init (1 - (k - 1) / steps)^rho and eps_1 = z. One step is SiD's generator
-    G(z) = f(sigma_init z; sigma_init), Zhou et al. 2024, https://arxiv.org/abs/2404.04057;
-    several are few-step SiD, https://arxiv.org/abs/2505.12674.
+    G(z) = f(sigma_init z; sigma_init), Zhou et al. 2024, https://arxiv.org/abs/2404.04057; several
+    are few-step SiD, https://arxiv.org/abs/2505.12674.
 
     On a path of timesteps (VP) they are whole, ceil((t_init + 1) (1 - (k - 1) / steps)^rho) - 1,
     as networks and stock schedulers know them: from 999 in four steps 999, 749, 499, 249, which is
     DMD2's ladder (Yin et al. 2024, https://arxiv.org/abs/2405.14867).
+
+    Raises ValueError for values out of range, and in a call where the times do not fit the path or
+    fresh noise is needed and `draws` is None.
     """
 
     t_init: float = 2.5
@@ -51,10 +62,11 @@ class FewStep(Sampler):
 
     @property
     def calls(self) -> int:
+        """K, the number of steps."""
         return self.steps
 
     def ladder(self, path: NoisePath) -> list[float]:
-        """t_1 > ... > t_K on this path."""
+        """The times t_1 > ... > t_K on this path; ValueError where they do not fit it."""
         parts = [(1 - k / self.steps) ** self.rho for k in range(self.steps)]
         whole = isinstance(path, VP)
         if self.t_init > path.t_max or (whole and (self.t_init % 1 or self.steps > self.t_init)):
@@ -70,6 +82,7 @@ class FewStep(Sampler):
     def __call__(
         self, denoiser: Denoiser, z: Tensor, cond: Cond = None, draws: Draws | None = None
     ) -> Tensor:
+        """x^(K): z (B, *) standard normal -> (B, *), with a gradient through all calls."""
         x, xt = torch.zeros_like(z), z
         for k in range(self.steps):
             xt, t = self._input(k, denoiser, z, x, xt, draws)
@@ -79,6 +92,10 @@ class FewStep(Sampler):
     def part(
         self, k: int, denoiser: Denoiser, z: Tensor, cond: Cond = None, draws: Draws | None = None
     ) -> Tensor:
+        """x^(k), with a gradient through call k alone: z (B, *) standard normal -> (B, *).
+
+        ValueError unless 1 <= k <= steps.
+        """
         if not 1 <= k <= self.steps:
             raise ValueError(f"{self} has steps 1 to {self.steps}, got {k}")
         x, xt = torch.zeros_like(z), z
@@ -92,7 +109,10 @@ class FewStep(Sampler):
     def _input(
         self, k: int, denoiser: Denoiser, z: Tensor, x: Tensor, xt: Tensor, draws: Draws | None
     ) -> tuple[Tensor, Tensor]:
-        """The input of call k, from 0, and its time (B,); xt and x: those of the call before."""
+        """The input of call k, counted from 0, and its time (B,).
+
+        x and xt: output and input of the call before.
+        """
         path, ladder = denoiser.path, self.ladder(denoiser.path)
         t = x.new_full((x.shape[0],), ladder[k])  # not len(x), which a traced graph would keep
         if k == 0:
@@ -112,10 +132,17 @@ class FewStep(Sampler):
 class Heun(Sampler):
     """The probability-flow ODE by Heun's method, Karras et al. 2022, algorithm 1.
 
-    `times.quantile` of an even grid gives the ladder t_1 > ... > t_n; between rungs two calls,
-    and one last call that denoises from t_n: 2 steps - 1 in all (18 steps, 35 calls).
-    `order=1` is DDIM, `NoisePath.ddim` between rungs: `steps` calls. Flows are integrated in the
-    noise level (`NoisePath.scale`), never in t itself, so that timesteps are as good as sigma.
+    Args:
+        times: `times.quantile` of an even grid gives the ladder t_1 > ... > t_n.
+        steps: n, the number of times.
+        order: 2 for Heun's method, 1 for DDIM (`NoisePath.ddim` between the times).
+
+    Order 2 makes two calls between times and a last one that denoises from t_n: 2 steps - 1 in all
+    (18 steps, 35 calls); order 1 makes `steps` calls. Flows are integrated in the noise level
+    (`NoisePath.scale`), never in t itself, so that timesteps are as good as sigma.
+
+    Raises ValueError for values out of range, and in a call where the ladder is not finite or ends
+    at sigma = 0. https://arxiv.org/abs/2206.00364
     """
 
     times: TimeLaw = Karras()
@@ -128,16 +155,18 @@ class Heun(Sampler):
 
     @property
     def calls(self) -> int:
+        """2 steps - 1 for order 2, `steps` for order 1."""
         return self.order * (self.steps - 1) + 1
 
     def grid(self, like: Tensor) -> Tensor:
-        """The ladder: (steps,), decreasing."""
+        """The ladder of times: (steps,), decreasing, with dtype and device of `like`."""
         u = torch.linspace(1, 0, self.steps, dtype=torch.float64, device=like.device)
         return self.times.quantile(u).to(like)
 
     def __call__(
         self, denoiser: Denoiser, z: Tensor, cond: Cond = None, draws: Draws | None = None
     ) -> Tensor:
+        """z (B, *) standard normal -> (B, *) samples x_0; `draws` is not used."""
         path, grid = denoiser.path, self.grid(z)
         if not (float(path.sigma(grid[-1])) > 0 and bool(grid.isfinite().all())):
             raise ValueError(

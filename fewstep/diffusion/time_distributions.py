@@ -1,6 +1,6 @@
-"""Laws of the training time t, written as quantile functions.
+"""Distributions of the training time t, written as quantile functions.
 
-A law maps u ~ U(0, 1) to t, monotonically. Randomness stays outside (`draws`), the same object
+A law maps u ~ U(0, 1) to t, monotonically. Randomness stays outside (`Draws`), the same object
 serves as a sampler's grid (`quantile` of a linspace), and a test needs no statistics.
 
     LogNormal     ln t ~ N(mean, std^2)              EDM training, https://arxiv.org/abs/2206.00364
@@ -23,11 +23,14 @@ from torch import Tensor
 
 
 class TimeLaw(ABC):
-    """A distribution of t on the path's time axis."""
+    """A distribution of t on the path's time axis, given by its quantile function."""
 
     @abstractmethod
     def quantile(self, u: Tensor) -> Tensor:
-        """t with P(T <= t) = u, elementwise, non-decreasing in u in (0, 1)."""
+        """t with P(T <= t) = u, elementwise: u in (0, 1), any shape -> the same shape.
+
+        Non-decreasing in u.
+        """
 
 
 def _positive(law: TimeLaw, **values: float) -> None:
@@ -48,6 +51,7 @@ class LogNormal(TimeLaw):
         _positive(self, std=self.std)
 
     def quantile(self, u: Tensor) -> Tensor:
+        """exp(mean + std Phi^-1(u))."""
         out: Tensor = (self.mean + self.std * torch.special.ndtri(u)).exp()
         return out
 
@@ -70,6 +74,7 @@ class Karras(TimeLaw):
             raise ValueError(f"{self} needs lo >= 0, got {self.lo:g}")
 
     def quantile(self, u: Tensor) -> Tensor:
+        """(lo^(1/rho) + u (tmax / 1000) (hi^(1/rho) - lo^(1/rho)))^rho."""
         lo, hi = self.lo ** (1 / self.rho), self.hi ** (1 / self.rho)
         out: Tensor = (lo + u * (self.tmax / 1000) * (hi - lo)) ** self.rho
         return out
@@ -86,6 +91,7 @@ class Uniform(TimeLaw):
         _positive(self, **{"hi - lo": self.hi - self.lo})
 
     def quantile(self, u: Tensor) -> Tensor:
+        """lo + (hi - lo) u."""
         return self.lo + (self.hi - self.lo) * u
 
 
@@ -101,6 +107,7 @@ class Whole(TimeLaw):
             raise ValueError(f"{self} needs lo < hi")
 
     def quantile(self, u: Tensor) -> Tensor:
+        """lo + floor(u (hi - lo + 1)), at most hi."""
         return (self.lo + (u * (self.hi - self.lo + 1)).floor()).clamp(max=self.hi)
 
 
@@ -115,6 +122,7 @@ class LogitNormal(TimeLaw):
         _positive(self, std=self.std)
 
     def quantile(self, u: Tensor) -> Tensor:
+        """sigmoid(mean + std Phi^-1(u))."""
         out: Tensor = (self.mean + self.std * torch.special.ndtri(u)).sigmoid()
         return out
 
@@ -130,6 +138,7 @@ class Discrete(TimeLaw):
             raise ValueError(f"Discrete.values must be increasing and not empty: {self.values}")
 
     def quantile(self, u: Tensor) -> Tensor:
+        """values[floor(u n)] of the n values."""
         n = len(self.values)
         table = torch.tensor(self.values, dtype=u.dtype, device=u.device)
         return table[(u * n).long().clamp(0, n - 1)]
@@ -149,5 +158,6 @@ class Shifted(TimeLaw):
         _positive(self, shift=self.shift, **{"1 - lo": 1 - self.lo})
 
     def quantile(self, u: Tensor) -> Tensor:
+        """shift v / (1 + (shift - 1) v) at v = lo + (1 - lo) u."""
         v = self.lo + (1 - self.lo) * u
         return self.shift * v / (1 + (self.shift - 1) * v)

@@ -28,9 +28,16 @@ Pool = Literal["channels", "space", "learned"]
 def logits(features: Tensor, pool: Pool = "channels") -> Tensor:
     """Encoder features (B, F, *) -> logits (B, N), at least float32.
 
-    The mean over channels, one logit a place (SiDA, no new parameters), or over places, one logit
-    a channel (for tokens that a layer norm leaves without a mean over channels). "learned": a head
-    has made them one channel, the logit itself (`fewstep.distillation.discriminator_head`).
+    Args:
+        features: (B, F, *), channels first.
+        pool: "channels", the mean over channels, one logit a place (SiDA, no new parameters);
+            "space", the mean over places, one logit a channel (for tokens that a layer norm leaves
+            without a mean over channels); "learned", where a head has made features of one
+            channel, the logit itself (`fewstep.distillation.discriminator_head`).
+
+    Returns: (B, N), positive for real.
+
+    Raises ValueError for another `pool`, and for "learned" with more than one channel.
     """
     if pool not in ("channels", "space", "learned"):
         raise ValueError(f"pool is 'channels', 'space' or 'learned', got {pool!r}")
@@ -45,18 +52,39 @@ def logits(features: Tensor, pool: Pool = "channels") -> Tensor:
 
 
 def discriminator(real: Tensor, fake: Tensor) -> Tensor:
-    """Cross-entropy of telling real from fake, ln 2 at l = 0; logits (B, N) -> (B,)."""
+    """Binary cross-entropy of real against fake, ln 2 at l = 0.
+
+    real, fake: (B, N) logits. Returns (B,). ValueError where their shapes differ. Goodfellow et
+    al. 2014, https://arxiv.org/abs/1406.2661.
+    """
     same_shape(real=real, fake=fake)
     return mean_flat(F.softplus(-real) + F.softplus(fake)) / 2
 
 
 def generator(fake: Tensor, bound: float = 10.0) -> Tensor:
-    """How little the fakes pass for real; logits (B, N) -> (B,). No gradient beyond `bound`."""
+    """The non-saturating loss softplus(-l) of generated samples.
+
+    Args:
+        fake: (B, N), their logits.
+        bound: logits are clamped to +- this, and have no gradient beyond it.
+
+    Returns: (B,). Goodfellow et al. 2014, https://arxiv.org/abs/1406.2661; the clamp is that of
+    SiDA, https://arxiv.org/abs/2410.14919.
+    """
     return mean_flat(F.softplus(-fake.clamp(-bound, bound)))
 
 
 def averaged(loss: Tensor, weight: Tensor, average: Average) -> Tensor:
-    """w_i l_i, or w_i mean_j l_j; loss: (B,), weight: (B, 1, ..., 1) or () -> (B,)."""
+    """Weigh the adversarial loss: w_i l_i, or w_i mean_j l_j.
+
+    Args:
+        loss: (B,), of each sample.
+        weight: (B, 1, ..., 1) or ().
+        average: "sample" for the first, "batch" for the second (SiDA,
+            https://arxiv.org/abs/2410.14919).
+
+    Returns: (B,). Raises ValueError for another `average`.
+    """
     if average not in ("batch", "sample"):
         raise ValueError(f"average is 'batch' or 'sample', got {average!r}")
     return weight.flatten() * (loss.mean() if average == "batch" else loss)

@@ -19,7 +19,7 @@ def squared_norm(y: Tensor) -> Tensor:
 
 
 class Distance(ABC):
-    """A function of y: (B, *), convex and smallest at 0."""
+    """A function d of y: (B, *), convex and smallest at 0, with its gradient."""
 
     @abstractmethod
     def value(self, y: Tensor) -> Tensor:
@@ -35,9 +35,11 @@ class SquaredL2(Distance):
     """d = |y|^2."""
 
     def value(self, y: Tensor) -> Tensor:
+        """|y|^2: (B, *) -> (B,)."""
         return squared_norm(y).flatten()
 
     def slope(self, y: Tensor) -> Tensor:
+        """2 y: (B, *) -> (B, *)."""
         return 2 * y
 
 
@@ -52,9 +54,11 @@ class NormPower(Distance):
             raise ValueError(f"NormPower.p must be at least 2, got {self.p}")
 
     def value(self, y: Tensor) -> Tensor:
+        """|y|^p: (B, *) -> (B,)."""
         return squared_norm(y).flatten() ** (self.p / 2)
 
     def slope(self, y: Tensor) -> Tensor:
+        """p |y|^(p - 2) y: (B, *) -> (B, *)."""
         square = squared_norm(y).clamp_min(torch.finfo(y.dtype).tiny)  # 2 < p < 4 at y = 0
         return self.p * square ** (self.p / 2 - 1) * y
 
@@ -70,9 +74,11 @@ class SumOfPowers(Distance):
             raise ValueError(f"SumOfPowers.p must be at least 2, got {self.p}")
 
     def value(self, y: Tensor) -> Tensor:
+        """sum_i |y_i|^p: (B, *) -> (B,)."""
         return (y.abs() ** self.p).flatten(1).sum(1)
 
     def slope(self, y: Tensor) -> Tensor:
+        """p |y_i|^(p - 1) sign(y_i), elementwise: (B, *) -> (B, *)."""
         return self.p * y.abs() ** (self.p - 1) * y.sign()
 
 
@@ -91,9 +97,11 @@ class Exponential(Distance):
             raise ValueError(f"Exponential.beta must be positive, got {self.beta}")
 
     def value(self, y: Tensor) -> Tensor:
+        """exp(beta |y|^2) - 1: (B, *) -> (B,)."""
         return (self.beta * squared_norm(y).flatten()).expm1()
 
     def slope(self, y: Tensor) -> Tensor:
+        """2 beta exp(beta |y|^2) y: (B, *) -> (B, *)."""
         return 2 * self.beta * y * (self.beta * squared_norm(y)).exp()
 
 
@@ -108,7 +116,9 @@ class PseudoHuber(Distance):
             raise ValueError(f"PseudoHuber.c must be positive, got {self.c}")
 
     def value(self, y: Tensor) -> Tensor:
+        """sqrt(|y|^2 + c^2) - c: (B, *) -> (B,)."""
         return (squared_norm(y).flatten() + self.c**2).sqrt() - self.c
 
     def slope(self, y: Tensor) -> Tensor:
+        """y / sqrt(|y|^2 + c^2): (B, *) -> (B, *)."""
         return y / (squared_norm(y) + self.c**2).sqrt()

@@ -24,7 +24,16 @@ def mean_flat(x: Tensor) -> Tensor:
 
 
 def denoising(prediction: Tensor, x0: Tensor, weight: Tensor | float = 1.0) -> Tensor:
-    """w |f(x_t) - x_0|^2, Karras et al. 2022, equation 2; prediction, x0: (B, *) -> (B,)."""
+    """The denoising loss w |f(x_t) - x_0|^2, Karras et al. 2022, equation 2.
+
+    Args:
+        prediction: (B, *), f(x_t).
+        x0: (B, *), the clean samples.
+        weight: w, a number or broadcastable against x0.
+
+    Returns: (B,), a mean over a sample's dimensions. Raises ValueError where the shapes differ.
+    https://arxiv.org/abs/2206.00364
+    """
     same_shape(prediction=prediction, x0=x0)
     return mean_flat(weight * (prediction - x0) ** 2)
 
@@ -39,12 +48,21 @@ def sid(
 ) -> Tensor:
     """Score identity distillation: w <delta, (own - x) + (1 - alpha) delta>.
 
-    Zhou et al. 2024, equation 23, https://arxiv.org/abs/2404.04057. With an exact fake score its
-    expectation is (1 - alpha) times the (x_0-space) Fisher divergence; its gradient is exactly
-    half of the Fisher gradient at alpha = 0.5, and SIM's with the squared distance (halved) at
-    alpha = 1. The value says nothing about progress: it may have either sign. `own` is f_psi
-    where it faces the sample, if guidance makes it another than `fake`.
-    x, real, fake, own: (B, *) -> (B,).
+    Args:
+        x: (B, *), samples of the student.
+        real: (B, *), the teacher's prediction f_phi(x_t), with gradient.
+        fake: (B, *), the fake score's prediction f_psi(x_t), with gradient; delta = real - fake.
+        alpha: 0.5 for half the Fisher gradient, 1 for SIM, 1.2 as published.
+        weight: w, a number or broadcastable against x.
+        own: (B, *), f_psi where it is compared with x, if guidance makes it another than `fake`.
+
+    Returns: (B,), a mean over a sample's dimensions. The value says nothing about progress: it may
+    have either sign. With an exact fake score its expectation is (1 - alpha) times the (x_0-space)
+    Fisher divergence; its gradient is exactly half of the Fisher gradient at alpha = 0.5, and
+    SIM's with the squared distance (halved) at alpha = 1.
+
+    Raises ValueError where the shapes differ. Zhou et al. 2024, equation 23,
+    https://arxiv.org/abs/2404.04057.
     """
     own = fake if own is None else own
     same_shape(x=x, real=real, fake=fake, own=own)
@@ -63,10 +81,19 @@ def sim(
 ) -> Tensor:
     """Score implicit matching: -w d'(y)^T k (own - x) with y = k (fake - real).
 
-    Luo et al. 2024, theorem 3.1, https://arxiv.org/abs/2410.16794. `scale` k fixes the units in
-    which the distance d measures: 1 for x_0 units, alpha / sigma^2 for scores. The gradient also
-    flows through the normaliser inside d'. `own` as in `sid`.
-    x, real, fake, own: (B, *) -> (B,).
+    Args:
+        x: (B, *), samples of the student.
+        real: (B, *), the teacher's prediction f_phi(x_t), with gradient.
+        fake: (B, *), the fake score's prediction f_psi(x_t), with gradient.
+        distance: d; the gradient also flows through the normaliser inside d'.
+        scale: k, the units in which d measures: 1 for x_0 units, alpha / sigma^2 for scores.
+        weight: w, a number or broadcastable against x.
+        own: (B, *), f_psi where it is compared with x, if guidance makes it another than `fake`.
+
+    Returns: (B,), a mean over a sample's dimensions.
+
+    Raises ValueError where the shapes differ. Luo et al. 2024, theorem 3.1,
+    https://arxiv.org/abs/2410.16794.
     """
     own = fake if own is None else own
     same_shape(x=x, real=real, fake=fake, own=own)
@@ -77,9 +104,18 @@ def sim(
 def kl(x: Tensor, real: Tensor, fake: Tensor, weight: Tensor | float = 1.0) -> Tensor:
     """A surrogate whose gradient in x is the KL direction w (fake - real), per dimension.
 
-    Diff-Instruct (Luo et al. 2023, https://arxiv.org/abs/2305.18455) and DMD (Yin et al. 2024,
-    https://arxiv.org/abs/2311.18828, equation 7): with w = alpha^2 / sigma^2 it is the gradient
-    of KL(student || teacher) at time t. The value means nothing. x, real, fake: (B, *) -> (B,).
+    Args:
+        x: (B, *), samples of the student, the only argument with gradient.
+        real: (B, *), the teacher's prediction f_phi(x_t).
+        fake: (B, *), the fake score's prediction f_psi(x_t).
+        weight: w, a number or broadcastable against x; alpha^2 / sigma^2 gives the gradient of
+            KL(student || teacher) at time t.
+
+    Returns: (B,), a mean over a sample's dimensions. The value means nothing, only its gradient.
+
+    Raises ValueError where the shapes differ. Diff-Instruct (Luo et al. 2023,
+    https://arxiv.org/abs/2305.18455) and DMD (Yin et al. 2024, https://arxiv.org/abs/2311.18828,
+    equation 7).
     """
     same_shape(x=x, real=real, fake=fake)
     return mean_flat((weight * (fake - real)).detach() * x)

@@ -18,7 +18,15 @@ class Weight(ABC):
 
     @abstractmethod
     def __call__(self, x: Tensor, real: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """x, real: (B, *); alpha, sigma: (B, 1, ..., 1)."""
+        """The weight of each sample, detached.
+
+        Args:
+            x: (B, *), the samples.
+            real: (B, *), the teacher's predictions.
+            alpha, sigma: (B, 1, ..., 1), the coefficients of the noise path.
+
+        Returns: a tensor that broadcasts against x.
+        """
 
 
 @dataclass(frozen=True)
