@@ -51,7 +51,7 @@ def is_zero(kappa: Scale) -> bool:
 class CFG(Sampler):
     """Sample the guided denoiser f_kappa in place of f: how guided teachers are sampled.
 
-    Args:
+    Fields:
         sampler: the sampler that calls f_kappa.
         kappa: the guidance scale; 0 is unconditional, 1 conditional without guidance.
 

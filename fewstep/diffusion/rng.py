@@ -47,7 +47,7 @@ def philox(counter: Sequence[Tensor], key: tuple[int, int]) -> tuple[Tensor, ...
 class Draws:
     """The random numbers of the samples `index`, as a pure function of seed and purpose.
 
-    Args:
+    Fields:
         index: (B,) int64, the numbers of the samples.
         seed: the key of a run.
         prefix: put before every purpose (see `under`).

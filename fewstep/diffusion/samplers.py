@@ -24,7 +24,7 @@ from fewstep.diffusion.types import Cond, Denoiser, Sampler
 class FewStep(Sampler):
     """The student's rollout: x^(0) = 0; x^(k) = f(alpha x^(k-1) + sigma eps_k, t_k).
 
-    Args:
+    Fields:
         t_init: t_1, the time of the first call, in units of the path.
         steps: K, the number of calls.
         noise: of the calls after the first: drawn anew ("fresh"), z again ("fixed"), or the noise
@@ -132,7 +132,7 @@ class FewStep(Sampler):
 class Heun(Sampler):
     """The probability-flow ODE by Heun's method, Karras et al. 2022, algorithm 1.
 
-    Args:
+    Fields:
         times: `times.quantile` of an even grid gives the ladder t_1 > ... > t_n.
         steps: n, the number of times.
         order: 2 for Heun's method, 1 for DDIM (`NoisePath.ddim` between the times).

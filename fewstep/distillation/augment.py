@@ -1,4 +1,4 @@
-"""Geometric augmentation that tells the network what it did.
+"""Geometric augmentation, whose parameters are further inputs of the network.
 
 A fake score that sees few pictures of one kind overfits them; EDM's remedy is to move pictures
 geometrically and to give the network the parameters of the movement as nine more inputs, zero for
@@ -47,7 +47,12 @@ AXIS = 0.5
 
 @dataclass(frozen=True)
 class Augment:
-    """The movements above; (B, C, H, W) -> the moved pictures and their labels (B, 9)."""
+    """The movements above, each with probability p.
+
+    A call takes pictures (B, C, H, W) and draws, and returns the moved pictures and their labels
+    (B, 9). ValueError for other shapes, and where p is no probability. Karras et al. 2022,
+    https://arxiv.org/abs/2206.00364, appendix F.2.
+    """
 
     p: float = 0.12
     """Probability of each movement."""
@@ -57,6 +62,7 @@ class Augment:
             raise ValueError(f"Augment.p is a probability, got {self.p:g}")
 
     def __call__(self, x: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+        """The moved pictures (B, C, H, W), and their labels (B, 9)."""
         if x.ndim != 4:
             raise ValueError(f"Augment moves pictures (B, C, H, W), got {tuple(x.shape)}")
         moves, labels = self.moves(draws, x.shape[3] / x.shape[2])
@@ -153,19 +159,19 @@ def _filter(x: Tensor, transposed: bool) -> Tensor:
 
 
 def diagonal(a: Tensor, b: Tensor) -> Tensor:
-    """Scaling of both axes: (B,), (B,) -> (B, 3, 3)."""
+    """The matrix that scales x by a and y by b: (B,), (B,) -> (B, 3, 3)."""
     return torch.diag_embed(torch.stack([a, b, torch.ones_like(a)], 1))
 
 
 def rotation(w: Tensor) -> Tensor:
-    """By w radians: (B,) -> (B, 3, 3)."""
+    """The matrix of a rotation by w radians: (B,) -> (B, 3, 3)."""
     cos, sin, zero, one = w.cos(), w.sin(), torch.zeros_like(w), torch.ones_like(w)
     rows = [cos, -sin, zero, sin, cos, zero, zero, zero, one]
     return torch.stack(rows, 1).reshape(-1, 3, 3)
 
 
 def translation(by: Tensor) -> Tensor:
-    """By (x, y): (2, B) -> (B, 3, 3)."""
+    """The matrix of a shift by (x, y): (2, B) -> (B, 3, 3)."""
     eye = torch.eye(3, dtype=by.dtype, device=by.device).repeat(by.shape[1], 1, 1)
     eye[:, 0, 2], eye[:, 1, 2] = by[0], by[1]
     return eye

@@ -33,7 +33,20 @@ from fewstep.losses.weight import EDMWeight, Weight
 
 @dataclass(frozen=True)
 class Critic:
-    """How nets["fake"] learns to denoise and to tell; the defaults are SiDA's."""
+    """How nets["fake"] learns to denoise and to discriminate; the defaults are SiDA's.
+
+    Fields:
+        times: the distribution of the noise levels of both losses.
+        weight: w of the denoising loss.
+        judging: w_D of the discriminator's loss.
+        scale: weight of the discriminator against the denoising summed over pixels.
+        average: whether w_D multiplies the loss of the whole "batch", or of each "sample".
+        pool: how features make logits: their mean over "channels" or "space", or a "learned" head.
+        augment: how real and generated samples are moved first, each by itself.
+        logvar: as for `FakeScore`; the discriminator's loss is divided by e^u too.
+
+    Raises ValueError where scale is negative. Zhou et al. 2024, https://arxiv.org/abs/2410.14919.
+    """
 
     times: TimeLaw = LogNormal()
     """Noise levels of both losses."""
@@ -57,7 +70,10 @@ class Critic:
             raise ValueError(f"Critic.scale is 0 or more, got {self.scale:g}")
 
     def equipped(self, nets: Nets) -> Nets:
-        """`nets`, where the fake score has the head that `pool` asks for: for a method's init."""
+        """`nets`, with a learned head on the fake score where `pool` is "learned".
+
+        For a method's init; changes `nets` in place.
+        """
         if self.pool == "learned":
             nets["fake"] = DenoiserWithHead(nets["fake"])
         return nets
@@ -69,22 +85,29 @@ class Critic:
     def loss(
         self, rollout: Rollout, guidance: Guidance, nets: Nets, teacher: Denoiser, batch: Batch
     ) -> Loss:
-        """Both tasks from one pass over the fakes and half a pass over the real samples."""
+        """The denoising loss of the generated samples and the discriminator's loss.
+
+        It takes one full pass over the generated samples and the encoder alone over the real ones,
+        which get the same times and noise. Logs "denoising", "discriminator" and
+        "discriminator_accuracy". ValueError where the batch has no data.
+        """
         x0, net = need_data(self, batch), nets["fake"]
         with torch.no_grad():
-            x, told = augment_samples(self.augment, rollout(nets, batch), batch)
-            x0, told_real = augment_samples(self.augment, x0, batch, "augment/real")
+            x, fake_labels = augment_samples(self.augment, rollout(nets, batch), batch)
+            x0, real_labels = augment_samples(self.augment, x0, batch, "augment/real")
         fake = add_noise(teacher.path, x, self.times, batch)
         real = add_noise(teacher.path, x0, self.times, batch)  # the same times and noise
         kappa = guidance.learning(batch)
-        (prediction,), features = guided(net, fake.xt, fake.t, batch.cond, [kappa], True, told)
+        (prediction,), features = guided(
+            net, fake.xt, fake.t, batch.cond, [kappa], True, fake_labels
+        )
         assert features is not None
         u = log_variance(nets, fake, self.logvar)
         weight = self.weight(x, x, fake.alpha, fake.sigma) * (-u).exp()
         denoised = denoising(prediction, x, weight).mean() + u.mean()
         cond = None if is_zero(kappa) else batch.cond
         on_real = logits(
-            require_encoder_features(net).encode(real.xt, real.t, cond, *told_real), self.pool
+            require_encoder_features(net).encode(real.xt, real.t, cond, *real_labels), self.pool
         )
         on_fake = logits(features, self.pool)
         judging = self.judging(x, x, fake.alpha, fake.sigma) * (-u).exp()

@@ -1,4 +1,4 @@
-"""A learned discriminator head: one logit a sample from the features of a tap.
+"""A learned discriminator head: one logit a sample from encoder features.
 
 DMD2 (Yin et al. 2024, https://arxiv.org/abs/2405.14867, section 4.3) puts a few convolutions on
 the fake score's features at its lowest resolution. From features (F, h, w), as published,
@@ -11,9 +11,10 @@ SDXL's 32x32. The norm is over groups, at most 32, of four channels or more. Tok
 nothing is published, have each a logit by the same layers on 1x1, a perceptron of two layers;
 the sample's is their mean.
 
-The head is a part of the fake score (`Headed`), whose tap then hands out the logits. So it is
-trained, averaged over processes, sharded and stored with it, in full beside adapters, and no loop
-and no loss knows of it; the student, which is what is shipped, has none.
+The head is a part of the fake score (`DenoiserWithHead`), which then returns the logits in place
+of its encoder's features. So it is trained, averaged over processes, sharded and stored with it,
+in full beside adapters, and no loop and no loss knows of it; the student, which is shipped, has
+none.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ class DiscriminatorHead(nn.Module):
         self.layers = nn.Sequential(*layers, nn.Conv2d(channels, 1, 1))
 
     def forward(self, features: Tensor) -> Tensor:
+        """(B, F, *) features -> (B, 1) logits; tokens are averaged over."""
         x = features if features.ndim == 4 else _places(features)
         weight: Any = self.layers[0].weight
         out: Tensor = (
@@ -62,10 +64,10 @@ def _places(features: Tensor) -> Tensor:
 
 
 class DenoiserWithHead(nn.Module):
-    """A denoiser with a head, and an encoder tap that hands out its logits (B, 1).
+    """A denoiser with a discriminator head, which returns logits (B, 1) as its encoder features.
 
-    The head starts from the same numbers everywhere. A ValueError says what has no tap, or one of
-    unknown shape.
+    The head starts from the same numbers everywhere. ValueError where the denoiser has no encoder
+    features, or features of unknown shape.
     """
 
     def __init__(self, net: nn.Module) -> None:
@@ -79,22 +81,22 @@ class DenoiserWithHead(nn.Module):
         self.net = net
 
     def forward(self, *args: Any) -> Tensor:
-        """The denoiser's answer."""
+        """The denoiser's x_0-prediction: (B, *)."""
         out: Tensor = self.net(*args)
         return out
 
     def encode(self, *args: Any) -> Tensor:
-        """The logits alone; the decoder is not run."""
+        """The logits (B, 1) alone; the decoder is not run."""
         out: Tensor = self.head(require_encoder_features(self.net).encode(*args))
         return out
 
     def forward_with_features(self, *args: Any) -> tuple[Tensor, Tensor]:
-        """(the denoiser's answer, the logits) from one pass."""
+        """(the denoiser's x_0-prediction, the logits) from one pass."""
         out, features = require_encoder_features(self.net).forward_with_features(*args)
         return out, self.head(features)
 
     def __getattr__(self, name: str) -> Any:
-        """What is asked of a denoiser beside calling it, such as its path."""
+        """Attributes that the wrapper lacks are the denoiser's, such as its path."""
         try:
             return super().__getattr__(name)
         except AttributeError:

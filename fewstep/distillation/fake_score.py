@@ -34,7 +34,7 @@ Matching = Literal["uniform", "final"]
 
 
 class NoisedSamples(NamedTuple):
-    """Samples at random noise levels: xt (B, *), t (B,), alpha and sigma (B, 1, ..., 1)."""
+    """Samples with noise: xt (B, *), their times t (B,), alpha and sigma (B, 1, ..., 1)."""
 
     xt: Tensor
     t: Tensor
@@ -43,7 +43,11 @@ class NoisedSamples(NamedTuple):
 
 
 class Predictions(NamedTuple):
-    """Both denoisers at a noised sample, each (B, *); `fake` and `own` differ only by guidance."""
+    """The predictions of teacher and fake score at the same noised samples.
+
+    real, fake and own: (B, *); `fake` and `own` differ only by guidance. alpha, sigma and
+    precision_weight: (B, 1, ..., 1). features: (B, F, *), or None where they were not asked for.
+    """
 
     real: Tensor
     """f_phi(x_t) with guidance kappa_4."""
@@ -61,16 +65,18 @@ class Predictions(NamedTuple):
 
 @dataclass(frozen=True)
 class Rollout:
-    """How training makes samples at one step: with which sampler, and up to which of its calls."""
+    """How training makes samples at one step: the output of call k of `sampler`."""
 
     sampler: Sampler
     k: int
 
     @classmethod
     def at(cls, step: int, sampler: Sampler, matching: Matching) -> Rollout:
-        """k = K for "final"; for "uniform" drawn from 1 .. K as a pure function of the step.
+        """The rollout of step `step`.
 
-        Hence k is the same in both turns of a step, in every part of a batch, in every process.
+        k is the last call for "final"; for "uniform" it is drawn from 1 .. K as a pure function of
+        the step, and so the same in all turns of a step, in every microbatch and in every process.
+        ValueError for another `matching`.
         """
         if matching not in ("uniform", "final"):
             raise ValueError(f"matching is 'uniform' or 'final', got {matching!r}")
@@ -80,13 +86,24 @@ class Rollout:
         return cls(sampler, 1 + int(k))
 
     def __call__(self, nets: Nets, batch: Batch) -> Tensor:
-        """x^(k): (B, *)."""
+        """x^(k): (B, *), with a gradient through call k of nets["student"]."""
         student: Any = nets["student"]
         return self.sampler.part(self.k, student, batch.z, batch.cond, batch.draws)
 
 
 def add_noise(path: NoisePath, x: Tensor, times: TimeLaw, batch: Batch) -> NoisedSamples:
-    """x: (B, *) moved to times drawn from `times` with fresh noise."""
+    """Move samples to random noise levels.
+
+    Args:
+        path: the noise path.
+        x: (B, *), clean samples.
+        times: the distribution of t.
+        batch: its draws "t" and "eps" are used.
+
+    Returns: `NoisedSamples`, with one time for each sample and the dtype of x.
+
+    Raises ValueError where the batch has no draws.
+    """
     draws = need_draws(batch)
     t = times.quantile(draws.uniform("t")).to(x)
     eps = draws.normal("eps", x.shape[1:]).to(x)
@@ -97,7 +114,11 @@ def add_noise(path: NoisePath, x: Tensor, times: TimeLaw, batch: Batch) -> Noise
 def augment_samples(
     augment: Augment | None, x: Tensor, batch: Batch, name: str = "augment"
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """x moved, and what the network is told of it beside (x_t, t, cond)."""
+    """Augmented samples, and the further arguments of a network that sees them.
+
+    x: (B, *); name: the prefix of the draws. Returns (x, ()) where `augment` is None, else the
+    moved pictures and ((B, 9) augmentation labels,).
+    """
     if augment is None:
         return x, ()
     x, labels = augment(x, need_draws(batch).under(name))
@@ -105,9 +126,10 @@ def augment_samples(
 
 
 def log_variance(nets: Nets, n: NoisedSamples, wanted: bool) -> Tensor:
-    """u(t) of the fake score's head (EDM2, https://arxiv.org/abs/2312.02696, section 2.4).
+    """u(t), the log-variance of the loss that the fake score estimates with its head.
 
-    (B, 1, ..., 1) as alpha; zero unless `wanted`.
+    (B, 1, ..., 1) as alpha; zeros unless `wanted`. ValueError for a network without such a head.
+    EDM2, Karras et al. 2024, https://arxiv.org/abs/2312.02696, section 2.4.
     """
     if not wanted:
         return torch.zeros_like(n.sigma)
@@ -119,7 +141,15 @@ def log_variance(nets: Nets, n: NoisedSamples, wanted: bool) -> Tensor:
 
 
 def generate(nets: Nets, sampler: Sampler, batch: Batch) -> Tensor:
-    """The student's samples for this batch, with a gradient through the last call: (B, *)."""
+    """The student's samples for this batch, with a gradient through the last call alone.
+
+    Args:
+        nets: networks with a "student".
+        sampler: how it is sampled.
+        batch: its z (B, *), cond and draws are used.
+
+    Returns: (B, *).
+    """
     return Rollout(sampler, sampler.calls)(nets, batch)
 
 
@@ -133,7 +163,24 @@ def predict(
     tap: bool = False,
     logvar: bool = False,
 ) -> Predictions:
-    """Teacher and fake score at x moved to times drawn from `times`, guided."""
+    """The predictions of teacher and fake score at x with noise, guided.
+
+    Args:
+        nets: networks with a "fake" score.
+        teacher: the teacher's denoiser.
+        batch: its cond and draws are used.
+        x: (B, *), samples of the student.
+        times: the distribution of the noise levels.
+        guidance: the scales kappa_2 .. kappa_4.
+        tap: also return the features of the fake score's encoder.
+        logvar: weigh by the fake score's log-variance head; otherwise `precision_weight` is 1.
+
+    Returns: `Predictions`, with gradients through x_t and both networks' inputs unless the caller
+    disables them.
+
+    Raises ValueError where the batch has no draws, where guidance meets no conditions, and where
+    the fake score has no encoder features or head that are asked for.
+    """
     n = add_noise(teacher.path, x, times, batch)
     kappas = guidance.scales(batch)
     (real,), _ = guided(teacher, n.xt, n.t, batch.cond, [kappas.real])
@@ -145,7 +192,17 @@ def predict(
 
 @dataclass(frozen=True)
 class FakeScore:
-    """How nets["fake"] learns: the law of its noise levels and the weight of its loss."""
+    """How nets["fake"] learns to denoise the student's samples.
+
+    Fields:
+        times: the distribution of its noise levels.
+        weight: w of its loss.
+        augment: how samples are moved first, for a network with inputs for augmentation labels.
+        logvar: learn the log-variance u of the loss with the network's head `logvar(t)`.
+
+    The loss is E e^-u w |f_psi(x_t) - x|^2 + u, with u = 0 without `logvar`. Log-normal times and
+    EDM's weight are the defaults, Karras et al. 2022, https://arxiv.org/abs/2206.00364, table 1.
+    """
 
     times: TimeLaw = LogNormal()
     weight: Weight = EDMWeight()
@@ -155,20 +212,25 @@ class FakeScore:
     """Learn the loss's own size u with the network's head `logvar(t)`: e^-u loss + u."""
 
     def turn(self, sampler: Sampler | Rollout, guidance: Guidance = Unguided()) -> Turn:
-        """The update of the fake score on samples of a rollout (of the whole `sampler`)."""
+        """The update of the fake score on samples of a rollout.
+
+        sampler: a `Rollout`, or a sampler, of which all calls are made; guidance: its scale
+            kappa_1 is
+        used, with conditions dropped at random where it asks for that.
+        """
         rollout = sampler if isinstance(sampler, Rollout) else Rollout(sampler, sampler.calls)
         return Turn("fake", partial(self.loss, rollout, guidance))
 
     def loss(
         self, rollout: Rollout, guidance: Guidance, nets: Nets, teacher: Denoiser, batch: Batch
     ) -> Loss:
-        """Denoising of the student's samples, which carry no gradient."""
+        """The denoising loss on samples of the student, which carry no gradient."""
         with torch.no_grad():
             x = rollout(nets, batch)
-            x, told = augment_samples(self.augment, x, batch)
+            x, labels = augment_samples(self.augment, x, batch)
         n = add_noise(teacher.path, x, self.times, batch)
         kappas = [guidance.learning(batch)]
-        (prediction,), _ = guided(nets["fake"], n.xt, n.t, batch.cond, kappas, more=told)
+        (prediction,), _ = guided(nets["fake"], n.xt, n.t, batch.cond, kappas, more=labels)
         u = log_variance(nets, n, self.logvar)
         weight = self.weight(x, x, n.alpha, n.sigma) * (-u).exp()
         return Loss(denoising(prediction, x, weight).mean() + u.mean())

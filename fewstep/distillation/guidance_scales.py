@@ -19,7 +19,9 @@ from fewstep.distillation.method import need_draws
 
 
 class Scales(NamedTuple):
-    """kappa_1 .. kappa_4."""
+    """kappa_1 .. kappa_4: where the fake score learns (`fake_loss`), where it is compared with the
+    teacher (`fake`) and with the sample (`own`) in the student's loss, and the teacher's (`real`).
+    """
 
     fake_loss: Scale = 1.0
     fake: Scale = 1.0
@@ -28,7 +30,7 @@ class Scales(NamedTuple):
 
 
 class Guidance(ABC):
-    """The four scales, and how often the fake score learns without a condition."""
+    """The four guidance scales, and how often the fake score learns without a condition."""
 
     drop: float = 0.1
     """Share of conditions dropped where a guided fake score learns, so that it knows both."""
@@ -39,7 +41,7 @@ class Guidance(ABC):
 
     @abstractmethod
     def scales(self, batch: Batch) -> Scales:
-        """kappa_1 .. kappa_4 for these samples."""
+        """kappa_1 .. kappa_4 for these samples, each one number or (B,)."""
 
     def learning(self, batch: Batch) -> Scale:
         """kappa_1, set to 0 (no condition) for the samples whose condition is dropped.
@@ -57,15 +59,16 @@ class Guidance(ABC):
 
 @dataclass(frozen=True)
 class Unguided(Guidance):
-    """Every network hears the condition as it is."""
+    """No guidance: all scales are 1."""
 
     def scales(self, batch: Batch) -> Scales:
+        """1, 1, 1, 1."""
         return Scales()
 
 
 @dataclass(frozen=True)
 class Kappas(Guidance):
-    """Any four scales."""
+    """Four scales of choice, each the same for all samples."""
 
     fake_loss: float = 1.0
     """kappa_1."""
@@ -78,6 +81,7 @@ class Kappas(Guidance):
     drop: float = 0.1
 
     def scales(self, batch: Batch) -> Scales:
+        """The four fields."""
         return Scales(self.fake_loss, self.fake, self.own, self.real)
 
 
@@ -89,6 +93,7 @@ class LSG(Guidance):
     drop: float = 0.1
 
     def scales(self, batch: Batch) -> Scales:
+        """kappa four times."""
         return Scales(self.kappa, self.kappa, self.kappa, self.kappa)
 
 
@@ -106,6 +111,7 @@ class RandomLSG(Guidance):
             raise ValueError(f"RandomLSG needs low < high, got {self}")
 
     def scales(self, batch: Batch) -> Scales:
+        """One scale (B,) drawn for each sample, four times; ValueError without draws."""
         kappa = self.low + (self.high - self.low) * need_draws(batch).uniform("kappa")
         return Scales(kappa, kappa, kappa, kappa)
 
@@ -115,6 +121,7 @@ class ZeroCFG(Guidance):
     """The plain teacher against a fake score without condition: the cheapest choice."""
 
     def scales(self, batch: Batch) -> Scales:
+        """0, 0, 0, 1."""
         return Scales(0.0, 0.0, 0.0, 1.0)
 
 
@@ -126,4 +133,5 @@ class AntiCFG(Guidance):
     drop: float = 0.1
 
     def scales(self, batch: Batch) -> Scales:
+        """kappa, kappa, kappa, 1."""
         return Scales(self.kappa, self.kappa, self.kappa, 1.0)

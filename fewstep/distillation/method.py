@@ -18,14 +18,22 @@ Nets = nn.ModuleDict
 
 
 class Loss(NamedTuple):
-    """What a turn minimises, and what it wants logged (scalars)."""
+    """The result of a turn's loss function.
+
+    total: the scalar that is minimised; logs: further scalars to log, by name.
+    """
 
     total: Tensor
     logs: Mapping[str, Tensor] = {}
 
 
 class Turn(NamedTuple):
-    """One optimiser update of `nets[net]` on `loss(nets, teacher, batch)`."""
+    """One optimiser update of `nets[net]` on `loss(nets, teacher, batch)`.
+
+    net: the name of the network that is updated; loss: a function of the nets, the teacher and a
+    batch that returns a `Loss`. A step is a sequence of turns: DMD2 has five of the fake score and
+    one of the student.
+    """
 
     net: str
     loss: Callable[[Nets, Denoiser, Batch], Loss]
@@ -35,9 +43,12 @@ class Turn(NamedTuple):
 class Method(ABC):
     """One algorithm: a frozen dataclass whose fields are its whole configuration.
 
-    A method owns no loop and no network. `init` makes the networks, `turns` says who is updated
-    on which loss at a step, `after_step` moves targets and phases. Losses take every random
-    number from `batch.draws`.
+    A method owns no loop and no network. `init` makes the networks, `turns` says which network is
+    updated on which loss at a step, `after_step` may change networks between steps. Losses take
+    every random number from `batch.draws`.
+
+    `needs_data` says whether the losses read `batch.x0`, `output` names the network that is
+    averaged, sampled and shipped, `sampler` is how that network generates.
     """
 
     needs_data: ClassVar[bool] = False
@@ -49,20 +60,24 @@ class Method(ABC):
     """How the finished net generates."""
 
     def init(self, teacher: Denoiser | None, net: nn.Module) -> Nets:
-        """The nets at step 0. `net` is a copy of the teacher, or another starting point.
+        """The networks at step 0.
 
-        Default: a student that starts as `net`, and a fake score that starts as the teacher, or
-        as `net` too where the teacher is another kind of network.
+        Args:
+            teacher: the teacher's denoiser, or None.
+            net: a copy of the teacher, or another starting point; it is copied, not changed.
+
+        Returns: by default a "student" that starts as `net`, and a "fake" score that starts as the
+        teacher, or as `net` too where the teacher is another kind of network.
         """
         fake = teacher if isinstance(teacher, nn.Module) and _alike(teacher, net) else net
         return Nets({"student": deepcopy(net), "fake": deepcopy(fake)})
 
     @abstractmethod
     def turns(self, step: int) -> Sequence[Turn]:
-        """The updates of this step, in order."""
+        """The updates of step `step` (from 0), in order."""
 
     def after_step(self, nets: Nets, step: int) -> None:  # noqa: B027
-        """Called after every step; does nothing by default."""
+        """Called after the turns of step `step`; does nothing by default."""
 
 
 def _alike(a: nn.Module, b: nn.Module) -> bool:
@@ -72,7 +87,7 @@ def _alike(a: nn.Module, b: nn.Module) -> bool:
 
 
 def need_data(method: object, batch: Batch) -> Tensor:
-    """batch.x0, or a clear refusal where there is none."""
+    """batch.x0: (B, *); ValueError where it is None."""
     if batch.x0 is None:
         name = type(method).__name__
         raise ValueError(f"{name} needs data but Batch.x0 is None; give it a source with images")
@@ -80,7 +95,7 @@ def need_data(method: object, batch: Batch) -> Tensor:
 
 
 def need_draws(batch: Batch) -> Draws:
-    """batch.draws, or a clear refusal where there is none."""
+    """batch.draws; ValueError where it is None."""
     if batch.draws is None:
         raise ValueError("Batch.draws is None; make it with Draws.range(start, count, seed)")
     return batch.draws
