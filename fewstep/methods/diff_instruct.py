@@ -31,7 +31,12 @@ from fewstep.losses.weight import Power, Weight
 
 @dataclass(frozen=True)
 class DiffInstruct(Method):
-    """The published set-up: log-normal times for both losses, weight 1, sigma_init 1."""
+    """Diff-Instruct: `ratio` updates of the fake score, then one of the student.
+
+    The published set-up: log-normal times for both losses, weight 1, sigma_init 1. It needs a
+    teacher and no data. ValueError where ratio is below 1. Luo et al. 2023,
+    https://arxiv.org/abs/2305.18455.
+    """
 
     sampler: Sampler = FewStep(t_init=1.0)
     times: TimeLaw = LogNormal()
@@ -51,12 +56,24 @@ class DiffInstruct(Method):
             raise ValueError(f"DiffInstruct.ratio is 1 or more, got {self.ratio}")
 
     def turns(self, step: int) -> Sequence[Turn]:
+        """`ratio` updates of the fake score, then one of the student."""
         rollout = Rollout.at(step, self.sampler, self.matching)
         fake = self.fake.turn(rollout, self.guidance)
         return *(fake,) * self.ratio, Turn("student", partial(self.student_loss, rollout))
 
     def student_loss(self, rollout: Rollout, nets: Nets, teacher: Denoiser, batch: Batch) -> Loss:
-        """The KL direction; both networks run without a graph."""
+        """The student's loss, the KL direction; teacher and fake score run without a graph.
+
+        Args:
+            rollout: makes the student's samples x, (B, *).
+            nets: the "student" and the "fake" score.
+            teacher: the teacher's denoiser.
+            batch: z (B, *), cond and draws of the samples.
+
+        Returns: the mean over the batch, of which only the gradient has a meaning.
+
+        Raises ValueError where the batch has no draws, or guidance meets no conditions.
+        """
         x = rollout(nets, batch)
         with torch.no_grad():
             p = predict(nets, teacher, batch, x, self.times, self.guidance)

@@ -12,8 +12,8 @@ samples made as the student makes them at inference (backward simulation, which 
 
 The logits l are those of a small learned head on the fake score's encoder
 (`fewstep.distillation.discriminator_head`), which is trained in the same updates; `fake.pool`
-chooses another, such as SiDA's mean over channels. On Stable Diffusion the published head hears
-the middle block's output, ours its input.
+chooses another, such as SiDA's mean over channels. On Stable Diffusion the published head reads
+the middle block's output, the head here its input.
 """
 
 from __future__ import annotations
@@ -43,7 +43,12 @@ from fewstep.losses.weight import L1, Power, Weight
 
 @dataclass(frozen=True)
 class DMD2(Method):
-    """The defaults are those of ImageNet 64: from sigma = 80, levels 20 to 980 of EDM's 1000."""
+    """DMD2: `ratio` updates of the fake score and discriminator, then one of the student.
+
+    The defaults are those of ImageNet 64: from sigma = 80, levels 20 to 980 of EDM's 1000. It
+    needs a teacher and real data. ValueError where ratio is below 1 or gan negative. Yin et al.
+    2024, https://arxiv.org/abs/2405.14867.
+    """
 
     needs_data: ClassVar[bool] = True
 
@@ -72,15 +77,30 @@ class DMD2(Method):
             )
 
     def init(self, teacher: Denoiser | None, net: nn.Module) -> Nets:
+        """The student, and the fake score with a discriminator head if `fake` has one."""
         return self.fake.equipped(super().init(teacher, net))
 
     def turns(self, step: int) -> Sequence[Turn]:
+        """`ratio` updates of the fake score with its discriminator, then one of the student."""
         rollout = Rollout.at(step, self.sampler, self.matching)
         critic = self.fake.turn(rollout, self.guidance)
         return *(critic,) * self.ratio, Turn("student", partial(self.student_loss, rollout))
 
     def student_loss(self, rollout: Rollout, nets: Nets, teacher: Denoiser, batch: Batch) -> Loss:
-        """The KL direction, without a graph in the networks, and the adversarial loss."""
+        """The student's loss, the KL direction and the adversarial loss.
+
+        Args:
+            rollout: makes the student's samples x, (B, *).
+            nets: the "student" and the "fake" score.
+            teacher: the teacher's denoiser.
+            batch: z (B, *), cond and draws of the samples.
+
+        Returns: the mean over the batch; logs "score" and "gan_loss".
+
+        No graph is kept of teacher and fake score in the KL direction; the adversarial term has
+        times and noise of its own. Raises ValueError where the batch has no draws, or guidance
+        meets no conditions.
+        """
         x = rollout(nets, batch)
         with torch.no_grad():
             p = predict(nets, teacher, batch, x, self.times, self.guidance)

@@ -26,7 +26,11 @@ from fewstep.losses.weight import EDMWeight, Weight
 
 @dataclass(frozen=True)
 class Pretrain(Method):
-    """The defaults are EDM's: log-normal times and the weight that evens out the targets."""
+    """Train a denoiser on real data: one update of nets["denoiser"] a step, without a teacher.
+
+    The defaults are EDM's: log-normal times and the weight that evens out the targets. Karras et
+    al. 2022, https://arxiv.org/abs/2206.00364.
+    """
 
     needs_data: ClassVar[bool] = True
     output: ClassVar[str] = "denoiser"
@@ -36,13 +40,19 @@ class Pretrain(Method):
     weight: Weight = EDMWeight()
 
     def init(self, teacher: Denoiser | None, net: nn.Module) -> Nets:
+        """A "denoiser", a copy of `net`; the teacher is not used."""
         return Nets({"denoiser": deepcopy(net)})
 
     def turns(self, step: int) -> Sequence[Turn]:
+        """One update of the denoiser."""
         return (Turn("denoiser", self.loss),)
 
     def loss(self, nets: Nets, teacher: Denoiser | None, batch: Batch) -> Loss:
-        """Equation 2 on real data."""
+        """The denoising loss w |f(x_t) - x_0|^2 (equation 2), a mean over the batch.
+
+        batch: x0 (B, *), cond and draws. `teacher` is not used. ValueError where the batch has no
+        data or no draws.
+        """
         x0 = need_data(self, batch)
         net = nets["denoiser"]
         n = add_noise(net.path, x0, self.times, batch)  # type: ignore[arg-type]

@@ -33,7 +33,11 @@ from fewstep.losses.weight import L1, Weight
 
 @dataclass(frozen=True)
 class SiD(Method):
-    """The defaults are the published ones: alpha 1.2, sigma_init 2.5, tmax 800, L1 weight."""
+    """Score identity distillation: one update of the fake score, then one of the student.
+
+    The defaults are the published ones: alpha 1.2, sigma_init 2.5, tmax 800, L1 weight. It needs a
+    teacher and no data. Zhou et al. 2024, https://arxiv.org/abs/2404.04057.
+    """
 
     sampler: Sampler = FewStep(t_init=2.5)
     alpha: float = 1.2
@@ -49,12 +53,24 @@ class SiD(Method):
     """Which of a few-step student's outputs are matched: each in turn, or the "final" one."""
 
     def turns(self, step: int) -> Sequence[Turn]:
+        """One update of the fake score, then one of the student."""
         rollout = Rollout.at(step, self.sampler, self.matching)
         fake = self.fake.turn(rollout, self.guidance)
         return fake, Turn("student", partial(self.student_loss, rollout))
 
     def student_loss(self, rollout: Rollout, nets: Nets, teacher: Denoiser, batch: Batch) -> Loss:
-        """Equation 23; no prediction is detached."""
+        """The student's loss, equation 23; no prediction is detached.
+
+        Args:
+            rollout: makes the student's samples x, (B, *).
+            nets: the "student" and the "fake" score.
+            teacher: the teacher's denoiser.
+            batch: z (B, *), cond and draws of the samples.
+
+        Returns: the mean over the batch; nothing further is logged.
+
+        Raises ValueError where the batch has no draws, or guidance meets no conditions.
+        """
         x = rollout(nets, batch)
         p = predict(nets, teacher, batch, x, self.times, self.guidance, logvar=self.fake.logvar)
         weight = self.weight(x, p.real, p.alpha, p.sigma) * p.precision_weight

@@ -36,7 +36,12 @@ from fewstep.losses.weight import L1, Weight
 
 @dataclass(frozen=True)
 class SiDA(Method):
-    """The defaults are the published ones, but for the schedule, which counts steps here."""
+    """Adversarial score identity distillation: one update of the critic, then one of the student.
+
+    The defaults are the published ones, but for the schedule, which counts steps here. It needs a
+    teacher and real data. ValueError for a share outside [0, 1] and negative values. Zhou et al.
+    2024, https://arxiv.org/abs/2410.14919.
+    """
 
     needs_data: ClassVar[bool] = True
 
@@ -73,9 +78,14 @@ class SiDA(Method):
             )
 
     def init(self, teacher: Denoiser | None, net: nn.Module) -> Nets:
+        """The student, and the fake score with a discriminator head if `fake` has one."""
         return self.fake.equipped(super().init(teacher, net))
 
     def turns(self, step: int) -> Sequence[Turn]:
+        """The critic alone before `student_from`, then critic and student.
+
+        The student's loss has its adversarial term from step `adversarial_from` on.
+        """
         rollout = Rollout.at(step, self.sampler, self.matching)
         critic = self.fake.turn(rollout, self.guidance)
         if step < self.student_from:
@@ -84,7 +94,7 @@ class SiDA(Method):
         return critic, Turn("student", partial(loss, rollout))
 
     def score_loss(self, rollout: Rollout, nets: Nets, teacher: Denoiser, batch: Batch) -> Loss:
-        """SiD's."""
+        """SiD's loss, without adversarial term; arguments as of `student_loss`."""
         x = rollout(nets, batch)
         p = self._predict(nets, teacher, batch, x, tap=False)
         return Loss(self._score(x, p).mean())
@@ -100,7 +110,18 @@ class SiDA(Method):
         return sid(x, p.real, p.fake, self.alpha, weight, p.own)
 
     def student_loss(self, rollout: Rollout, nets: Nets, teacher: Denoiser, batch: Batch) -> Loss:
-        """Both terms, from one pass through teacher and critic each."""
+        """The student's loss, score and adversarial terms from one pass through each network.
+
+        Args:
+            rollout: makes the student's samples x, (B, *).
+            nets: the "student" and the "fake" score.
+            teacher: the teacher's denoiser.
+            batch: z (B, *), cond and draws of the samples.
+
+        Returns: the mean over the batch; logs "score", "adversarial" and "gan_loss".
+
+        Raises ValueError where the batch has no draws, or guidance meets no conditions.
+        """
         x = rollout(nets, batch)
         p = self._predict(nets, teacher, batch, x, tap=True)
         assert p.features is not None

@@ -28,7 +28,12 @@ from fewstep.losses.weight import Power, Weight
 
 @dataclass(frozen=True)
 class SIM(Method):
-    """Pseudo-Huber on x_0-space differences; the paper's c and time law are not published."""
+    """Score implicit matching: one update of the fake score, then one of the student.
+
+    The default distance is the paper's, pseudo-Huber, on x_0-space differences; the paper's c and
+    time law are not published. It needs a teacher and no data. Luo et al. 2024,
+    https://arxiv.org/abs/2410.16794.
+    """
 
     sampler: Sampler = FewStep(t_init=2.5)
     distance: Distance = PseudoHuber()
@@ -45,12 +50,24 @@ class SIM(Method):
     """Which of a few-step student's outputs are matched: each in turn, or the "final" one."""
 
     def turns(self, step: int) -> Sequence[Turn]:
+        """One update of the fake score, then one of the student."""
         rollout = Rollout.at(step, self.sampler, self.matching)
         fake = self.fake.turn(rollout, self.guidance)
         return fake, Turn("student", partial(self.student_loss, rollout))
 
     def student_loss(self, rollout: Rollout, nets: Nets, teacher: Denoiser, batch: Batch) -> Loss:
-        """Theorem 3.1; no prediction is detached."""
+        """The student's loss, theorem 3.1; no prediction is detached.
+
+        Args:
+            rollout: makes the student's samples x, (B, *).
+            nets: the "student" and the "fake" score.
+            teacher: the teacher's denoiser.
+            batch: z (B, *), cond and draws of the samples.
+
+        Returns: the mean over the batch; nothing further is logged.
+
+        Raises ValueError where the batch has no draws, or guidance meets no conditions.
+        """
         x = rollout(nets, batch)
         p = predict(nets, teacher, batch, x, self.times, self.guidance)
         scale = self.scale(x, p.real, p.alpha, p.sigma)

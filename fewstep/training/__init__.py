@@ -1,1 +1,1 @@
-"""The training loop, and what it needs: gradients, optimisers, averages, precision, processes."""
+"""The training loop, gradients, optimisers, moving averages, precision and several processes."""

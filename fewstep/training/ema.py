@@ -18,7 +18,14 @@ from fewstep.training.distributed import local_tensor
 
 @dataclass(frozen=True)
 class EMA:
-    """`halflife` in images; `ramp` bounds it by a fraction of the images seen so far."""
+    """An exponential moving average of weights, whose half-life grows with the training.
+
+    Fields:
+        halflife: images after which a weight's part in the average has halved.
+        ramp: bounds the half-life by this fraction of the images seen so far.
+
+    Raises ValueError where one is negative. Karras et al. 2022, https://arxiv.org/abs/2206.00364.
+    """
 
     halflife: float = 500_000.0
     ramp: float = 0.05
@@ -28,14 +35,19 @@ class EMA:
             raise ValueError(f"EMA needs halflife >= 0 and ramp >= 0, got {self}")
 
     def decay(self, batch: int, images: int) -> float:
-        """beta of one update by a batch when `images` had been seen before; 0 at the start."""
+        """beta of one update with `batch` images after `images` earlier ones; 0 at the start."""
         halflife = min(self.halflife, self.ramp * images)
         out: float = 0.5 ** (batch / max(halflife, 1e-8))
         return out
 
     @torch.no_grad()
     def update(self, average: nn.Module, net: nn.Module, batch: int, images: int) -> None:
-        """average <- beta average + (1 - beta) net; buffers are copied."""
+        """average <- beta average + (1 - beta) net, in place; buffers are copied.
+
+        average, net: networks with the same parameters and buffers; batch: images of this update;
+            images:
+        those of all updates before.
+        """
         beta = self.decay(batch, images)
         kept, new = ([local_tensor(p) for p in module.parameters()] for module in (average, net))
         torch._foreach_lerp_(kept, new, 1 - beta)

@@ -23,7 +23,7 @@ from fewstep.training.precision import Precision, autocast_products
 
 
 class Task(NamedTuple):
-    """What the gradient of every turn depends on beside the state."""
+    """What the gradients of all turns depend on, beside the state of training."""
 
     method: Method
     teacher: Denoiser | None
@@ -38,10 +38,11 @@ class Task(NamedTuple):
 def gradient(
     turn: Turn, nets: Nets, task: Task, samples: range, scale: float = 1.0
 ) -> tuple[dict[str, float], Tensor]:
-    """Leave the turn's gradient over `samples` in its net; (what is logged of it, its norm ()).
+    """Leave the gradient of the turn's loss over `samples` in its net.
 
     Each process takes its own share; afterwards all hold the same gradient and numbers. The loss
-    is multiplied by `scale` before, and the gradient divided by it after.
+    is multiplied by `scale` before, and the gradient divided by it after. Returns the logs, with
+    "loss" and "grad_norm", and the norm as a tensor ().
     """
     net = nets[turn.net]
     logs = _backward(turn, nets, task, distributed.share_of_rank(samples), scale)
@@ -93,7 +94,7 @@ def _seeded(seed: int, number: int, device: torch.device) -> Iterator[None]:
 
 
 def _wanted(batch: Batch, task: Task) -> None:
-    """Refuse data that a method would silently ignore."""
+    """ValueError for data that a method would silently ignore."""
     if batch.x0 is not None and not task.method.needs_data:
         raise ValueError(
             f"{type(task.method).__name__} learns without data, but the source gives some, which "
@@ -103,10 +104,10 @@ def _wanted(batch: Batch, task: Task) -> None:
 
 
 def _well_formed(loss: Loss, turn: Turn) -> None:
-    """Say in a sentence what a method's author forgot."""
+    """ValueError unless `loss` is a `Loss` of scalars with a gradient."""
     if not isinstance(loss, Loss):
-        came = type(loss).__name__
-        raise ValueError(f"the loss of {turn.net!r} returned a {came}; return Loss(total, logs)")
+        kind = type(loss).__name__
+        raise ValueError(f"the loss of {turn.net!r} returned a {kind}; return Loss(total, logs)")
     for name, value in {"total": loss.total, **loss.logs}.items():
         if not isinstance(value, Tensor) or value.numel() != 1:
             shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__

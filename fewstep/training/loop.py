@@ -1,11 +1,11 @@
-"""The verb: one training loop for every method, a generator that yields a record a step.
+"""The training loop: one for every method, a generator that yields a record a step.
 
     for record in train(method, teacher, net, source, batch=256, steps=1000):
-        ...                      # log, draw pictures, save: ordinary code, no callbacks
+        ...                      # log, sample, save: ordinary code, no callbacks
 
-The loop knows turns and nothing else of a method. It owns what every run needs: learning rates,
-the moving average, loss scales, and a guard against non-finite numbers. How the gradient of a
-turn comes about, in parts and over processes, is `fewstep.training.gradient`.
+The loop knows turns and nothing else of a method. It does what every run needs: learning rates,
+the moving average, loss scales, and a guard against non-finite numbers. The gradient of a turn,
+over microbatches and processes, is computed by `fewstep.training.gradient`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from fewstep.training.precision import Precision, Scale
 
 
 class Diverged(FloatingPointError):
-    """Losses or gradients stayed non-finite for too many updates in a row."""
+    """Losses or gradients were not finite in too many updates in a row."""
 
 
 @dataclass
@@ -57,7 +57,10 @@ class State:
 
     @classmethod
     def init(cls, method: Method, teacher: Denoiser | None, net: nn.Module) -> State:
-        """The state at step 0."""
+        """The state at step 0: the method's nets, and a copy of its output net as the average.
+
+        Freezes the teacher and puts it in evaluation mode.
+        """
         if isinstance(teacher, nn.Module):
             teacher.requires_grad_(False).eval()
         nets = method.init(teacher, net)
@@ -66,7 +69,11 @@ class State:
 
 
 class Record(NamedTuple):
-    """What one step did."""
+    """The result of one step.
+
+    step: steps done, this one included; images: samples the output net has been updated on; logs:
+    scalars by name; state: the live `State`, which the next step changes.
+    """
 
     step: int
     """Steps done, this one included."""
@@ -109,14 +116,28 @@ def train(
 ) -> Iterator[Record]:
     """Train `method` to step `steps`, yielding a `Record` after each step.
 
-    Main arguments: `net` is what the student (and the fake score) start from, usually a copy of
-    the teacher; `source` turns draws into batches; `batch` is the number of samples an update
-    sees, shared among the processes and computed by each in `accumulate` equal parts; `optim` is
-    for all nets or by name.
+    Args:
+        method: which networks are trained, on which losses.
+        teacher: the teacher's denoiser, or None; it is frozen and put in evaluation mode.
+        net: the network that the student (and the fake score) start from, usually a copy of the
+            teacher; it is copied.
+        source: turns draws into batches.
+        batch: samples of one update, over all processes.
+        steps: the step to stop at, counted from the start of the run; rates decay towards it.
+        optim: the optimiser of all nets, or one for each by name.
+        accumulate: equal microbatches in which each process computes its share of a batch.
+        ema: the moving average of the output net, `state.average`.
+        seed: the key of all random numbers.
+        patience: non-finite updates, without a clean step between them, after which training ends;
+            those before are skipped.
+        precision: of matrix products and convolutions, "fp32", "bf16" or "fp16".
+        state: continue from this state, which is changed in place; by default a new one.
 
-    Other: `seed` keys all randomness; `patience` is how many non-finite updates, without a clean
-    step between them, are skipped before `Diverged` is raised; `precision` is that of the
-    networks' products; `state` continues an earlier run.
+    Yields: a `Record` a step, whose logs are means over the batch and all processes.
+
+    Raises `Diverged` (a FloatingPointError) when `patience` is used up, and ValueError where
+    `batch` does not split into equal microbatches, a net has no optimiser, or the source's batches
+    or a loss's result do not fit the method. Nothing runs before the first record is asked for.
     """
     require_divisible(batch, accumulate)
     state = state or State.init(method, teacher, net)
@@ -152,7 +173,7 @@ def train(
 
 
 def require_divisible(batch: int, accumulate: int) -> None:
-    """A ValueError unless every process can compute its share in `accumulate` equal parts."""
+    """ValueError unless `batch` splits into `accumulate` equal microbatches on every process."""
     if batch < 1 or accumulate < 1 or batch % (accumulate * distributed.world_size()):
         several = (
             f" x {distributed.world_size()} processes" if distributed.world_size() > 1 else ""
@@ -163,7 +184,7 @@ def require_divisible(batch: int, accumulate: int) -> None:
 
 
 def _gradient(turn: Turn, state: State, task: Task, batch: int) -> tuple[dict[str, float], Tensor]:
-    """Leave the gradient over the next `batch` samples in the net; what is logged, and its norm.
+    """Leave the gradient over the next `batch` samples in the net; returns its logs and its norm.
 
     Counts the samples, and in float16 keeps the net's loss scale.
     """

@@ -1,8 +1,8 @@
-"""What a step does not use just now rests in main memory: a teacher, an optimiser's moments.
+"""Keep idle teachers and optimiser state on the CPU.
 
 While the fake score learns, no method here calls the teacher; Adam's moments are needed in its
-own update alone. Both come to the device when they are called and leave it afterwards. Copies
-are plain ones, which the device waits for.
+own update alone. Both move to the accelerator when they are used and back to main memory
+afterwards. Copies are synchronous.
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ REST = torch.device("cpu")
 
 
 class OffloadedModule:
-    """A network that rests in main memory until it is called, and after every `rest`."""
+    """A network kept in main memory, moved to its device when called and back by `rest`."""
 
     def __init__(self, net: nn.Module, device: torch.device) -> None:
-        """A call brings it to `device`."""
+        """Move `net` to main memory, and have its calls move it to `device`."""
         self.net, self.device, self.awake = net, device, True
         self.rest()
         net.register_forward_pre_hook(self._wake)
 
     def rest(self) -> None:
+        """Move the network to main memory."""
         if self.awake:
             self.net.to(REST)
         self.awake = False
@@ -36,7 +37,7 @@ class OffloadedModule:
 
 
 def offload_moments(optimizer: torch.optim.Optimizer) -> None:
-    """From now on the optimiser's moments are with their parameters in its updates alone."""
+    """Keep the optimiser's moments in main memory, except during its updates."""
     optimizer.register_step_pre_hook(lambda *_: _move(optimizer, True))
     optimizer.register_step_post_hook(lambda *_: _move(optimizer, False))
 

@@ -16,10 +16,12 @@ from fewstep.training.offload import offload_moments
 
 @dataclass(frozen=True)
 class Optim:
-    """Adam(W) whose learning rate is a pure function of the step.
+    """Adam or AdamW, whose learning rate is a pure function of the step.
 
     The defaults are SiD's: beta_1 = 0, no weight decay, no clipping. After `warmup` linear steps
     the rate stays constant or decays to zero at the last step, linearly or as a half cosine.
+    ValueError for values out of range. Adam: Kingma & Ba 2014, https://arxiv.org/abs/1412.6980;
+    AdamW: Loshchilov & Hutter 2017, https://arxiv.org/abs/1711.05101.
     """
 
     lr: float = 1e-3
@@ -63,7 +65,11 @@ class Optim:
             refuse_missing()
 
     def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        """Adam, or AdamW where there is weight decay."""
+        """The optimiser of `parameters`: Adam, or AdamW where there is weight decay.
+
+        With `bits` 8 it is `fewstep.training.adam_8bit.Adam8`, a ValueError where bitsandbytes is
+        not installed. With `offload` its moments leave the accelerator between updates.
+        """
         betas = float(self.betas[0]), float(self.betas[1])
         settings: dict[str, Any] = {"lr": self.lr, "betas": betas, "eps": self.eps}
         optimizer: torch.optim.Optimizer
@@ -78,7 +84,7 @@ class Optim:
         return optimizer
 
     def rate(self, step: int, steps: int) -> float:
-        """The learning rate of update `step` (from 0) of `steps`."""
+        """The learning rate at step `step` (from 0) of `steps`, with warm-up and decay."""
         warm = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
         left = max(0.0, 1 - step / steps)
         if self.decay == "linear":

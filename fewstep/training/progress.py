@@ -1,8 +1,9 @@
-"""How far a long preparation is, and what it meets: told to whoever listens.
+"""Progress reporting for long data preparation.
 
-Encoding and checking data can take hours before the first step. What does it calls `progress`
-now and then; a command line shows it, and may end it by raising from its listener. What was done
-to the data unasked is a `remark`; where nobody listens it becomes a warning of Python's.
+Encoding and checking data can take hours before the first step. Such code calls `report_progress`
+now and then; a command line shows it, and may stop the preparation by raising an exception from
+its listener. `remark` reports what was done to the data unasked; without a hearer it becomes a
+Python warning.
 """
 
 from __future__ import annotations
@@ -20,7 +21,10 @@ _hearers: list[Callable[[str], None]] = []
 
 
 def report_progress(what: str = "", done: int = 0, total: int = 0) -> None:
-    """Say that this process is at work on its data, and how far it is."""
+    """Report that `done` of `total` items of `what` are finished; 0 of 0 while waiting.
+
+    Calls every listener, and tells the watchdog of several processes that this one is alive.
+    """
     distributed.heartbeat_while_preparing()
     for listener in _listeners:
         listener(what, done, total)
@@ -28,7 +32,7 @@ def report_progress(what: str = "", done: int = 0, total: int = 0) -> None:
 
 @contextmanager
 def listen(listener: Listener) -> Iterator[None]:
-    """Within the block `listener` hears of progress."""
+    """Within the block, call `listener` at every progress report."""
     _listeners.append(listener)
     try:
         yield
@@ -37,9 +41,9 @@ def listen(listener: Listener) -> Iterator[None]:
 
 
 def remark(*lines: str) -> None:
-    """Say what a person should know of the data, such as what was done to them unasked.
+    """Report what a person should know of the data, such as what was done to them unasked.
 
-    Empty lines are passed over.
+    Each line that is not empty goes to all hearers, or becomes a warning where there are none.
     """
     for line in filter(None, lines):
         for hear in _hearers or [warnings.warn]:
@@ -48,7 +52,7 @@ def remark(*lines: str) -> None:
 
 @contextmanager
 def heard(hear: Callable[[str], None]) -> Iterator[None]:
-    """Within the block `hear` gets the remarks, each once."""
+    """Within the block, call `hear` with every remark, once for each different text."""
     before: set[str] = set()
 
     def once(line: str) -> None:
