@@ -1,4 +1,4 @@
-"""Adam with moments of eight bits: two bytes a weight where Adam keeps eight.
+"""Adam with 8-bit moments: two bytes a weight where Adam keeps eight.
 
 Dettmers et al. 2022, 8-bit Optimizers via Block-wise Quantization,
 https://arxiv.org/abs/2110.02861. Of each moment, a block of 256 neighbouring weights keeps its
@@ -12,7 +12,7 @@ to 0.7 % of N and 0.35 %, and what is much smaller to a part of itself. An updat
 moments into float32, is Adam's, and quantises them again. Tensors of less than 4096 numbers, such
 as biases and normalisations, keep moments of 32 bits.
 
-The arithmetic is that of bitsandbytes, the extra `lowmem`, imported only where it is asked for. On
+The arithmetic is that of bitsandbytes, the extra `lowmem`, imported only where it is needed. On
 a CPU it looks codes up in a table of 2^16 cells, so that they are the nearest to 3e-5 N.
 """
 
@@ -36,7 +36,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class Adam8(torch.optim.Optimizer):
-    """AdamW, which is Adam without weight decay.
+    """AdamW with 8-bit moments; Adam where there is no weight decay.
 
     All of its state is tensors, which a checkpoint holds: the count of updates and both moments
     under Adam's names, and of quantised ones the largest absolute values of the blocks.
@@ -83,12 +83,12 @@ class Adam8(torch.optim.Optimizer):
         p.data = p.data.contiguous()  # the library goes through memory in its order
         grad, (first, second) = p.grad, (state[name] for name in MOMENTS)
         assert grad is not None
-        told = {"weight_decay": group["weight_decay"]}
+        options = {"weight_decay": group["weight_decay"]}
         if first.dtype != torch.uint8:
             self.library.optimizer_update_32bit(
                 *("adam", grad.contiguous(), p, first, beta1, group["eps"], step, group["lr"]),
                 *(second, beta2),
-                **told,
+                **options,
             )
             return
         self.codes = [code.to(p.device) for code in self.codes]
@@ -96,11 +96,11 @@ class Adam8(torch.optim.Optimizer):
             *("adam", grad.contiguous(), p, first, second, beta1, beta2, 0.0, 0.0),
             *(group["eps"], step, group["lr"], *self.codes),
             *(state[f"{name}_max"] for name in MOMENTS),
-            **told,
+            **options,
         )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """The state of `state_dict`, its types kept: torch's own would make floats of them."""
+        """Load `state_dict` and keep its types; torch's own method would convert to floats."""
         parameters = [p for group in self.param_groups for p in group["params"]]
         for index, entry in state_dict["state"].items():
             p = parameters[index]
@@ -108,7 +108,7 @@ class Adam8(torch.optim.Optimizer):
 
 
 def refuse_missing() -> None:
-    """A ValueError that says how to get bitsandbytes where it is not installed; no import."""
+    """ValueError that says how to install bitsandbytes, where it is missing; imports nothing."""
     if find_spec("bitsandbytes") is None:
         raise ValueError(
             "8-bit moments need bitsandbytes, which is not installed: "
@@ -117,7 +117,7 @@ def refuse_missing() -> None:
 
 
 def library() -> ModuleType:
-    """bitsandbytes' functions, which takes seconds to import."""
+    """The module bitsandbytes.functional, whose import takes seconds."""
     refuse_missing()
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it misses kernels of no use here
     return importlib.import_module("bitsandbytes.functional")

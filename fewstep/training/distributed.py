@@ -1,7 +1,7 @@
-"""Several processes as one: what the ranks of a `torchrun` tell each other.
+"""Several processes as one: what the ranks of a `torchrun` exchange.
 
-    with joined("cuda") as device:        # "cuda:3" on the fourth process of a machine
-        for record in train(...):         # the same call on every rank
+    with process_group("cuda") as device:        # "cuda:3" on the fourth process of a machine
+        for record in train(...):                # the same call on every rank
 
 Every rank runs the same program on its own contiguous share of each batch, and the gradients of
 the net that is trained are averaged once an update, in flat buckets, after the accumulation.
@@ -47,12 +47,12 @@ class RanksDiffer(FloatingPointError):
 
 
 def rank() -> int:
-    """Which of the processes this is; 0 where there is one."""
+    """The number of this process, from 0; 0 where there is only one."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
-    """How many processes train together."""
+    """The number of processes that train together."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
@@ -63,11 +63,12 @@ def under_torchrun() -> bool:
 
 @contextmanager
 def process_group(device: str = "cpu", timeout: float = TIMEOUT) -> Iterator[str]:
-    """Within the block the processes that torchrun started are one group; the rank's device.
+    """Within the block torchrun's processes are one group; yields the rank's device.
 
-    "cuda" becomes the device of the local rank. A rank that does not call `alive` for `timeout`
-    seconds writes the stack of each of its threads to standard error and exits; a rank whose
-    partner died or hangs raises `Lost`. Does nothing in a process that was started alone.
+    "cuda" becomes the device of the local rank. A rank that does not call `heartbeat` for
+    `timeout` seconds writes the stack of each of its threads to standard error and exits; a rank
+    whose partner died or hangs raises `ProcessLost`. Does nothing in a process that was started
+    alone.
     """
     if not under_torchrun() or dist.is_initialized():
         yield device
@@ -79,7 +80,7 @@ def process_group(device: str = "cpu", timeout: float = TIMEOUT) -> Iterator[str
         torch.cuda.set_device(device)
         backend = "cpu:gloo,cuda:nccl"
     _watch(START)
-    with _talking():  # messages wait longer than a step may take: the stacks are told first
+    with _talking():  # messages wait longer than a step may take: the stacks are written first
         patience = timedelta(seconds=START + timeout)
         dist.init_process_group(backend, timeout=patience, **_meeting(patience))
     _limits["step"] = timeout
@@ -92,10 +93,11 @@ def process_group(device: str = "cpu", timeout: float = TIMEOUT) -> Iterator[str
 
 
 def _meeting(patience: timedelta) -> dict[str, Any]:
-    """Where processes meet that torchrun has started anew: not where the dead ones did.
+    """Arguments of init_process_group that keep processes apart from earlier ones that died.
 
-    Its static rendezvous gives all lives one store (torch 2.13), in which gloo finds addresses of
-    the dead and waits for them. On one machine all processes count the same lives.
+    When torchrun restarts its workers, its static rendezvous gives all lives one store (torch
+    2.13), in which gloo finds addresses of the dead and waits for them. On one machine all
+    processes count the same lives.
     """
     life = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     if life == "0" or os.environ.get("GROUP_WORLD_SIZE") != "1":
@@ -110,13 +112,13 @@ _limits: dict[str, float] = {}
 
 
 def heartbeat() -> None:
-    """Say that this rank has finished a step; from now on the next has `timeout` seconds."""
+    """Report that this rank has finished a step: the next one has `timeout` seconds from now."""
     if "step" in _limits:
         _watch(_limits["step"])
 
 
 def heartbeat_while_preparing() -> None:
-    """Say that this rank is at work on its data before the first step, which has `START` again."""
+    """Report that this rank is preparing data: it has `START` seconds again."""
     if "step" in _limits:
         _watch(START)
 
@@ -128,7 +130,7 @@ def _watch(seconds: float) -> None:
 
 @contextmanager
 def _talking() -> Iterator[None]:
-    """A failure of the connection as one sentence."""
+    """Turn torch's connection errors into a `ProcessLost` of one sentence."""
     try:
         yield
     except RuntimeError as error:  # torch's DistError is one
@@ -142,19 +144,19 @@ def _talking() -> Iterator[None]:
 
 
 def full_tensor(t: Tensor) -> Tensor:
-    """All of a tensor that the ranks hold parts of; to be called on all ranks."""
+    """The whole of a tensor that may be sharded; to be called on all ranks."""
     whole: Tensor = t.full_tensor() if hasattr(t, "full_tensor") else t
     return whole
 
 
 def local_tensor(t: Tensor) -> Tensor:
-    """This rank's part of a tensor; all of it, if it is not sharded."""
+    """This rank's shard of a tensor; the tensor itself if it is not sharded."""
     part: Tensor = t.to_local() if hasattr(t, "to_local") else t
     return part
 
 
 def scatter(whole: Tensor, like: Tensor) -> Tensor:
-    """This rank's part of `whole`, if `like` is sharded, as `like` is."""
+    """This rank's shard of `whole`, sharded as `like` is; `whole` itself if `like` is not."""
     if local_tensor(like) is like:
         return whole
     from torch.distributed.tensor import DTensor, distribute_tensor
@@ -165,7 +167,10 @@ def scatter(whole: Tensor, like: Tensor) -> Tensor:
 
 
 def share_of_rank(samples: range) -> range:
-    """This rank's contiguous part of the sample numbers, whose count is a multiple of `size`."""
+    """This rank's contiguous share of the sample numbers.
+
+    Their count should be a multiple of `world_size()`.
+    """
     count = len(samples) // world_size()
     return samples[rank() * count : (rank() + 1) * count]
 
@@ -186,14 +191,14 @@ def average_gradients(net: nn.Module) -> None:
     A parameter without gradient on all ranks stays so, as with one process. Those of sharded
     parameters were averaged when they were made (`fewstep.training.sharding`).
     """
-    wanted = [p for p in net.parameters() if local_tensor(p) is p]
-    if world_size() == 1 or not wanted:
+    parameters = [p for p in net.parameters() if local_tensor(p) is p]
+    if world_size() == 1 or not parameters:
         return
-    present = torch.tensor([p.grad is not None for p in wanted], dtype=torch.uint8)
+    present = torch.tensor([p.grad is not None for p in parameters], dtype=torch.uint8)
     with _talking():
         dist.all_reduce(present, dist.ReduceOp.MAX)
     grads = []
-    for p, somewhere in zip(wanted, present.tolist(), strict=True):
+    for p, somewhere in zip(parameters, present.tolist(), strict=True):
         if somewhere:
             p.grad = torch.zeros_like(p) if p.grad is None else p.grad
             grads.append(p.grad)
@@ -216,7 +221,7 @@ def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
 
 
 def max_over_ranks(number: int) -> int:
-    """The largest number of any rank: a flag that one has seen is seen by all."""
+    """The largest of the ranks' numbers, on every rank: all-reduce with max."""
     if world_size() == 1:
         return number
     value = torch.tensor(number)
@@ -226,28 +231,28 @@ def max_over_ranks(number: int) -> int:
 
 
 def on_rank_zero(function: Callable[[], T]) -> T:
-    """Call `function` on rank 0 alone and give its result, of JSON values, to all ranks.
+    """Run `function` on rank 0 alone and return its result, of JSON values, on all ranks.
 
     A ValueError or OSError of it is raised on every rank, so that none waits for the others.
     """
     if world_size() == 1:
         return function()
-    told: dict[str, Any] = {}
+    answer: dict[str, Any] = {}
     raised: Exception | None = None
     if rank() == 0:
         try:
-            told["result"] = function()
+            answer["result"] = function()
         except (ValueError, OSError) as error:
-            told["error"], raised = str(error), error
-            told["system"] = [error.errno, error.strerror] if isinstance(error, OSError) else []
-    told = _broadcast(told)
+            answer["error"], raised = str(error), error
+            answer["system"] = [error.errno, error.strerror] if isinstance(error, OSError) else []
+    answer = _broadcast(answer)
     if raised is not None:
         raise raised
-    if told.get("system"):
-        raise OSError(*told["system"])
-    if "error" in told:
-        raise ValueError(told["error"])
-    result: T = told["result"]
+    if answer.get("system"):
+        raise OSError(*answer["system"])
+    if "error" in answer:
+        raise ValueError(answer["error"])
+    result: T = answer["result"]
     return result
 
 
@@ -259,8 +264,8 @@ def _broadcast(value: dict[str, Any]) -> dict[str, Any]:
         dist.broadcast(length, 0)
         data = data if rank() == 0 else torch.empty(int(length), dtype=torch.uint8)
         dist.broadcast(data, 0)
-    found: dict[str, Any] = json.loads(bytes(data.tolist()))
-    return found
+    received: dict[str, Any] = json.loads(bytes(data.tolist()))
+    return received
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> Tensor:
@@ -274,10 +279,10 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> Tensor:
 
 
 def require_equal_ranks(tensors: Mapping[str, Tensor], when: str) -> None:
-    """Raise `Unequal` on all ranks unless they hold the same bits in all `tensors`.
+    """Raise `RanksDiffer` on all ranks unless they hold the same bits in all `tensors`.
 
-    Of a tensor in parts, those ranks are compared that hold the same one
-    (`fewstep.training.sharding`).
+    Of a sharded tensor, those ranks are compared that hold the same shard
+    (`fewstep.training.sharding`). `when` ends the message.
     """
     for parts in sorted({_parts(t) for t in tensors.values()} - {world_size()}):
         some = {name: local_tensor(t) for name, t in tensors.items() if _parts(t) == parts}
@@ -299,6 +304,6 @@ def require_equal_ranks(tensors: Mapping[str, Tensor], when: str) -> None:
 
 
 def _parts(t: Tensor) -> int:
-    """How many ranks share a copy of `t`."""
-    found: int = t.device_mesh.shape[-1] if hasattr(t, "device_mesh") else 1
-    return found
+    """The number of ranks that share one copy of `t`."""
+    parts: int = t.device_mesh.shape[-1] if hasattr(t, "device_mesh") else 1
+    return parts

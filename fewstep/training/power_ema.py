@@ -1,4 +1,4 @@
-"""Averages of weights with a power-function profile, and any other one after the training.
+"""Averages of weights with a power-function profile, and others reconstructed after training.
 
 Karras et al. 2024 (https://arxiv.org/abs/2312.02696), section 3. The average at time t (here:
 images) weighs the weights of an earlier time by a power of that time,
@@ -10,8 +10,8 @@ so that its length is a fixed part of the training: the standard deviation of p 
 
     sigma_rel = (gamma + 1)^(1/2) / ((gamma + 2) (gamma + 3)^(1/2)).               (equation 3)
 
-Two averages that are stored now and then give a good approximation of all others: the combination
-of stored ones whose profile is nearest to the wanted one, by least squares (appendix C).
+Two averages that are stored now and then approximate all others well: by the combination of
+stored ones whose profile is nearest, in least squares, to the requested one (appendix C).
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def sigma_rel_of(gamma: float) -> float:
 
 
 def beta(gamma: float, t: float, step: float = 1.0) -> float:
-    """What is kept of the average in the update from t - step to t (equation 2)."""
+    """The factor of the average in its update from t - step to t (equation 2)."""
     return float((1 - step / t) ** (gamma + 1))
 
 
@@ -90,29 +90,29 @@ def combination(
 
     Algorithm 3: coefficients by least squares, divided by their sum, so that weights that never
     changed come back as they were however few profiles there are. Returns them (N,) in float64,
-    and the distance of the profiles relative to the wanted one's norm: 0 where it is met, 1 where
-    as much is missing. ValueError where there is none, or one that ends after `time`.
+    and the distance of the profiles relative to the requested one's norm: 0 where it is matched, 1
+    where nothing of it is. ValueError where there is none, or one that ends after `time`.
     """
     g, t = np.array(gammas, dtype=float), np.array(times, dtype=float)
     if not g.size or not (t.min() > 0 and t.max() <= time):
         raise ValueError(f"profiles to combine end between 0 and {time:g}, got times {times}")
     stored = overlap(g[:, None], t[:, None], g, t)
     last = np.array([gamma]), np.array([time])
-    wanted, square = overlap(g, t, *last), float(overlap(*last, *last)[0])
+    target, square = overlap(g, t, *last), float(overlap(*last, *last)[0])
     # Relative to the profiles' norms, which grow with gamma and shrink with t.
     norm = np.sqrt(stored.diagonal())
     if np.linalg.cond(stored / norm / norm[:, None]) < 1 / ALIKE:
-        x = np.linalg.solve(stored, wanted)
+        x = np.linalg.solve(stored, target)
     else:
-        x = np.linalg.lstsq(stored / norm / norm[:, None], wanted / norm, rcond=ALIKE)[0] / norm
+        x = np.linalg.lstsq(stored / norm / norm[:, None], target / norm, rcond=ALIKE)[0] / norm
     x = x / math.fsum(x)
-    rest = 1 - (2 * (x @ wanted) - x @ stored @ x) / square
+    rest = 1 - (2 * (x @ target) - x @ stored @ x) / square
     return torch.from_numpy(x), math.sqrt(max(float(rest), 0.0))
 
 
 @torch.no_grad()
 def update(average: nn.Module, net: nn.Module, kept: float) -> None:
-    """average <- kept average + (1 - kept) net; buffers are copied."""
+    """average <- kept average + (1 - kept) net, in place; buffers are copied."""
     torch._foreach_lerp_(list(average.parameters()), list(net.parameters()), 1 - kept)
     for old, new in zip(average.buffers(), net.buffers(), strict=True):
         old.copy_(new)

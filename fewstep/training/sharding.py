@@ -1,13 +1,13 @@
-"""Nets too large for one accelerator: each rank keeps a part of every weight (FSDP2).
+"""Sharding of nets too large for one accelerator: each rank keeps a part of every weight (FSDP2).
 
-`shard` turns the parameters of a net into parts, one on each rank of
-`fewstep.training.distributed`. A block is put together when it is called and taken apart after, so
-that gradients, optimiser moments and averages exist as parts alone; gradients are averaged as they
+`shard` turns the parameters of a net into shards, one on each rank of
+`fewstep.training.distributed`. A block is gathered when it is called and freed after, so that
+gradients, optimiser moments and averages exist as shards alone; gradients are averaged as they
 are made, and those of a frozen net never are. Everything stays in float32: precision is autocast's
 matter, and an FSDP policy would fix its types at a first call that may find the net frozen.
 
-A checkpoint of parts is that of whole tensors (`parallel.full`, `parallel.scatter`): it can be
-continued with any number of processes, sharded or not.
+A checkpoint of a sharded net holds whole tensors (`distributed.full_tensor`,
+`distributed.scatter`): it can be continued with any number of processes, sharded or not.
 """
 
 from __future__ import annotations
@@ -17,17 +17,22 @@ from torch import nn
 from fewstep.training import distributed
 
 METHODS = ("encode", "forward_with_features")
-"""What is called of a denoiser beside forward (`fewstep.nets.tap`)."""
+"""Methods of a denoiser that are called beside forward (`HasEncoderFeatures`)."""
 
 
 def shard(net: nn.Module, parts: int = 0, offload: bool = False) -> None:
     """Shard `net` in place: every entry of its lists of blocks by itself, then the rest.
 
-    To be called on all ranks, before its optimiser is built. Each weight is cut into `parts`, one
-    for each of as many neighbouring ranks; 0: for all ranks. Where there are more ranks, they
-    hold copies (HSDP). With `offload` the parts rest in main memory, and blocks are put together
-    on the accelerator. Nets without parameters stay as they are. ValueError where the ranks do
-    not make whole copies, and for networks that rewrite their weights as they are called.
+    To be called on all ranks, before its optimiser is built.
+
+    Args:
+        net: a network on this rank's device; one without parameters stays as it is.
+        parts: shards of each weight, one for each of as many neighbouring ranks; 0: for all ranks.
+            Where there are more ranks, they hold copies (HSDP).
+        offload: keep the shards in main memory, and gather blocks on the accelerator.
+
+    Raises ValueError where the ranks do not make whole copies, and for networks that rewrite their
+    weights as they are called.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import (
@@ -62,7 +67,10 @@ def shard(net: nn.Module, parts: int = 0, offload: bool = False) -> None:
 
 
 def copies(parts: int) -> int:
-    """How many whole copies the ranks hold of nets in `parts` (0: as many as ranks)."""
+    """The number of whole copies that the ranks hold of nets in `parts` shards (0: one per rank).
+
+    ValueError where the ranks do not make whole copies.
+    """
     parts = parts or distributed.world_size()
     if parts < 1 or distributed.world_size() % parts:
         raise ValueError(
