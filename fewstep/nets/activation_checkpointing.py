@@ -1,9 +1,9 @@
-"""Activations that are computed again when a gradient needs them: less memory, more time.
+"""Activation checkpointing: recompute activations in the backward pass, for less memory.
 
 `recompute(net)` keeps of every block its input alone. The backward pass calls the block once
 more, with torch's generators as they were, if the block drew from them, and has the same bits
-(Chen et al. 2016, https://arxiv.org/abs/1604.06174). A block's hooks stay outside, so that an
-encoder tap (`fewstep.diffusion.encoder_features`) and parts of weights
+(Chen et al. 2016, https://arxiv.org/abs/1604.06174). A block's hooks stay outside, so that
+encoder features (`fewstep.diffusion.encoder_features`) and sharding
 (`fewstep.training.sharding`) work as before. Without gradients nothing changes.
 """
 
@@ -23,14 +23,14 @@ _now = {"again": False}
 
 
 def again() -> bool:
-    """Whether what is called now is a repetition, which must leave its module as it is."""
+    """Whether a block is being recomputed now, and must leave its module as it is."""
     return _now["again"]
 
 
 def recompute(net: nn.Module) -> None:
-    """Change `net` in place: the entries of its outermost lists of blocks are computed again.
+    """Change `net` in place: the entries of its outermost lists of blocks are recomputed.
 
-    Networks of diffusers do it by themselves, in finer parts. ValueError where there are neither
+    Networks of diffusers do it by themselves, in finer pieces. ValueError where there are neither
     lists nor such networks, so that nothing would be saved.
     """
     if not has_blocks(net):
@@ -39,15 +39,15 @@ def recompute(net: nn.Module) -> None:
             "activations could be computed again; leave --recompute out"
         )
     for block in _blocks(net):
-        own = getattr(block, "enable_gradient_checkpointing", None)
-        if own is not None:
-            own(_lean)
+        enable = getattr(block, "enable_gradient_checkpointing", None)
+        if enable is not None:
+            enable(_lean)
         elif "forward" not in vars(block):
             block.forward = partial(_lean, block.forward)
 
 
 def has_blocks(net: object) -> bool:
-    """Whether there is anything in `net` that `recompute` can change."""
+    """Whether `recompute` can change anything in `net`."""
     return isinstance(net, nn.Module) and any(True for _ in _blocks(net))
 
 
@@ -69,8 +69,8 @@ def _lean(call: Callable[..., Any], *args: Any, **named: Any) -> Any:
     devices = {a.device for a in args if isinstance(a, Tensor)}
     draws = _Draws(sorted((d for d in devices if d.type == "cuda"), key=str))
     other = any(d.type not in ("cpu", "cuda", "meta") for d in devices)  # torch remembers those
-    told: Any = {"use_reentrant": False, "preserve_rng_state": other, **named}
-    return checkpoint(call, *args, context_fn=draws.contexts, **told)
+    options: Any = {"use_reentrant": False, "preserve_rng_state": other, **named}
+    return checkpoint(call, *args, context_fn=draws.contexts, **options)
 
 
 class _Draws:

@@ -79,6 +79,7 @@ class MPFourier(nn.Module):
         self.register_buffer("phases", 2 * math.pi * torch.rand(channels))
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B,) -> (B, channels), each of magnitude one in expectation."""
         phase = x[:, None] * self.freqs.to(x.dtype) + self.phases.to(x.dtype)
         return phase.cos() * math.sqrt(2)
 
@@ -237,9 +238,11 @@ class UNet(EncoderFeatureUNet):
         return super().run_encoder(torch.cat([x, torch.ones_like(x[:, :1])], 1), emb)
 
     def join(self, x: Tensor, skip: Tensor) -> Tensor:
+        """Concatenate features and skip, balanced in magnitude (`mp_cat`)."""
         return mp_cat(x, skip, self.concat_balance)
 
     def out(self, x: Tensor) -> Tensor:
+        """F: the last convolution with its learned gain."""
         out: Tensor = self.out_conv(x, self.out_gain)
         return out
 
@@ -270,9 +273,11 @@ class Precond(Preconditioned):
 
     @property
     def body(self) -> EncoderFeatureUNet:
+        """F, the U-Net."""
         return self.unet
 
     def scaling(self, sigma: Tensor) -> Scaling:
+        """EDM's coefficients (`edm_scaling`) at sigma: (B,)."""
         return edm_scaling(sigma, self.sigma_data)
 
     def logvar(self, t: Tensor) -> Tensor:

@@ -61,9 +61,10 @@ class Linear(nn.Linear):
         init.fill(self.weight, self.bias)
 
     def reset_parameters(self) -> None:
-        """Nothing: `Init` fills the weights."""
+        """Does nothing: `Init` fills the weights."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, in) -> (B, out), with weights converted to the dtype of x."""
         return F.linear(x, self.weight.to(x.dtype), _cast(self.bias, x))
 
 
@@ -160,6 +161,7 @@ class GroupNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, C, ...) -> the same shape, with weights converted to the dtype of x."""
         weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
         return F.group_norm(x, self.groups, weight, bias, self.eps)
 

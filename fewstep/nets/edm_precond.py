@@ -66,11 +66,15 @@ class _EDMFamily(Preconditioned):
 
     @property
     def body(self) -> EncoderFeatureUNet:
+        """F, the network of the published class."""
         return self.model
 
 
 class EDMPrecond(_EDMFamily):
-    """EDM. The path spans the sampler's 0.002 .. 80 where sigma_min and sigma_max allow more."""
+    """Networks trained with EDM's preconditioning (Karras et al. 2022).
+
+    The path spans the sampler's 0.002 .. 80 where sigma_min and sigma_max allow more.
+    """
 
     def __init__(
         self,
@@ -90,6 +94,7 @@ class EDMPrecond(_EDMFamily):
         self.sigma_data = sigma_data
 
     def scaling(self, sigma: Tensor) -> Scaling:
+        """EDM's coefficients (`edm_scaling`) at sigma: (B,)."""
         return edm_scaling(sigma, self.sigma_data)
 
 
@@ -139,6 +144,7 @@ class VEPrecond(_EDMFamily):
         super().__init__(VE(sigma_min, sigma_max), *base)
 
     def scaling(self, sigma: Tensor) -> Scaling:
+        """c_skip = 1, c_out = sigma, c_in = 1, c_noise = ln(sigma / 2) at sigma: (B,)."""
         return Scaling(1.0, sigma, 1.0, (sigma / 2).log())
 
 
@@ -170,6 +176,10 @@ class iDDPMPrecond(_EDMFamily):
         self.register_buffer("u", torch.tensor(levels))
 
     def scaling(self, sigma: Tensor) -> Scaling:
+        """c_skip = 1, c_out = -sigma, c_in = 1 / (1 + sigma^2)^(1/2) at sigma: (B,).
+
+        c_noise is M - 1 less the index of the nearest level u_j.
+        """
         index = (sigma[:, None] - self.u.to(sigma)).abs().argmin(1)
         noise = (self.M - 1 - index).to(sigma.dtype)
         return Scaling(1.0, -sigma, 1 / (1 + sigma**2).sqrt(), noise)

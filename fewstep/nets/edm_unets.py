@@ -117,6 +117,7 @@ class SongUNet(EncoderFeatureUNet):
         self.build(img_resolution, first, model_channels, *layout)
 
     def input_pyramid(self, name: str, width: int) -> None:
+        """Add the layers that feed the downsampled input in, if `encoder_type` has any."""
         image, style, taps = self.image_channels, self.style, self.style.taps
         if self.encoder_type == "skip":
             self.enc[f"{name}_aux_down"] = Conv2d(image, image, 0, None, "down", taps)
@@ -127,6 +128,10 @@ class SongUNet(EncoderFeatureUNet):
             self.image_channels = width
 
     def output_pyramid(self, name: str, width: int, coarsest: bool, finest: bool) -> None:
+        """Add the layers that a level of the decoder gives its output by.
+
+        With `decoder_type` "skip" every level has them, otherwise the finest alone.
+        """
         style = self.style
         outs, skip = self.out_channels, self.decoder_type == "skip"
         if skip and not coarsest:
@@ -147,6 +152,7 @@ class SongUNet(EncoderFeatureUNet):
         return F.silu(self.map_layer1(F.silu(self.map_layer0(emb))))
 
     def run_encoder(self, x: Tensor, emb: Tensor) -> list[Tensor]:
+        """The encoder's outputs for the decoder, in order; the last one is the features."""
         skips: list[Tensor] = []
         image = x
         for name, block in self.enc.items():
@@ -164,6 +170,7 @@ class SongUNet(EncoderFeatureUNet):
         return skips
 
     def run_decoder(self, skips: list[Tensor], emb: Tensor) -> Tensor:
+        """F from the encoder's outputs, which are removed from `skips`."""
         x, image, normed = skips[-1], None, skips[-1]
         for name, block in self.dec.items():
             match name.partition("_")[2]:

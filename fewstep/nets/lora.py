@@ -44,7 +44,12 @@ ATTENTION = (
 
 @dataclass(frozen=True)
 class LoRA:
-    """Train adapters of this rank beside the frozen teacher, in place of whole networks."""
+    """Train low-rank adapters beside the frozen teacher, in place of whole networks.
+
+    `rank` is r, `alpha` sets the factor alpha / r of the adapters, `targets` says which layers get
+    them. ValueError for a rank below 1 or an alpha that is not positive and finite. Hu et al.
+    2021, https://arxiv.org/abs/2106.09685.
+    """
 
     rank: int = 64
     alpha: float | None = None
@@ -62,13 +67,21 @@ class LoRA:
 
     @property
     def scale(self) -> float:
-        """alpha / r."""
+        """The factor alpha / r of the adapters, 1 where alpha is None."""
         return 1.0 if self.alpha is None else self.alpha / self.rank
 
     def adapt(self, net: nn.Module, seed: int = 0) -> nn.Module:
-        """A role that answers as `net` does, and trains adapters on its weights.
+        """A network that answers as `net` does, and trains adapters on its weights.
 
-        To be called when `net` is on its device. Raises ValueError where a target is no layer.
+        Args:
+            net: the teacher, on its device; its tensors are shared, not copied.
+            seed: of the initial A.
+
+        Returns: a module of the structure of `net` whose parameters and state dict are the
+        adapters alone.
+
+        Raises ValueError where a target is no layer, nothing can be adapted, or a layer rewrites
+        its weight. Hu et al. 2021, https://arxiv.org/abs/2106.09685.
         """
         for module in net.modules():
             if getattr(module, "rewrites_weight", False):
@@ -88,7 +101,10 @@ class LoRA:
         return role
 
     def layers(self, net: nn.Module) -> list[str]:
-        """The names of the layers of `net` that are adapted, in its order."""
+        """The names of the layers of `net` that are adapted, in its order.
+
+        ValueError where a target matches none, or there is nothing to adapt.
+        """
         every = [name for name, module in net.named_modules() if _adaptable(module)]
         hits = {
             target: {name for name in every if fnmatchcase(f".{name}", f"*.{target}")}
@@ -99,13 +115,13 @@ class LoRA:
             if not hits[target]:
                 hint = nearest(target, known)
                 raise ValueError(f"LoRA: no layer of this network is named {target!r}{hint}")
-        found = set().union(*hits.values())
-        if not found:
+        names = set().union(*hits.values())
+        if not names:
             raise ValueError(
                 "LoRA adapts the projections of attention, and this network has none; say which "
                 f"layers with targets=(...); it has {', '.join(known)}"
             )
-        return [name for name in every if name in found]
+        return [name for name in every if name in names]
 
     def merged(
         self, weights: Mapping[str, Tensor], adapters: Mapping[str, Tensor]
@@ -123,7 +139,7 @@ class LoRA:
 
 
 def pairs(adapters: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
-    """Name of the layer -> (A, B), from a role's state dict."""
+    """The adapters by layer: name -> (A, B), from a role's state dict."""
     return {
         name.removesuffix(".up"): (adapters[f"{name.removesuffix('up')}down.weight"], up)
         for name, up in adapters.items()
@@ -132,7 +148,7 @@ def pairs(adapters: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
 
 
 class Adapted(nn.Module):
-    """A frozen layer, and A and B beside it."""
+    """A frozen layer with trainable adapters A and B."""
 
     def __init__(
         self, base: nn.Module, rank: int, scale: float, generator: torch.Generator
@@ -150,14 +166,14 @@ class Adapted(nn.Module):
         self.up = nn.Parameter(torch.zeros(weight.shape[0], rank, *ones, **like))
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: what the layer takes; its answer, adapted."""
+        """W x + b + (alpha / r) B A x, for an input x of the layer."""
         low = self.down(x)
         up = self.up.to(low.dtype)
         change = F.linear(low, up) if up.ndim == 2 else F.conv2d(low, up)
         return torch.add(self.base(x), change, alpha=self.scale)
 
     def __getattr__(self, name: str) -> Any:
-        """What a network asks of its layer beside calling it, such as in_features."""
+        """Attributes that the wrapper lacks are the layer's, such as in_features."""
         try:
             return super().__getattr__(name)
         except AttributeError:
@@ -190,12 +206,12 @@ def _adaptable(module: nn.Module) -> bool:
 
 def _short(name: str) -> str:
     """The end of a name that says something: "to_out.0" of "mid_block.attn1.to_out.0"."""
-    found = re.search(r"[^.]+(\.\d+)*$", name)
-    return found[0] if found else name
+    match = re.search(r"[^.]+(\.\d+)*$", name)
+    return match[0] if match else name
 
 
 def recorded(lora: LoRA, digest: str) -> LoRA:
-    """`lora` with the digest of the teacher's weights, which are still those it names, if any."""
+    """`lora` with the teacher's digest; ValueError where it names another one."""
     if lora.teacher not in ("", digest):
         raise ValueError(
             f"the adapters belong to a teacher with the digest {lora.teacher[:12]}..., and this "

@@ -24,6 +24,7 @@ class Block(nn.Module):
         nn.init.zeros_(self.outer.bias)
 
     def forward(self, h: Tensor, emb: Tensor) -> Tensor:
+        """h, emb: (B, width) -> (B, width)."""
         scale, shift = self.modulate(emb).chunk(2, 1)
         y = F.layer_norm(h, h.shape[1:]) * (1 + scale) + shift
         out: Tensor = h + self.outer(F.silu(self.inner(F.silu(y))))
@@ -31,7 +32,10 @@ class Block(nn.Module):
 
 
 class MLPNet(nn.Module):
-    """F(x, label, cond): (B, *shape), (B,), (B,) int64 or None -> (B, *shape); tapped."""
+    """F(x, label, cond): (B, *shape), (B,), (B,) int64 or None -> (B, *shape).
+
+    Its encoder features are the state half way through, (B, width).
+    """
 
     def __init__(self, shape: tuple[int, ...], classes: int, width: int, blocks: int) -> None:
         super().__init__()
@@ -61,6 +65,7 @@ class MLPNet(nn.Module):
         return F.silu(self.mix(emb))
 
     def forward(self, x: Tensor, label: Tensor, cond: Tensor | None = None) -> Tensor:
+        """F: (B, *shape)."""
         return self.forward_with_features(x, label, cond)[0]
 
     def encode(self, x: Tensor, label: Tensor, cond: Tensor | None = None) -> Tensor:
@@ -87,7 +92,7 @@ class MLPNet(nn.Module):
 
 @dataclass(frozen=True)
 class MLP(Net):
-    """Width and number of residual blocks."""
+    """A residual MLP: `width` of its layers and number of residual `blocks`."""
 
     width: int = 256
     blocks: int = 4
@@ -97,4 +102,5 @@ class MLP(Net):
             raise ValueError(f"MLP needs width >= 4 and blocks >= 0, got {self}")
 
     def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
+        """`MLPNet` for samples of any shape; cond = `classes`, like None, means no label."""
         return MLPNet(shape, classes, self.width, self.blocks)

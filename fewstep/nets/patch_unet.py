@@ -24,11 +24,11 @@ from fewstep.nets.unet import EncoderFeatureUNet, Resample
 
 
 class PatchUNetBody(EncoderFeatureUNet):
-    """F(x, label, cond): (B, C, S, S), (B,), (B,) int64 or None -> (B, C, S, S), with a tap.
+    """F(x, label, cond): (B, C, S, S), (B,), (B,) int64 or None -> (B, C, S, S).
 
     cond = `classes`, like None, means no label. `encode` and `forward_with_features` take the
     same arguments and agree exactly with the call; features are (B, F, h, h) of the coarsest
-    level. Whatever `augment` says is ignored.
+    level. A fourth argument, `augment`, is ignored.
     """
 
     def __init__(self, shape: tuple[int, ...], classes: int, config: PatchUNet) -> None:
@@ -72,15 +72,20 @@ class PatchUNetBody(EncoderFeatureUNet):
         return F.silu(self.map_both(emb))
 
     def run_encoder(self, x: Tensor, emb: Tensor) -> list[Tensor]:
+        """The encoder's outputs for the picture cut into patches."""
         return super().run_encoder(F.pixel_unshuffle(x, self.patch), emb)
 
     def out(self, x: Tensor) -> Tensor:
+        """F, put together from its patches: (B, C, S, S)."""
         return F.pixel_shuffle(super().out(x), self.patch)
 
 
 @dataclass(frozen=True)
 class PatchUNet(Net):
-    """The defaults: the best on 16x16 digits of five settings after equal training time."""
+    """A small U-Net on patches.
+
+    The defaults: the best on 16x16 digits of five settings after equal training time.
+    """
 
     width: int = 48
     """Channels of the finest level; a quarter of the embedding's."""
@@ -104,6 +109,7 @@ class PatchUNet(Net):
             raise ValueError(f"PatchUNet.mults are positive whole numbers, got {self.mults}")
 
     def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
+        """`PatchUNetBody` for square pictures (C, S, S); ValueError where S does not fit."""
         side = self.patch << (len(self.mults) - 1)
         if len(shape) != 3 or shape[1] != shape[2] or shape[1] % side:
             raise ValueError(

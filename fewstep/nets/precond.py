@@ -25,7 +25,7 @@ from fewstep.nets.unet import EncoderFeatureUNet
 
 
 class Scaling(NamedTuple):
-    """c_skip, c_out, c_in, each a number or (B,), and c_noise (B,)."""
+    """The coefficients c_skip, c_out, c_in, each a number or (B,), and c_noise (B,)."""
 
     skip: Tensor | float
     out: Tensor
@@ -62,7 +62,7 @@ def class_vectors(cond: Cond, x: Tensor, classes: int) -> Tensor | None:
 
 
 class Preconditioned(nn.Module, ABC):
-    """A network body with its preconditioning: a `Denoiser` that is `Tapped`."""
+    """A network body with its preconditioning: a `Denoiser` with encoder features."""
 
     path: NoisePath
     label_dim: int
@@ -74,7 +74,7 @@ class Preconditioned(nn.Module, ABC):
     @property
     @abstractmethod
     def body(self) -> EncoderFeatureUNet:
-        """F."""
+        """The network body F."""
 
     @property
     def feature_shape(self) -> tuple[int, ...]:
@@ -152,7 +152,10 @@ def _column(c: Tensor | float) -> Tensor | float:
 
 
 def edm_scaling(sigma: Tensor, sigma_data: float) -> Scaling:
-    """Unit variance of the network's input and target at every sigma, for data of this spread."""
+    """EDM's coefficients at sigma: (B,) (Karras et al. 2022, table 1).
+
+    The network's input and target have unit variance for data of standard deviation sigma_data.
+    """
     variance = sigma**2 + sigma_data**2
     norm = variance.sqrt()
     return Scaling(sigma_data**2 / variance, sigma * sigma_data / norm, 1 / norm, sigma.log() / 4)

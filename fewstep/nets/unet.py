@@ -40,7 +40,7 @@ class MakeBlock(Protocol):
 
 
 class EncoderFeatureUNet(nn.Module, ABC):
-    """A network body F with an encoder tap (see `fewstep.diffusion.encoder_features`).
+    """A U-Net F that returns its encoder's features (see `fewstep.diffusion.encoder_features`).
 
     In all calls x: (B, C, H, W), noise: (B,) the noise label, labels: (B, classes) or None,
     augment: (B, A) or None; F is (B, out, H, W), features are (B, F, h, w).
@@ -63,7 +63,12 @@ class EncoderFeatureUNet(nn.Module, ABC):
         attention: Sequence[int],
         make: MakeBlock,
     ) -> int:
-        """Make `enc`, which starts with `first` of width `stem`, and `dec`; returns its width."""
+        """Make `enc`, which starts with `first` of width `stem`, and `dec`.
+
+        widths: channels of each level, from fine to coarse; blocks: residual blocks of a level of
+        the encoder; attention: resolutions with self-attention. Returns the channels of the last
+        decoder block; ValueError where the levels do not fit the resolution.
+        """
         if not widths or resolution >> (len(widths) - 1) < 1:
             raise ValueError(f"{len(widths)} levels do not fit img_resolution {resolution}")
         sizes = [resolution >> level for level in range(len(widths))]
@@ -108,7 +113,7 @@ class EncoderFeatureUNet(nn.Module, ABC):
         """The embedding of everything but x: (B, E)."""
 
     def run_encoder(self, x: Tensor, emb: Tensor) -> list[Tensor]:
-        """The features the decoder will meet again, in order; the last one is the tap."""
+        """The outputs that the decoder takes up again, in order; the last one is the features."""
         skips: list[Tensor] = []
         for name, block in self.enc.items():
             x = block(x) if name.endswith("conv") else block(x, emb)
@@ -116,18 +121,18 @@ class EncoderFeatureUNet(nn.Module, ABC):
         return skips
 
     def run_decoder(self, skips: list[Tensor], emb: Tensor) -> Tensor:
-        """From the encoder's features to F; empties `skips`."""
+        """F from the encoder's outputs, which are removed from `skips`."""
         x = skips[-1]
         for name, block in self.dec.items():
             x = block(self.join(x, skips.pop()) if "block" in name else x, emb)
         return self.out(x)
 
     def join(self, x: Tensor, skip: Tensor) -> Tensor:
-        """What a block of the decoder is given, of its input and an output left over."""
+        """The input of a decoder block: features and an encoder output, concatenated."""
         return torch.cat([x, skip], 1)
 
     def out(self, x: Tensor) -> Tensor:
-        """F from what the last block of the decoder gives."""
+        """F from the output of the last decoder block."""
         out: Tensor = self.out_conv(F.silu(self.out_norm(x)))
         return out
 

@@ -1,9 +1,9 @@
-"""Published constructor arguments and weights, taken at their word or refused.
+"""Checks of published constructor arguments and weights: valid, or refused.
 
 A snapshot is somebody else's file. Its constructor arguments are accepted only where this package
 knows the name and the value is of a sensible kind and size; its tensors only where names, shapes
-and finiteness are exactly those of the network the arguments describe. What is refused is refused
-in one sentence, before anything large is computed.
+and finiteness are exactly those of the network the arguments describe. A refusal is one sentence,
+raised before anything large is computed.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ _ANY_NUMBER = _real(0, math.inf)
 def check_arguments(
     owner: str, kwargs: Mapping[str, Any], known: Collection[str], required: Collection[str]
 ) -> None:
-    """Refuse arguments that `owner` does not know, lacks, or that are of the wrong kind."""
+    """ValueError for arguments of `owner` that are unknown, missing or of the wrong kind."""
     for name in kwargs:
         if name not in known:
             near = difflib.get_close_matches(str(name), sorted(known), 1)
@@ -117,8 +117,8 @@ def load_state(net: nn.Module, state: Mapping[str, Tensor], owner: str) -> None:
         if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or tensor.is_meta:
             raise ValueError(f"{owner}: {name} is not a dense tensor with values")
         if tensor.shape != expected[name].shape:
-            came, wanted = tuple(tensor.shape), tuple(expected[name].shape)
-            raise ValueError(f"{owner}: {name} has shape {came}, expected {wanted}")
+            shape, expected_shape = tuple(tensor.shape), tuple(expected[name].shape)
+            raise ValueError(f"{owner}: {name} has shape {shape}, expected {expected_shape}")
         if not tensor.is_floating_point():
             raise ValueError(f"{owner}: {name} holds {tensor.dtype}, expected floating point")
         if not bool(torch.isfinite(tensor).all()):
@@ -130,9 +130,9 @@ def load_state(net: nn.Module, state: Mapping[str, Tensor], owner: str) -> None:
     net.load_state_dict(copies, assign=True)
 
 
-def _same_names(owner: str, expected: Collection[str], came: Collection[str]) -> None:
-    missing = [name for name in expected if name not in came]
-    extra = [str(name) for name in came if name not in expected]
+def _same_names(owner: str, expected: Collection[str], names: Collection[str]) -> None:
+    missing = [name for name in expected if name not in names]
+    extra = [str(name) for name in names if name not in expected]
     parts = []
     if missing:
         parts.append(f"{len(missing)} missing ({', '.join(missing[:3])}{_more(missing)})")

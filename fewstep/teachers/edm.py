@@ -4,7 +4,7 @@ Karras et al. 2022 (https://arxiv.org/abs/2206.00364) publish DDPM++, NCSN++ and
 under EDM, VP, VE and iDDPM preconditioning; SiD (https://arxiv.org/abs/2404.04057) and SiDA
 (https://arxiv.org/abs/2410.14919) publish one-step generators of the same form. Each is a class
 name, constructor arguments and named tensors; here these become a `Denoiser` on the path t =
-sigma, with an encoder tap (`fewstep.diffusion.encoder_features`).
+sigma, with encoder features (`fewstep.diffusion.encoder_features`).
 """
 
 from __future__ import annotations
@@ -41,11 +41,18 @@ def build(
 ) -> Preconditioned:
     """The denoiser, in evaluation mode, with float32 copies of `state` as parameters.
 
-    `init_kwargs` are the constructor arguments of the published class `class_name`, `state` its
-    state dict. The body runs in float16 on an accelerator where they say use_fp16, or in `dtype`
-    everywhere, where it is given; preconditioning is always computed in float32 at least.
+    Args:
+        init_kwargs: the constructor arguments of the published class.
+        state: its state dict.
+        class_name: the published class, one of `CLASSES`.
+        dtype: precision of the body everywhere; None: float16 on an accelerator where the
+            arguments say use_fp16, else that of the input. Preconditioning is computed in float32
+            at least.
 
-    Raises ValueError for arguments and tensors that do not belong to such a network.
+    Returns: a `Denoiser` of (B, C, S, S) on the path t = sigma, with encoder features.
+
+    Raises ValueError for arguments and tensors that do not belong to such a network. Karras et al.
+    2022, https://arxiv.org/abs/2206.00364.
     """
     with torch.device("meta"):
         net = new_network(init_kwargs, class_name)
@@ -55,18 +62,18 @@ def build(
 
 
 def new_network(init_kwargs: Mapping[str, Any], class_name: str = "EDMPrecond") -> Preconditioned:
-    """The network with newly drawn weights; ValueError for arguments that do not belong to it."""
+    """The network with new random weights; ValueError for arguments that do not belong to it."""
     if class_name not in CLASSES:
         raise ValueError(f"class_name is one of {', '.join(CLASSES)}, got {class_name!r}")
     cls = CLASSES[class_name]
-    own = inspect.signature(cls).parameters
-    model_type = init_kwargs.get("model_type", own["model_type"].default)
+    parameters = inspect.signature(cls).parameters
+    model_type = init_kwargs.get("model_type", parameters["model_type"].default)
     if model_type not in tuple(BODIES):
         raise ValueError(f"model_type is one of {', '.join(BODIES)}, got {model_type!r}")
     body = [
         p for p in inspect.signature(BODIES[model_type]).parameters if p not in _SET_BY_PRECOND
     ]
-    known = [name for name in own if name != "model_kwargs"] + body
+    known = [name for name in parameters if name != "model_kwargs"] + body
     check_arguments(class_name, init_kwargs, known, ("img_resolution", "img_channels"))
     try:
         return cls(**init_kwargs)

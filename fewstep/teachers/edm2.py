@@ -2,8 +2,8 @@
 
 Karras et al. 2024 (https://arxiv.org/abs/2312.02696) publish networks that denoise latents of
 Stable Diffusion's autoencoder (4 x 64 x 64) or pixels, conditional on ImageNet labels; their
-weights are stored in float16. They become a `Denoiser` on the path t = sigma, with an encoder tap
-(`fewstep.diffusion.encoder_features`) and the log-variance head `logvar(t)`.
+weights are stored in float16. They become a `Denoiser` on the path t = sigma, with encoder
+features (`fewstep.diffusion.encoder_features`) and the log-variance head `logvar(t)`.
 """
 
 from __future__ import annotations
@@ -30,11 +30,18 @@ def build(
 ) -> Precond:
     """The denoiser, in evaluation mode, with float32 copies of `state` as parameters.
 
-    `init_kwargs` are the constructor arguments of the published class `Precond`, `state` its
-    state dict. The body runs in float16 on an accelerator where they say use_fp16 (the default),
-    or in `dtype` everywhere, where it is given; preconditioning is computed in float32 at least.
+    Args:
+        init_kwargs: the constructor arguments of the published class `Precond`.
+        state: its state dict.
+        dtype: precision of the body everywhere; None: float16 on an accelerator where the
+            arguments say use_fp16 (the default), else that of the input. Preconditioning is
+            computed in float32 at least.
 
-    Raises ValueError for arguments and tensors that do not belong to such a network.
+    Returns: a `Denoiser` of (B, C, S, S) on the path t = sigma, with encoder features and
+    `logvar(t)`.
+
+    Raises ValueError for arguments and tensors that do not belong to such a network. Karras et al.
+    2024, https://arxiv.org/abs/2312.02696.
     """
     with torch.device("meta"):
         net = new_network(init_kwargs)
@@ -44,9 +51,9 @@ def build(
 
 
 def new_network(init_kwargs: Mapping[str, Any]) -> Precond:
-    """The network with newly drawn weights; ValueError for arguments that do not belong to it."""
-    own = inspect.signature(Precond).parameters
-    known = [*own, *inspect.signature(UNet).parameters]
+    """The network with new random weights; ValueError for arguments that do not belong to it."""
+    parameters = inspect.signature(Precond).parameters
+    known = [*parameters, *inspect.signature(UNet).parameters]
     known += [field.name for field in dataclasses.fields(MPStyle)]
     known = [name for name in dict.fromkeys(known) if name not in _SKIP]
     required = ("img_resolution", "img_channels", "label_dim")

@@ -24,11 +24,17 @@ def _tensor(x: Tensor | Sequence[float] | Sequence[Sequence[float]]) -> Tensor:
 
 
 class GaussianMixture(nn.Module):
-    """sum_k weights_k N(means_k, covs_k) as a `Denoiser` of vectors (B, D).
+    """sum_k weights_k N(means_k, covs_k) as an exact `Denoiser` of vectors (B, D).
 
-    means: (K, D); covs: (K, D, D), (K, D) diagonals, or () one variance for all;
-    weights: (K,), normalised here. With labels as `cond` ((B,) int64; K is the null label) it is
-    class-conditional: component k alone.
+    Args:
+        means: (K, D).
+        covs: (K, D, D), (K, D) diagonals, or () one variance for all.
+        weights: (K,) positive numbers, normalised here; None: equal ones.
+        path: the noise path.
+
+    With labels as `cond` ((B,) int64; K is the null label) it is class-conditional: component k
+    alone. Raises ValueError where shapes do not fit, weights are not positive, or covs are not
+    positive definite.
     """
 
     def __init__(
@@ -74,7 +80,10 @@ class GaussianMixture(nn.Module):
         std: float = 0.1,
         path: NoisePath = VE(),
     ) -> GaussianMixture:
-        """`count` equal round components on a circle in the plane."""
+        """`count` equal round components on a circle in the plane.
+
+        radius: of the circle around 0; std: standard deviation of a component along each axis.
+        """
         angle = torch.arange(count) * (2 * math.pi / count)
         return cls(radius * torch.stack([angle.cos(), angle.sin()], 1), std**2, path=path)
 
@@ -105,12 +114,12 @@ class GaussianMixture(nn.Module):
             return (posterior[..., None] * mean).sum(1)
 
     def log_prob(self, xt: Tensor, t: Tensor, cond: Cond = None) -> Tensor:
-        """log p_t(x_t): (B, D), (B,) or () -> (B,)."""
+        """log p_t(x_t): xt (B, D), t (B,) or () -> (B,)."""
         offset, variance, _ = self._whitened(xt, t)
         return self._log_joint(offset, variance, cond).logsumexp(1)
 
     def score(self, xt: Tensor, t: Tensor, cond: Cond = None) -> Tensor:
-        """grad log p_t(x_t): (B, D); exact, not by differentiation."""
+        """grad log p_t(x_t): xt (B, D), t (B,) or () -> (B, D), in closed form."""
         alpha, sigma = self.path.alpha(t.to(xt)), self.path.sigma(t.to(xt))
         alpha, sigma = (c[:, None] if c.ndim else c for c in (alpha, sigma))
         out: Tensor = (alpha * self(xt, t, cond) - xt) / sigma**2
@@ -119,7 +128,10 @@ class GaussianMixture(nn.Module):
     def sample(
         self, count: int, generator: torch.Generator | None = None, cond: Cond = None
     ) -> Tensor:
-        """`count` exact samples of x_0: (count, D)."""
+        """`count` exact samples of x_0: (count, D); `generator` is torch's global one by default.
+
+        cond: (count,) int64, the component of each sample; by default drawn by weight.
+        """
         if cond is None:
             p = self.log_weights.exp()
             cond = torch.multinomial(p, count, replacement=True, generator=generator)
@@ -165,7 +177,7 @@ class GaussianMixture(nn.Module):
 
 
 class Gaussian(GaussianMixture):
-    """N(mean, cov) as a `Denoiser`; mean: (D,), cov: (D, D), (D,) or a float."""
+    """N(mean, cov) as an exact `Denoiser`; mean: (D,), cov: (D, D), (D,) or a float variance."""
 
     def __init__(
         self,

@@ -30,8 +30,12 @@ class SnapshotNet(Net):
 
     def build(self, shape: tuple[int, ...], classes: int) -> Preconditioned:
         """The denoiser with newly drawn weights, in evaluation mode."""
-        net, own = self.network(), self.kwargs()
-        size = (own["img_channels"], own["img_resolution"], own["img_resolution"])
+        net, arguments = self.network(), self.kwargs()
+        size = (
+            arguments["img_channels"],
+            arguments["img_resolution"],
+            arguments["img_resolution"],
+        )
         if (shape, classes) != (size, net.label_dim):
             raise ValueError(
                 f"{self.class_name} of these arguments is for {size} with {net.label_dim} "
@@ -40,7 +44,7 @@ class SnapshotNet(Net):
         return net.eval()
 
     def kwargs(self) -> dict[str, Any]:
-        """The arguments."""
+        """The constructor arguments; ValueError where they are no JSON object."""
         try:
             value = json.loads(self.arguments)
         except (ValueError, RecursionError):
@@ -52,7 +56,7 @@ class SnapshotNet(Net):
         return value
 
     def network(self) -> Preconditioned:
-        """The network, for the shape and the classes that its arguments say."""
+        """The network that class name and arguments say; ValueError where they do not fit."""
         if self.class_name not in CLASSES:
             raise ValueError(
                 f"the class {self.class_name} is not known; fewstep builds {', '.join(CLASSES)}"

@@ -1,4 +1,4 @@
-"""Is the teacher what its files say? Five noise levels, before hours are spent.
+"""Pre-flight check: does the teacher denoise as its files say, at five noise levels?
 
 A prediction type or a schedule that is written down wrongly gives no error: the network answers,
 and the student learns the wrong distribution. A denoiser f of the distribution p, though, is a
@@ -49,7 +49,7 @@ STEPS = 20
 
 
 class Level(NamedTuple):
-    """What was found at one noise level."""
+    """The result at one noise level."""
 
     t: float
     error: float
@@ -81,7 +81,7 @@ def time_of(path: NoisePath, log_snr: float) -> float:
 @torch.no_grad()
 def examine(denoiser: Denoiser, x: Tensor, cond: Cond, draws: Draws) -> list[Level]:
     """The teacher's error and gain at each level, on samples x: (N, *) with their conditions."""
-    found = []
+    levels = []
     variance = (x - x.mean()).double().square().mean()
     for number, log_snr in enumerate(LOG_SNR):
         t = torch.tensor(time_of(denoiser.path, log_snr), dtype=x.dtype, device=x.device)
@@ -95,16 +95,23 @@ def examine(denoiser: Denoiser, x: Tensor, cond: Cond, draws: Draws) -> list[Lev
         if bool(error.isfinite()):
             fit = torch.linalg.lstsq(known, target[:, None]).solution
             gain = float((target - (known @ fit)[:, 0]).square().mean() / error)
-        found.append(Level(float(t), float(error / linear), gain))
-    return found
+        levels.append(Level(float(t), float(error / linear), gain))
+    return levels
 
 
 def preflight(
     teacher: Generator, cond: Cond, x: Tensor | None = None, count: int = 8, seed: int = 0
 ) -> list[Level]:
-    """Examine a teacher on x, or on its own samples; a ValueError in a sentence if it fails.
+    """Check that a teacher denoises, on x or on its own samples; ValueError if it fails.
 
-    cond: the conditions of `count` samples, or None; x: (count, *), real data where there are.
+    Args:
+        teacher: the generator to check.
+        cond: the conditions of `count` samples, or None.
+        x: (count, *), real data in the teacher's space; None: samples of the teacher.
+        count: number of samples.
+        seed: of the noise and the teacher's samples.
+
+    Returns: a `Level` for each of the five noise levels of `LOG_SNR`.
     """
     draws = Draws.range(0, count, seed, teacher.device).under("preflight")
     with torch.no_grad():
@@ -124,7 +131,7 @@ def preflight(
 
 
 def _scaled(x: Tensor) -> None:
-    """Refuse samples that are no pictures or latents."""
+    """ValueError for samples whose standard deviation no picture or latent has."""
     std = float(x.std())
     if not SCALE[0] <= std <= SCALE[1]:
         raise ValueError(
@@ -134,5 +141,5 @@ def _scaled(x: Tensor) -> None:
 
 
 def sound(level: Level) -> bool:
-    """Whether a level is what a denoiser of its own samples shows; NaN is not."""
+    """Whether error and gain are those of a denoiser of its samples; not where they are NaN."""
     return level.gain >= GAIN and level.error <= LINEAR

@@ -1,6 +1,6 @@
-"""Snapshots of EDM, EDM2, SiD and SiDA become generators, and ordinary model folders.
+"""Load snapshots of EDM, EDM2, SiD and SiDA, and convert them to model folders.
 
-    teacher = load("edm-cifar10-32x32-uncond-vp.pkl")
+    teacher = load_snapshot("edm-cifar10-32x32-uncond-vp.pkl")
     convert("edm-cifar10-32x32-uncond-vp.pkl", "teachers/cifar10")
 
 A teacher is sampled by EDM's 18 Heun steps, over the noise levels its network was made for; a
@@ -40,7 +40,12 @@ def load_snapshot(
 ) -> Generator:
     """The generator in a snapshot or training state; nothing of the file is executed.
 
-    `name` chooses the object of the file; by default "ema", else "G_ema", else its only network.
+    Args:
+        path: the file (.pkl or .pt).
+        name: the object of the file; by default "ema", else "G_ema", else its only network.
+        student: sample with one call at sigma = 2.5 (SiD, SiDA) in place of 18 Heun steps.
+        device: where the network goes.
+
     Raises ValueError for a file that is not such a snapshot, or not of a network known here.
     """
     net, model, sampler, card, _ = _open(Path(path), name, student)
@@ -49,12 +54,12 @@ def load_snapshot(
 
 
 def load_model_or_snapshot(path: str | Path) -> Generator:
-    """The generator in a run or model folder, or in a snapshot file as published."""
+    """The generator in a run or model folder, or in a snapshot file."""
     return load_snapshot(path) if Path(path).is_file() else load_student(path)
 
 
 def stored_description(path: str | Path) -> Model:
-    """The description of what `open_model` would give, found without reading a weight's value."""
+    """The `Model` that `load_model_or_snapshot` would give; no weight's value is read."""
     if not Path(path).is_file():
         return model_description(path)
     snapshot = read_snapshot(path)
@@ -62,41 +67,50 @@ def stored_description(path: str | Path) -> Model:
 
 
 def convert(path: str | Path, out: str | Path, name: str = "", student: bool = False) -> None:
-    """Write what `load` would give as the model folder `out`, which is new or empty."""
+    """Write what `load_snapshot` would give as the model folder `out`.
+
+    ValueError where `out` is not new or an empty folder, and as of `load_snapshot`.
+    """
     folder = Path(out) if Path(out).name not in ("", "..") else Path(out).resolve()
     taken = folder.is_symlink() or (folder.exists() and not folder.is_dir())
     if taken or (folder.is_dir() and any(folder.iterdir())):
         raise ValueError(f"{out} exists already; choose a new or empty folder")
-    _, model, sampler, card, found = _open(Path(path), name, student)
-    save_model(folder, found.state, model, sampler, card)
+    _, model, sampler, card, snapshot_object = _open(Path(path), name, student)
+    save_model(folder, snapshot_object.state, model, sampler, card)
 
 
 def _open(
     path: Path, name: str, student: bool
 ) -> tuple[Preconditioned, Model, Sampler, dict[str, Any], SnapshotObject]:
-    """The network, its description, sampler and card, and the object of the file it is from."""
+    """The network, its description, sampler and card, and its object in the file."""
     if not path.is_file():
         kind = "a folder" if path.is_dir() else "missing"
         raise ValueError(f"{path} is {kind}; a snapshot is a file (.pkl or .pt)")
     snapshot = read_snapshot(path)
     try:
         chosen = choose_object(snapshot, name)
-        found = snapshot.objects[chosen]
-        model, net = network(found)
+        snapshot_object = snapshot.objects[chosen]
+        model, net = network(snapshot_object)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     card = {"source": {"file": path.name, "sha256": snapshot.sha256, "object": chosen}}
-    card["source"] |= {"class": found.class_name, "source_sha256": found.source_sha256}
+    card["source"] |= {
+        "class": snapshot_object.class_name,
+        "source_sha256": snapshot_object.source_sha256,
+    }
     encoder = snapshot.objects.get("encoder")
     coder = {"class": encoder.class_name, "arguments": encoder.init_kwargs} if encoder else None
     full = {**card, "encoder": coder, "licence": LICENCE}
     sampler = FewStep(2.5) if student else Heun(_times(model.path))
-    return net, model, sampler, jsonable(full), found
+    return net, model, sampler, jsonable(full), snapshot_object
 
 
 def choose_object(snapshot: Snapshot, name: str = "") -> str:
-    """Which object of a file is meant: `name`, or ema, or G_ema, or the only network."""
-    networks = [key for key, found in snapshot.objects.items() if found.state]
+    """The name of the object to load: `name`, or ema, or G_ema, or the only network.
+
+    ValueError where there is none, or it is not clear which.
+    """
+    networks = [key for key, snapshot_object in snapshot.objects.items() if snapshot_object.state]
     holds = f"it holds {', '.join(networks)}" if networks else "it holds none"
     if name:
         if name not in networks:
@@ -109,7 +123,7 @@ def choose_object(snapshot: Snapshot, name: str = "") -> str:
 
 
 def network(found: SnapshotObject) -> tuple[Model, Preconditioned]:
-    """An object of a snapshot as description and denoiser; ValueError where it is none."""
+    """The description and denoiser of an object of a snapshot; ValueError where it is none."""
     model, _ = description(found)
     if found.class_name == "Precond":
         return model, edm2.build(found.init_kwargs, found.state)
@@ -117,7 +131,7 @@ def network(found: SnapshotObject) -> tuple[Model, Preconditioned]:
 
 
 def description(found: SnapshotObject) -> tuple[Model, Preconditioned]:
-    """What an object of a snapshot says it is, and its network without weights."""
+    """The description of an object of a snapshot, and its network without weights."""
     if found.init_args:
         raise ValueError(f"{found.class_name} was made with arguments that have no names")
     return describe(found.class_name, found.init_kwargs)
