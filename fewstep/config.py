@@ -44,14 +44,14 @@ LARGEST = 2**63
 
 
 class OwnFile(NamedTuple):
-    """A Python file that is the user's own, as it was read."""
+    """A Python file of the user's own, with its content when it was read."""
 
     path: Path
     data: bytes
 
     @property
     def sha256(self) -> str:
-        """In hexadecimal."""
+        """SHA-256 of the content, in hexadecimal."""
         return hashlib.sha256(self.data).hexdigest()
 
     @classmethod
@@ -71,8 +71,8 @@ def known() -> dict[str, type]:
     """Every configuration class of the package, by name."""
     names = [f"fewstep.{name}" for name in MODULES]
     for room in ROOMS:
-        found = importlib.import_module(f"fewstep.{room}")
-        names += [f"fewstep.{room}.{m.name}" for m in pkgutil.iter_modules(found.__path__)]
+        package = importlib.import_module(f"fewstep.{room}")
+        names += [f"fewstep.{room}.{m.name}" for m in pkgutil.iter_modules(package.__path__)]
     classes: dict[str, type] = {}
     for name in names:
         classes |= _classes(importlib.import_module(name))
@@ -93,7 +93,7 @@ def _classes(module: types.ModuleType) -> dict[str, type]:
 
 def _parts_of(root: type, classes: Mapping[str, type]) -> dict[str, type]:
     """Those of `classes` that `root` is made of: of its fields' types, of theirs, and so on."""
-    found: dict[str, type] = {}
+    parts: dict[str, type] = {}
     queue: list[Any] = [root]
     seen: list[Any] = []
     while queue:
@@ -105,12 +105,12 @@ def _parts_of(root: type, classes: Mapping[str, type]) -> dict[str, type]:
             if isinstance(hint, type) and issubclass(cls, hint) and hint is not object:
                 queue += typing.get_type_hints(cls).values()
                 if not inspect.isabstract(cls):
-                    found[name] = cls
-    return {name: cls for name, cls in classes.items() if name in found}
+                    parts[name] = cls
+    return {name: cls for name, cls in classes.items() if name in parts}
 
 
 def nearest(name: str, names: typing.Iterable[str]) -> str:
-    """ "; did you mean 'x'?" or "; choose from a, b, c"."""
+    """The end of an error message: "; did you mean 'x'?" or "; choose from a, b, c"."""
     lower = {known.lower(): known for known in sorted(names)}
     if close := difflib.get_close_matches(name.lower(), lower, 1):
         return f"; did you mean {lower[close[0]]!r}?"
@@ -342,9 +342,11 @@ class _Loader(importlib.abc.ExecutionLoader):
         self.file = file
 
     def get_filename(self, fullname: str) -> str:
+        """The path of the file, for tracebacks."""
         return str(self.file.path)
 
     def get_source(self, fullname: str) -> str:
+        """The source text, from the bytes that were read."""
         return importlib.util.decode_source(self.file.data)
 
 

@@ -1,4 +1,4 @@
-"""Signals and streams of a command: one line and the usual code, whatever comes and whenever."""
+"""Signals and standard streams of a command: it ends with one line and the usual exit code."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal has come that ends the command; `number` says which."""
+    """A signal ended the command; `number` is that of the signal."""
 
     def __init__(self, number: int = signal.SIGINT) -> None:
         super().__init__(number)
@@ -33,9 +33,9 @@ def _importing(frame: FrameType | None) -> bool:
 
 
 def interrupt(number: int, frame: FrameType | None) -> None:
-    """A handler of signals: ends what runs by raising `Stopped`, by way of its clean-ups.
+    """A signal handler that raises `Stopped`, so that clean-ups run.
 
-    While a module is imported the process ends on the spot, since extensions turn what is raised
+    While a module is imported the process ends on the spot, since extensions turn exceptions
     there into errors of their own; what is half-written then has a name of its own.
     """
     if _importing(frame):
@@ -47,7 +47,7 @@ def interrupt(number: int, frame: FrameType | None) -> None:
 def interruptible() -> Iterator[None]:
     """Within the block Ctrl-C, SIGTERM and SIGHUP raise `Stopped`, unless they are ignored.
 
-    In a thread of another program nothing is changed: its signals are its own.
+    Outside the main thread nothing is changed.
     """
     main = threading.current_thread() is threading.main_thread()
     old = {number: signal.getsignal(number) for number in STOPPING if main}
@@ -62,7 +62,7 @@ def interruptible() -> Iterator[None]:
 
 
 def ended(stop: KeyboardInterrupt) -> int:
-    """Say that the command was stopped; the conventional exit code."""
+    """Print that the command was stopped; returns the conventional exit code, 128 + signal."""
     number = stop.number if isinstance(stop, Stopped) else signal.SIGINT
     name = "" if number == signal.SIGINT else f" by {signal.Signals(number).name}"
     last_words(f"\nfewstep: stopped{name}; run the same command again to continue")
@@ -70,20 +70,20 @@ def ended(stop: KeyboardInterrupt) -> int:
 
 
 def last_words(text: str) -> None:
-    """A line on standard error, if that is still there."""
+    """Print a line on standard error, if that can still be written to."""
     with suppress(OSError, ValueError):
         print(text, file=sys.stderr, flush=True)
 
 
 def leave_terminal(terminals: list[int]) -> None:
-    """After a hang-up: what is written to a terminal from now on goes nowhere, without error."""
+    """After a hang-up: send what is written to these descriptors to the null device."""
     nowhere = os.open(os.devnull, os.O_RDWR)
     for descriptor in terminals:
         os.dup2(nowhere, descriptor)
 
 
 def terminals() -> list[int]:
-    """Those of the standard streams that are a terminal."""
+    """The descriptors of the standard streams that are a terminal."""
     return [descriptor for descriptor in (0, 1, 2) if os.isatty(descriptor)]
 
 
@@ -102,9 +102,10 @@ ESCAPED = "backslashreplace"
 
 
 def tolerant() -> None:
-    """Let standard output and error take any text: a terminal of ASCII ends nothing.
+    """Let standard output and error take any text, whatever the terminal's encoding.
 
-    A path of bytes that are not UTF-8 comes out as these bytes, for the next command to take.
+    A path of bytes that are not UTF-8 is written as these bytes, so that the next command can read
+    it.
     """
     codecs.register_error("fewstep", _as_it_is)
     for stream in (sys.stdout, sys.stderr):

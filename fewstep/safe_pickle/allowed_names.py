@@ -83,17 +83,20 @@ class Words:
         """Finds a storage by persistent identifier; None where there are none."""
 
     def name(self, record: Global) -> None:
+        """UnsafeSnapshotError unless a pickle may use this name."""
         known = record in _CALLS or record in DICTIONARIES or record == ("numpy", "ndarray")
         storage = record.module == "torch" and record.name in STORAGES
         layer = record.module in MODULES and record.name.isidentifier()
         require(known or storage or layer, f"the name {str(record)[:200]!a} is not allowed")
 
     def call(self, record: Global, args: Args) -> Any:
+        """The result of a call of `record`, of the few that have one; UnsafeSnapshotError else."""
         if record not in _CALLS:
             raise UnsafeSnapshotError(f"{record} may not be called")
         return _CALLS[record](self, args)
 
     def new(self, record: Global, args: Args) -> Any:
+        """The stand-in for an object that is made without arguments: a dictionary or a layer."""
         require(args == (), f"{record} is made with arguments")
         if record in DICTIONARIES:
             return {}
@@ -101,6 +104,7 @@ class Words:
         return OpaqueModule(record)
 
     def fill(self, target: Any, state: Any) -> None:
+        """Give a stand-in its state: of a layer, a numpy type or array, or an empty dictionary."""
         if type(target) is OpaqueModule and type(state) is dict:
             target.state = state
         elif type(target) is DType and type(state) is tuple:
@@ -114,7 +118,7 @@ class Words:
             require(empty, f"contents for a {type(target).__name__}")
 
     def fill_array(self, target: Array, blob: Any, kind: Any, shape: Any, fortran: bool) -> None:
-        """Contents of a numpy array, in C or Fortran order."""
+        """Set the contents of a numpy array, in C or Fortran order."""
         require(type(blob) is Blob and type(kind) is DType, "an array holds no plain numbers")
         require(type(shape) is tuple, "an array's shape is not a tuple")
         count, _ = geometry(shape, (0,) * len(shape), 0)
@@ -126,6 +130,7 @@ class Words:
         target.value = turned if fortran else flat.reshape(shape)
 
     def persistent(self, pid: Any) -> Any:
+        """The storage of a persistent identifier; UnsafeSnapshotError where there are none."""
         if self.fetch is None:
             raise UnsafeSnapshotError("a persistent identifier in a file without storages")
         return self.fetch(pid)

@@ -1,4 +1,4 @@
-"""What stands in for the objects of a snapshot: records that hold data and can do nothing."""
+"""Records that stand in for the objects of a snapshot: they hold data and run nothing."""
 
 from __future__ import annotations
 
@@ -39,6 +39,7 @@ class PersistentObject:
 
     @property
     def source_sha256(self) -> str:
+        """SHA-256 of the source text, in hexadecimal."""
         return hashlib.sha256(self.source.encode()).hexdigest()
 
 
@@ -59,7 +60,7 @@ class DType:
 
 @dataclass(eq=False)
 class Array:
-    """A numpy array; `value` is None until its contents have come."""
+    """A numpy array; `value` is None until its contents have been read."""
 
     value: Tensor | None = None
 

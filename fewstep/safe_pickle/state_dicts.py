@@ -35,6 +35,7 @@ class _StateWords(Words):
         super().__init__(budget, None, fetch)
 
     def fill(self, target: Any, state: Any) -> None:
+        """As `Words.fill`; the module versions of a state dict are passed over."""
         versions = type(state) is dict and set(state) == {"_metadata"}
         if not (versions and type(target) is dict):
             super().fill(target, state)
@@ -55,6 +56,7 @@ class _Outline(_StateWords):
         return Storage(STORAGES[pid[1].name], memoryview(b""))
 
     def call(self, record: Global, args: tuple[Any, ...]) -> Any:
+        """Only an OrderedDict is made; tensors are left out, as None."""
         return super().call(record, args) if record.name == "OrderedDict" else None
 
 
@@ -119,8 +121,8 @@ def _older(view: memoryview, budget: Budget) -> Any:
         dtype = STORAGES[kind.name]
         end = position + 8 + count * dtype.itemsize
         require(end <= len(view), "the file ends within a storage")
-        told = struct.unpack("<q", view[position : position + 8])[0]
-        require(told == count, "a storage is not of the size it says")
+        stored = struct.unpack("<q", view[position : position + 8])[0]
+        require(stored == count, "a storage is not of the size it says")
         storages[key] = Storage(dtype, view[position + 8 : end])
         position = end
     require(position == len(view), "data after the last storage")

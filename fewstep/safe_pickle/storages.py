@@ -1,4 +1,4 @@
-"""Where tensors' bytes come from: nested storage files, and the members of an archive.
+"""The bytes of tensors: in nested storage files, and in the members of an archive.
 
 In a plain pickle every storage is a file of torch's oldest format inside a bytes literal: five
 small pickles (a magic number, a version, facts of the machine, the storage's description behind
@@ -32,18 +32,22 @@ class StorageWords:
         self.pid: tuple[Any, ...] | None = None
 
     def name(self, record: Global) -> None:
+        """UnsafeSnapshotError unless the name is a storage type."""
         fits = record.module == "torch" and record.name in STORAGES
         require(fits, f"the name {str(record)[:200]!a} is not allowed in a storage")
 
     def call(self, record: Global, args: tuple[Any, ...]) -> Any:
+        """Always an UnsafeSnapshotError: a storage file has no calls."""
         raise UnsafeSnapshotError("a call in a storage")
 
     new = call
 
     def fill(self, target: Any, state: Any) -> None:
+        """Always an UnsafeSnapshotError: a storage file has no objects with state."""
         raise UnsafeSnapshotError("contents in a storage")
 
     def persistent(self, pid: Any) -> Any:
+        """Check and keep the one identifier of the file; UnsafeSnapshotError for a second."""
         require(self.pid is None, "a second storage in a storage")
         check_identifier(pid)
         require(len(pid) == 5 or pid[5] is None, "a view of a storage in a storage")

@@ -101,6 +101,7 @@ class Machine:
         return text
 
     def push(self, value: Any) -> None:
+        """Push a value on the stack."""
         self.stack.append(value)
 
     def container(self, value: Any) -> None:
@@ -109,10 +110,12 @@ class Machine:
         self.stack.append(value)
 
     def top(self) -> Any:
+        """The value on top of the stack; UnsafeSnapshotError where there is none."""
         require(bool(self.stack) and self.stack[-1] is not _MARK, "the stack is empty")
         return self.stack[-1]
 
     def pop(self) -> Any:
+        """Remove the value on top of the stack and return it."""
         value = self.top()
         del self.stack[-1]
         return value
@@ -127,10 +130,12 @@ class Machine:
         raise UnsafeSnapshotError("there is no mark on the stack")
 
     def put(self, index: int) -> None:
+        """Store the value on top of the stack in the memo."""
         require(len(self.memo) < self.limits.memo, "the memo is full")
         self.memo[index] = self.top()
 
     def get(self, index: int) -> None:
+        """Push a value of the memo."""
         require(index in self.memo, f"nothing was stored under {index}")
         self.push(self.memo[index])
 

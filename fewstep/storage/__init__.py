@@ -1,1 +1,1 @@
-"""Files that survive: atomic writes, digests, checkpoints, model folders."""
+"""Atomic files with digests, checkpoints and model folders."""

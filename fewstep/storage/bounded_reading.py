@@ -1,4 +1,4 @@
-"""Files of strangers, read within bounds: what a file may cost is decided before it is spent.
+"""Reading of untrusted files within bounds on size and number of values.
 
 Regular files alone are opened, so that no device, pipe or socket is waited for; sizes are compared
 with a limit before anything is read, and the number of values with another before JSON is parsed.
@@ -21,7 +21,7 @@ HEADER_VALUES = 1_000_000
 
 
 def regular(path: Path) -> BinaryIO:
-    """`path`, opened for reading; ValueError, without any waiting, where it is no regular file."""
+    """`path`, opened for reading; ValueError, without any waiting, unless it is a regular file."""
     _refuse_others(path, path.stat().st_mode)  # a socket cannot be opened at all
     # NONBLOCK: what was a file a moment ago could be a pipe by now
     number = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
@@ -41,13 +41,13 @@ def _refuse_others(path: Path, mode: int) -> None:
 
 
 def size_of(path: Path) -> int:
-    """Bytes of a regular file; ValueError where it is none."""
+    """Bytes of a regular file; ValueError for anything else."""
     with regular(path) as file:
         return os.fstat(file.fileno()).st_size
 
 
 def content(path: Path, limit: int) -> bytes:
-    """The whole of a regular file of at most `limit` bytes; ValueError where it is none."""
+    """The whole of a regular file; ValueError for anything else, or more than `limit` bytes."""
     with regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size > limit:
@@ -56,15 +56,16 @@ def content(path: Path, limit: int) -> bytes:
 
 
 def in_words(size: int) -> str:
-    """ "256 MiB"; bytes below one MiB are given as such."""
+    """A size as text, such as "256 MiB"; below one MiB in bytes."""
     return f"{size >> 20:,} MiB" if size >= 1 << 20 else f"{size:,} bytes"
 
 
 def json_value(data: bytes | str, values: int) -> Any:
-    """The value of a JSON text; ValueError where it is none, repeats a key or has too many values.
+    """The value of a JSON text, of at most `values` values.
 
-    A list of empty lists takes thirty times its size in memory, so at most `values` values are
-    parsed. A byte order mark is passed over.
+    ValueError where it is no JSON, repeats a key or has more values; the limit holds before
+    parsing, since a list of empty lists takes thirty times its size in memory. A byte order mark
+    is passed over.
     """
     text = data.decode("utf-8-sig") if isinstance(data, bytes) else data.removeprefix("\ufeff")
     if sum(map(text.count, "[{,")) > values:
@@ -76,18 +77,19 @@ def json_value(data: bytes | str, values: int) -> Any:
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object none of whose keys is there twice: of two values one would be lost."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    """A JSON object; ValueError where a key is there twice, since one value would be lost."""
+    value = dict(pairs)
+    if len(value) < len(pairs):
         key, _ = Counter(key for key, _ in pairs).most_common(1)[0]
         raise ValueError(f"the key {key[:80]!r} is there twice; keep one")
-    return found
+    return value
 
 
 def overlapping(spans: Iterable[tuple[int, int]], size: int) -> int | None:
-    """Which of (start, length) in a file of `size` bytes begins within another or ends outside.
+    """The index of the first (start, length) that begins within another or ends outside the file.
 
-    None where all lie side by side: then to read each once costs no more than the file.
+    size: bytes of the file. None where all lie side by side: then to read each once costs no more
+    than the file.
     """
     placed = sorted((start, length, index) for index, (start, length) in enumerate(spans))
     end = 0
@@ -99,17 +101,16 @@ def overlapping(spans: Iterable[tuple[int, int]], size: int) -> int | None:
 
 
 def tensors_header(path: Path) -> None:
-    """A ValueError unless the header of a safetensors file is of a size it can be.
+    """ValueError unless the header of a safetensors file has a plausible size and distinct names.
 
-    And unless each name is there once: safetensors itself would take the last. All else is its
-    own to check.
+    safetensors itself would take the last of two tensors of one name; it checks all else.
     """
     with regular(path) as file:
         most = min(os.fstat(file.fileno()).st_size - 8, HEADER)
-        told = file.read(8)
-        if len(told) < 8:
+        prefix = file.read(8)
+        if len(prefix) < 8:
             raise ValueError("it has no header")
-        (header,) = struct.unpack("<Q", told)
+        (header,) = struct.unpack("<Q", prefix)
         if header > most:
             raise ValueError(f"its header would be of {header:,} bytes; at most {most:,} are read")
         json_value(file.read(header), HEADER_VALUES)

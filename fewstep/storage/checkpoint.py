@@ -48,7 +48,7 @@ def tensors(state: State) -> Parts:
 
 
 def require_equal_state(state: State) -> None:
-    """Raise `Unequal` unless all processes hold the same state to the bit."""
+    """Raise `RanksDiffer` unless all processes hold the same state to the bit."""
     parts = tensors(state)
     named = {f"{part}.{name}": t for part in parts for name, t in parts[part].items()}
     distributed.require_equal_ranks(named, f"at step {state.step}")
@@ -284,12 +284,12 @@ def _flatten(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
     After loading, the optimiser has them in another order in every process.
     """
-    found = {
+    tensors = {
         f"{index}.{key}": value
         for index, entry in optimizer.state_dict()["state"].items()
         for key, value in entry.items()
     }
-    return dict(sorted(found.items()))
+    return dict(sorted(tensors.items()))
 
 
 def _unflatten(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:

@@ -1,4 +1,4 @@
-"""Files that survive: written whole or not at all, and checked by digest when read.
+"""Atomic writes, and digests that are checked when a file is read.
 
 Everything fewstep stores is safetensors and JSON; nothing is ever unpickled.
 """
@@ -42,20 +42,23 @@ def digest(path: Path) -> str:
 
 
 def require_vacant(folder: Path) -> None:
-    """A ValueError unless `folder` is missing or an empty folder."""
+    """ValueError unless `folder` is missing or empty."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} exists already; choose a new or empty folder")
 
 
 def require_unchanged(path: Path | str, known: str, found: str) -> str:
-    """`found`, the fingerprint of `path` now; ValueError where a run knows it by another."""
+    """`found`, the fingerprint of `path` now; ValueError where `known` is another one."""
     if known not in ("", found):
         raise ValueError(f"{path} no longer holds what the run was started with")
     return found
 
 
 def origin_of(facts: Any) -> dict[str, Any]:
-    """What checkpoints and models say of the run of `facts`, a run.json; {} where it has no id."""
+    """The origin that checkpoints and models record, from `facts`, the content of a run.json.
+
+    {} where it has no id.
+    """
     run = facts.get("run") if isinstance(facts, dict) else None
     if not isinstance(run, dict) or not facts.get("id"):
         return {}
@@ -63,18 +66,18 @@ def origin_of(facts: Any) -> dict[str, Any]:
 
 
 def of_run(path: Path, facts: Mapping[str, Any], origin: Mapping[str, Any]) -> None:
-    """A ValueError unless `facts`, the manifest of `path`, say that the run `origin` wrote it.
+    """ValueError unless `facts`, the manifest of `path`, say that the run `origin` wrote it.
 
-    origin: {"run": its id, "seed": ..., "digests": of what it rests on}; empty: of any run.
+    origin: {"run": its id, "seed": ..., "digests": of the files it depends on}; empty: any run.
     """
     stored = facts.get("origin")
     stored = stored if isinstance(stored, dict) else {}
     if not origin or stored == origin:
         return
-    own, other = (str(said.get("run", "none"))[:8] for said in (origin, stored))
-    if own != other:
+    run_id, other = (str(entry.get("run", "none"))[:8] for entry in (origin, stored))
+    if run_id != other:
         raise ValueError(
-            f"{path} was written by another run (id {other}, and this run has {own}); move it "
+            f"{path} was written by another run (id {other}, and this run has {run_id}); move it "
             "out of this folder and put this run's own back"
         )
     wrong = " and ".join(key for key in origin if stored.get(key) != origin[key])
@@ -85,7 +88,7 @@ def of_run(path: Path, facts: Mapping[str, Any], origin: Mapping[str, Any]) -> N
 
 
 def nothing() -> None:
-    """No check before a write."""
+    """The default `check` of `write_folder`: checks nothing."""
 
 
 def write(path: Path, content: bytes | str) -> None:
@@ -208,12 +211,12 @@ def parse_json(data: bytes, finite: bool = True) -> Any:
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """The object of these pairs, whose keys are different."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    value = dict(pairs)
+    if len(value) < len(pairs):
         keys = [key for key, _ in pairs]
-        twice = next(key for key in found if keys.count(key) > 1)
+        twice = next(key for key in value if keys.count(key) > 1)
         raise ValueError(f"the key {twice[:60]!r} is there twice")
-    return found
+    return value
 
 
 def _levels(value: Any) -> int:
@@ -236,7 +239,7 @@ def write_folder(
     facts: Mapping[str, Any],
     check: Callable[[], None] = nothing,
 ) -> None:
-    """A folder of `files` and a manifest with their digests, renamed into place when complete.
+    """Write a folder of `files` and a manifest with their digests, renamed when complete.
 
     `facts` are stored in the manifest. An existing folder is replaced; until the last moment, and
     after any failure, it is there with its old content. `check` is called before anything is
@@ -307,8 +310,8 @@ def read_folder(folder: Path) -> dict[str, Any]:
 def _manifest(facts: Mapping[str, Any]) -> str:
     """The text of a manifest, which ends with the digest of all the rest of it."""
     text = json.dumps(facts, indent=2, allow_nan=False)
-    own = hashlib.sha256(text.encode()).hexdigest()
-    return json.dumps({**facts, "self": own}, indent=2) + "\n"
+    checksum = hashlib.sha256(text.encode()).hexdigest()
+    return json.dumps({**facts, "self": checksum}, indent=2) + "\n"
 
 
 def pack(tensors: Mapping[str, Tensor]) -> bytes:

@@ -1,4 +1,4 @@
-"""Hold a folder: one process writes to it, and only while it is the folder that was locked."""
+"""Folder locks: one process writes to a folder, and only while it is the one that was locked."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WAIT = 0.2
 
 @dataclass(eq=False)
 class Hold:
-    """A folder that this process has locked, known by itself and not by its path."""
+    """A folder that this process has locked, identified by its open descriptor, not its path."""
 
     path: Path
     handle: int
@@ -31,7 +31,7 @@ class Hold:
         return through if self._at(through) else self.path
 
     def elsewhere(self) -> str | None:
-        """None while the folder is at its path; else where it is now, "" if nobody knows."""
+        """None while the locked folder is at its path; else its path now, "" if unknown."""
         if self._at(self.path):
             return None
         with suppress(OSError):
@@ -49,12 +49,13 @@ class Hold:
 
 @contextmanager
 def locked(path: Path, wait: bool = False) -> Iterator[Hold]:
-    """Hold the folder: a second process that wants it is refused; released even by a crash.
+    """Within the block the folder is locked; it is made if it is missing.
 
     Two locks: on the folder itself, which nobody can delete and keep the folder, and on a file
-    .lock in it, for file systems that lock no folders (NFS).
+    .lock in it, for file systems that lock no folders (NFS). Both end with the process.
 
-    wait: it waits instead, as processes of a run do for a cache that the first of them fills.
+    wait: wait for another process that has it, as processes of a run do for a cache that the first
+    of them fills; by default ValueError. ValueError too where the folder cannot be written to.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What is the machine's fault and not the input's: full disks, quotas, failing disks, memory."""
+"""Errors of the machine, not of the input: full disks, quotas, failing disks, memory."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ MEMORY = ("allocate memory", "out of memory", "Failed to allocate")
 
 
 def trouble(error: BaseException) -> OSError | None:
-    """The system's error behind `error`, where that is one of `ADVICE`; else None.
+    """The system error behind `error`, if its number is in `ADVICE`; else None.
 
-    Libraries in other languages tell it in words: "... (os error 28)".
+    Libraries in other languages give the number as text only: "... (os error 28)".
     """
     if isinstance(error, OSError):
         return error if error.errno in ADVICE else None
-    told = re.search(r"\(os error (\d+)\)", str(error))
-    number = int(told[1]) if told else 0
+    match = re.search(r"\(os error (\d+)\)", str(error))
+    number = int(match[1]) if match else 0
     return OSError(number, os.strerror(number)) if number in ADVICE else None
 
 
 def short_of_memory(error: BaseException) -> bool:
-    """Whether memory, of this machine or of an accelerator, did not suffice."""
+    """Whether the error says that the machine or an accelerator is out of memory."""
     named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     return named or (isinstance(error, RuntimeError) and any(m in str(error) for m in MEMORY))
 
 
 def sentence(error: BaseException) -> str:
-    """What a person should read of an error: "digits.png: Permission denied"."""
+    """The message of an error for a person, such as "digits.png: Permission denied"."""
     if isinstance(error, UnicodeEncodeError):
         shown = ascii(error.object)[:60]
         return f"the name or text {shown} is not UTF-8, and something here needs it to be"

@@ -57,7 +57,15 @@ KIND = "fewstep model"
 def save_student(
     folder: Path, net: nn.Module, model: Model, method: Method, card: Mapping[str, Any]
 ) -> None:
-    """Write `net`, an instance of `model`, as a finished folder; `card` tells its origin."""
+    """Write a finished student as a model folder.
+
+    Args:
+        folder: the new folder; an existing one is replaced when the new one is complete.
+        net: an instance of `model`, whose state dict is stored.
+        model: the description that the network is rebuilt from.
+        method: its sampler is stored, and its repr goes into the card.
+        card: what is known of origin and licence; JSON values.
+    """
     card = {"method": repr(method), **card}
     save_model(folder, net.state_dict(), model, method.sampler, card)
 
@@ -72,11 +80,18 @@ def save_model(
     origin: Mapping[str, Any] = {},
     check: Callable[[], None] = nothing,
 ) -> None:
-    """Write a finished folder; `weights` are a state dict of `model.build()`, of any type.
+    """Write a model folder: description, weights and manifest.
 
-    adapters: what was trained of them, if they are merged (see `fewstep.nets.lora`):
-    lora.safetensors. origin: the run that made it (see `fewstep.storage.files.of_run`); check: as
-    of `write_folder`.
+    Args:
+        folder: the new folder; an existing one is replaced when the new one is complete.
+        weights: a state dict of `model.build()`, of any dtype.
+        model: the description that the network is rebuilt from.
+        sampler: how it is sampled by default.
+        card: what is known of origin and licence; JSON values.
+        adapters: the trained adapters, if they are merged into `weights` (see
+            `fewstep.nets.lora`); they are stored as lora.safetensors.
+        origin: the run that made it (see `fewstep.storage.files.of_run`).
+        check: called before anything is written and again before anything is replaced.
     """
     description = {"model": encode(model), "sampler": encode(sampler), "card": dict(card)}
     if own := own_sources((model, sampler)):
@@ -88,14 +103,21 @@ def save_model(
     }
     if adapters:
         files["lora.safetensors"] = pack(adapters)
-    told = {"origin": dict(origin)} if origin else {}
-    write_folder(folder, files, {"kind": KIND, **told}, check)
+    extra = {"origin": dict(origin)} if origin else {}
+    write_folder(folder, files, {"kind": KIND, **extra}, check)
 
 
 def load_student(folder: Path | str, device: torch.device | str = "cpu") -> Generator:
     """The generator stored in `folder`, or in a run folder that holds a finished one.
 
-    Raises `Damaged` (a ValueError) where something is missing or altered.
+    Args:
+        folder: a model folder, whose digests are checked before a weight is used, or a run folder.
+        device: where the network goes.
+
+    Returns: a `Generator` whose network is in evaluation mode, without gradients.
+
+    Raises `Damaged` (a ValueError) where something is missing or altered, and ValueError where the
+    described network is much larger than the stored weights or the two do not fit.
     """
     folder = is_finished(folder)
     _of_model(folder, read_folder(folder))
@@ -115,10 +137,10 @@ def load_student(folder: Path | str, device: torch.device | str = "cpu") -> Gene
 
 
 def _refuse_larger(model: Model, folder: Path) -> None:
-    """A ValueError where the described network is much larger than the stored weights.
+    """ValueError where the described network is much larger than the stored weights.
 
-    Found without memory for it: it is built of tensors that have no numbers, and no further than
-    weights are there for.
+    It is built on the meta device, which takes no memory for values, and no further than the
+    stored weights allow.
     """
     weights = folder / "model.safetensors"
     try:
@@ -160,26 +182,29 @@ def model_description(folder: Path | str) -> Model:
 
 
 def stored_card(folder: Path | str) -> dict[str, Any]:
-    """What a finished folder tells of its origin."""
+    """The card of a finished folder: what it records of its origin; {} where it has none."""
     card = _description(is_finished(folder)).get("card")
     return card if isinstance(card, dict) else {}
 
 
 def weights_digest(folder: Path | str) -> str:
-    """SHA-256 of the weights, as the manifest says; `load_student` refuses others."""
+    """SHA-256 of the weights file, as the manifest records it; the file is not read."""
     folder = is_finished(folder)
     return str(_of_model(folder, read_manifest(folder))["sha256"]["model.safetensors"])
 
 
 def _of_model(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
-    """`facts`, which are the manifest of a finished model."""
+    """`facts`, a manifest; `Damaged` unless it is that of a finished model."""
     if facts.get("kind") != KIND:
         raise Damaged(f"{folder} is a checkpoint or something else, not a finished model")
     return facts
 
 
 def is_finished(folder: Path | str) -> Path:
-    """`folder`, or the finished model in the run folder that it is, if that run has made it."""
+    """The model folder that `folder` is, or that is in the run folder `folder`.
+
+    `Damaged` where there is none; ValueError where a run folder holds a model of another run.
+    """
     folder = Path(folder)
     if (folder / "student" / "manifest.json").is_file():
         run, folder = folder, folder / "student"
@@ -196,7 +221,7 @@ def is_finished(folder: Path | str) -> Path:
 
 
 def _description(folder: Path) -> dict[str, Any]:
-    """model.json."""
+    """The content of model.json; `Damaged` where it describes no model."""
     description = read_json(folder / "model.json")
     if not isinstance(description, dict) or not {"model", "sampler"} <= description.keys():
         raise Damaged(f"{folder / 'model.json'} does not describe a model")
@@ -206,14 +231,18 @@ def _description(folder: Path) -> dict[str, Any]:
 
 
 def load_weights(net: nn.Module, tensors: Mapping[str, Tensor], origin: Path) -> None:
-    """Load strictly; the first few differences in names or shapes are named."""
-    wanted = {name: tuple(t.shape) for name, t in net.state_dict().items()}
-    came = {name: tuple(t.shape) for name, t in tensors.items()}
-    if wanted != came:
+    """Load `tensors` into `net`; names and shapes must be the same.
+
+    ValueError names the first few differences, and `origin` as the file. Tensors are sharded as
+    those of the net are.
+    """
+    expected = {name: tuple(t.shape) for name, t in net.state_dict().items()}
+    given = {name: tuple(t.shape) for name, t in tensors.items()}
+    if expected != given:
         differences = [
-            f"{name}: expected {wanted.get(name, 'nothing')}, found {came.get(name, 'nothing')}"
-            for name in sorted(wanted.keys() | came.keys())
-            if wanted.get(name) != came.get(name)
+            f"{name}: expected {expected.get(name, 'nothing')}, found {given.get(name, 'nothing')}"
+            for name in sorted(expected.keys() | given.keys())
+            if expected.get(name) != given.get(name)
         ]
         more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
         raise ValueError(f"{origin} does not fit: {'; '.join(differences[:3])}{more}")

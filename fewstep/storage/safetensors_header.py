@@ -23,7 +23,7 @@ POINTER = b"version https://git-lfs"
 
 
 class Tensors(NamedTuple):
-    """What a header says."""
+    """The content of a header: types and shapes by name, and metadata."""
 
     types: Mapping[str, str]
     """Name of a tensor -> its type under safetensors' name, such as "BF16"."""
@@ -49,7 +49,7 @@ def header(path: Path) -> Tensors:
 
 
 def fetched(path: Path) -> None:
-    """`Damaged` where `path` is only git's pointer to a file."""
+    """`Damaged` where `path` is a pointer of git-lfs in place of the file."""
     with path.open("rb") as file:
         if file.read(len(POINTER)) == POINTER:
             raise Damaged(

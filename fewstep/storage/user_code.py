@@ -1,4 +1,4 @@
-"""Classes of the user's own files travel with what was made with them, and run on the user's word.
+"""Copies of the user's own classes, stored with what was made with them, run only on request.
 
 A method, sampler, domain or network of one's own (`--method my_file.py:MyMethod`) is a class that
 nobody else has. Its file is therefore copied into the run folder (code/) and, where the network or
@@ -25,7 +25,7 @@ DEPTH = 4
 
 @dataclass(frozen=True)
 class Recorded:
-    """A class that a folder was made with and fewstep does not have."""
+    """A class of the user's own that a folder was made with."""
 
     name: str
     sha256: str
@@ -35,13 +35,13 @@ class Recorded:
 
 
 def copies(sources: Iterable[OwnFile]) -> dict[str, bytes]:
-    """The files by name; another one of the same name is "mine-1f3a5c7e.py"."""
-    found: dict[str, bytes] = {}
+    """The content of the files by name; a second one of the same name is "mine-1f3a5c7e.py"."""
+    files: dict[str, bytes] = {}
     for file in sources:
         name = file.path.name
-        if found.setdefault(name, file.data) != file.data:
-            found[f"{file.path.stem}-{file.sha256[:8]}.py"] = file.data
-    return found
+        if files.setdefault(name, file.data) != file.data:
+            files[f"{file.path.stem}-{file.sha256[:8]}.py"] = file.data
+    return files
 
 
 def keep(folder: Path, sources: Iterable[OwnFile]) -> None:
@@ -52,8 +52,8 @@ def keep(folder: Path, sources: Iterable[OwnFile]) -> None:
 
 
 def recorded(folder: Path, depth: int = DEPTH) -> list[Recorded]:
-    """The classes of own files that a run or model folder was made with, and its teachers were."""
-    found: list[Recorded] = []
+    """The user's own classes that a run or model folder, and its teachers, were made with."""
+    classes: list[Recorded] = []
     inside = folder.name in ("student", "best")  # of a run folder
     for place in (folder, folder / "student", *([folder.parent] if inside else [])):
         for name in ("run.json", "model.json"):
@@ -64,11 +64,11 @@ def recorded(folder: Path, depth: int = DEPTH) -> list[Recorded]:
                 continue
             files = facts.get("files")
             for cls, sha in files.items() if isinstance(files, dict) else ():
-                found.append(Recorded(str(cls), str(sha), _copy(place, sha)))
+                classes.append(Recorded(str(cls), str(sha), _copy(place, sha)))
             for key in ("teacher", "init") if name == "run.json" and depth else ():
                 if isinstance(other := facts.get(key), str) and other:
-                    found += recorded(place / other, depth - 1)
-    return found
+                    classes += recorded(place / other, depth - 1)
+    return classes
 
 
 def _copy(place: Path, sha256: object) -> Path | None:
@@ -84,16 +84,17 @@ def trust(files: Sequence[Path], folders: Iterable[Path | str]) -> None:
     if not files:
         return
     where = [Path(folder) for folder in folders if str(folder)]
-    every = [own for folder in where if folder.is_dir() for own in recorded(folder)]
+    every = [item for folder in where if folder.is_dir() for item in recorded(folder)]
     names = " and ".join(map(str, where))
     read = [OwnFile.read(file) for file in files]
     for file in read:
-        if file.sha256 in {own.sha256 for own in every}:
+        if file.sha256 in {item.sha256 for item in every}:
             continue
         if not every:
             raise ValueError(f"{names} was made with no code of its own: leave out --code")
         known_as = ", ".join(
-            f"{own.sha256[:16]} ({own.name}{f', {own.copy}' if own.copy else ''})" for own in every
+            f"{item.sha256[:16]} ({item.name}{f', {item.copy}' if item.copy else ''})"
+            for item in every
         )
         raise ValueError(
             f"{file.path} is not what {names} was made with: its SHA-256 begins with "
@@ -104,17 +105,17 @@ def trust(files: Sequence[Path], folders: Iterable[Path | str]) -> None:
 
 
 def decoded(data: Any, expected: type, folder: Path) -> Any:
-    """`decode` of what a folder holds; a class of its own code is answered with how to name it."""
+    """`decode` of what a folder holds; ValueError where its own classes are not loaded."""
     names = set(_names(data))
-    for own in (own for own in recorded(folder, 0) if own.name in names):
-        cls = known().get(own.name)
+    for item in (item for item in recorded(folder, 0) if item.name in names):
+        cls = known().get(item.name)
         if cls is None:
-            raise ValueError(_sentence(own, folder))
+            raise ValueError(_sentence(item, folder))
         file = source(cls)
-        if file is None or file.sha256 != own.sha256:
+        if file is None or file.sha256 != item.sha256:
             whose = "fewstep has one" if file is None else f"{file.path} has another one"
             raise ValueError(
-                f"{folder} was made with a class {own.name} of its own code, and {whose} of that "
+                f"{folder} was made with a class {item.name} of its own code, and {whose} of that "
                 "name; read the folder without it"
             )
     return decode(data, expected)
@@ -131,11 +132,11 @@ def _names(data: Any) -> Iterable[str]:
             yield from _names(item)
 
 
-def _sentence(own: Recorded, folder: Path) -> str:
-    made = f"{folder} was made with {own.name}, a class of code of its own"
-    if own.copy is None:
+def _sentence(item: Recorded, folder: Path) -> str:
+    made = f"{folder} was made with {item.name}, a class of code of its own"
+    if item.copy is None:
         return (
             f"{made}, of which no copy is there any more; add --code FILE with the file whose "
-            f"SHA-256 begins with {own.sha256[:16]}"
+            f"SHA-256 begins with {item.sha256[:16]}"
         )
-    return f"{made}; read {own.copy}, and if you trust it add --code {own.copy}"
+    return f"{made}; read {item.copy}, and if you trust it add --code {item.copy}"
