@@ -170,7 +170,7 @@ def _instances(value: Any) -> Iterator[Any]:
 
 
 def source(cls: type) -> OwnFile | None:
-    """The user's own file that a class is of; None for one of fewstep.
+    """The user's own file that defines a class; None for a class of fewstep.
 
     ValueError for a class of no file, which nobody could find again.
     """
@@ -190,12 +190,12 @@ def source(cls: type) -> OwnFile | None:
 
 def own_sources(value: Any) -> dict[str, OwnFile]:
     """Class name -> its file, for the parts of `value` that are the user's own."""
-    found = {type(part).__name__: source(type(part)) for part in _instances(value)}
-    return {name: file for name, file in found.items() if file is not None}
+    sources = {type(part).__name__: source(type(part)) for part in _instances(value)}
+    return {name: file for name, file in sources.items() if file is not None}
 
 
 def own_files(value: Any) -> dict[str, str]:
-    """The same with the SHA-256 of each file."""
+    """Class name -> SHA-256 of its file, for the parts of `value` that are the user's own."""
     return {name: file.sha256 for name, file in own_sources(value).items()}
 
 
@@ -359,7 +359,10 @@ def load_classes(path: Path) -> types.ModuleType:
 
 
 def load_own(file: OwnFile) -> types.ModuleType:
-    """The same of a file that has been read. A file is run once, wherever a copy of it is."""
+    """As `load_classes`, of a file that has been read.
+
+    A file is run once, wherever a copy of it is.
+    """
     name = f"file_{file.path.stem}_{file.sha256[:16]}"  # no name of an installed module
     module = sys.modules.get(name)
     if module is None:

@@ -26,7 +26,7 @@ from fewstep.diffusion.types import Cond
 class _Wrapped(nn.Module, ABC):
     """A network F on a noise path, wrapped as a `Denoiser`.
 
-    It hands out the features of F's encoder if F has any (see
+    It returns the features of F's encoder if F has any (see
     `fewstep.diffusion.encoder_features`).
     """
 

@@ -13,7 +13,7 @@ it stands in the student's loss, kappa_4 for the teacher:
 
     Unguided       1, 1, 1, 1
     LSG(k)         k, k, k, k       long and short guidance: all alike
-    ZeroCFG        0, 0, 0, 1       the fake score never hears the condition
+    ZeroCFG        0, 0, 0, 1       the fake score never sees the condition
     AntiCFG(k)     k, k, k, 1       k < 0: the fake score is pushed away from it
     RandomLSG      as LSG, with one scale drawn for each sample
 

@@ -60,7 +60,7 @@ class Predictions(NamedTuple):
     precision_weight: Tensor
     """e^-u with the log-variance u that the fake score gives its loss at t; 1 without one."""
     features: Tensor | None = None
-    """What the fake score's encoder made of x_t, where it was tapped."""
+    """The fake score's encoder features at x_t, where they were asked for."""
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ BODIES: dict[str, type[SongUNet] | type[DhariwalUNet]] = {
     "SongUNet_EncoderDecoder": SongUNet,
     "DhariwalUNet_EncoderDecoder": DhariwalUNet,
 }
-"""The published values of `model_type`; SiDA's two are the same networks with a tap."""
+"""The published values of `model_type`; SiDA's two are the same networks."""
 
 
 class _EDMFamily(Preconditioned):

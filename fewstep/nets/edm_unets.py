@@ -128,7 +128,7 @@ class SongUNet(EncoderFeatureUNet):
             self.image_channels = width
 
     def output_pyramid(self, name: str, width: int, coarsest: bool, finest: bool) -> None:
-        """Add the layers that a level of the decoder gives its output by.
+        """Add the layers that turn a level's features into output channels.
 
         With `decoder_type` "skip" every level has them, otherwise the finest alone.
         """

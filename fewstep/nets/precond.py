@@ -3,7 +3,7 @@
     D(x; sigma) = c_skip x + c_out F(c_in x; c_noise)
 
 (Karras et al. 2022, equation 7, https://arxiv.org/abs/2206.00364). The denoisers made of it are
-called as (x_t, t, cond), as everywhere in fewstep, and have an encoder tap
+called as (x_t, t, cond), as everywhere in fewstep, and have encoder features
 (`fewstep.diffusion.encoder_features`). cond is None, labels (B,) of integers, where label = number
 of classes means none, or (B, classes) one-hot rows, where zeros mean none. An unconditional
 network ignores cond, one without augmentation input ignores augment_labels. Whatever the precision

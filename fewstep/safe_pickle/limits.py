@@ -1,4 +1,4 @@
-"""What a snapshot may cost: bounds on operations, memory and nesting, and the refusal itself.
+"""Limits on what reading a snapshot costs: operations, memory and nesting.
 
 Every bound is far above what published snapshots need and far below what would hurt. Bytes are
 bounded by the file's own size: an honest file hands out each of its bytes once.
@@ -45,7 +45,7 @@ class Limits:
     """Plain values in constructor arguments and the like."""
     name_length: int = 512
     spare: int = 1 << 20
-    """Characters of names and plain text, and of source, that are told beyond the file's size:
+    """Characters of names and plain text, and of source, that are returned beyond the file's size:
     one string can be referred to any number of times."""
 
 
@@ -64,14 +64,14 @@ class Budget:
         self.spent[what] = total
 
     def restart(self, what: str) -> Budget:
-        """Forget what was spent on `what`; itself."""
+        """Set the amount spent on `what` to zero; returns the budget itself."""
         self.spent.pop(what, None)
         return self
 
     def told(self, what: str, text: str) -> None:
-        """Count text that leaves the file, each time that it does."""
+        """Count characters of text returned from the file, each time they are."""
         self.spend(f"characters of {what}", len(text), self.limits.spare + self.file_bytes)
 
     def copied(self, amount: int) -> None:
-        """Count bytes handed out as tensors and arrays."""
+        """Count bytes returned as tensors and arrays."""
         self.spend("bytes of tensors", amount, self.file_bytes)

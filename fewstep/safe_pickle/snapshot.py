@@ -38,7 +38,7 @@ class SnapshotObject:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """All that `read` takes from a file."""
+    """All that `read_snapshot` takes from a file."""
 
     objects: Mapping[str, SnapshotObject]
     """By the name under which the file holds them: "ema", "net", "augment_pipe", ..."""
@@ -70,7 +70,7 @@ def read_snapshot(path: str | Path, limits: Limits = Limits()) -> Snapshot:
 
 
 def parse_snapshot(data: bytes, limits: Limits = Limits()) -> Snapshot:
-    """`read` for the content of a file."""
+    """`read_snapshot` for the content of a file."""
     budget = Budget(limits, len(data))
     kind, tree = _tree(data, budget)
     return _snapshot(kind, tree, hashlib.sha256(data).hexdigest(), budget)

@@ -1,4 +1,4 @@
-"""A pickle machine that knows data only.
+"""A pickle machine for data alone: it imports, calls and runs nothing.
 
 A pickle is a program for a stack machine; the standard reader's machine can import any name and
 call it. This one has 45 of its operations, those that build numbers, text, bytes, lists,
@@ -22,7 +22,7 @@ _MARK = object()
 
 
 class Vocabulary(Protocol):
-    """What names mean; each raises UnsafeSnapshotError for what it does not know."""
+    """The meaning of names; each method raises UnsafeSnapshotError for unknown ones."""
 
     def name(self, record: Global) -> None:
         """Accept or refuse a name."""
@@ -37,7 +37,7 @@ class Vocabulary(Protocol):
         """Give an object its contents."""
 
     def persistent(self, pid: Any) -> Any:
-        """What an identifier from outside the pickle stands for."""
+        """The data of an identifier from outside the pickle."""
 
 
 class Machine:
@@ -53,7 +53,7 @@ class Machine:
         self.memo: dict[int, Any] = {}
 
     def run(self) -> Any:
-        """The object the pickle describes."""
+        """The object that the pickle describes; UnsafeSnapshotError for anything but data."""
         while True:
             self.budget.spend("operations", 1, self.limits.operations)
             code = self.take(1)[0]
@@ -153,21 +153,24 @@ class Machine:
             target[key_of(key)] = value
 
     def named(self, module: Any, name: Any) -> None:
-        """Push a record of a name."""
+        """Push a record of a name, if the vocabulary allows it."""
         require(type(module) is str and type(name) is str, "a name is not text")
         record = Global(module, name)
         self.words.name(record)
         self.push(record)
 
     def made(self, make: Callable[[Global, tuple[Any, ...]], Any]) -> None:
-        """REDUCE and NEWOBJ."""
+        """Replace a record and its arguments by what the vocabulary makes: REDUCE and NEWOBJ."""
         args, record = self.pop(), self.pop()
         require(type(record) is Global and type(args) is tuple, "a call of something unnamed")
         self.container(make(record, args))
 
 
 def key_of(key: Any) -> Any:
-    """Keys are text or small: tuples could hash for ever, large integers collide by design."""
+    """A dictionary key, which must be text or a small value.
+
+    Tuples could hash for ever, large integers collide by design.
+    """
     small = type(key) is int and abs(key) < 1 << 31
     require(small or type(key) in (str, bool, type(None)), "a key is neither text nor small")
     return key

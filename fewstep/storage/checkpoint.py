@@ -59,23 +59,23 @@ Spare = Callable[[int], bool]
 
 
 def none(step: int) -> bool:
-    """Spare nothing."""
+    """The default `Spare`: no old checkpoint is kept."""
     return False
 
 
 def save(folder: Path, state: State, method: Method, keep: int = 2) -> Path:
-    """Write `state` under folder/step-N and drop all but the newest `keep`; the new path.
+    """Write `state` under folder/step-N and delete all but the newest `keep`; returns the path.
 
-    What a killed process left half-written goes too: a run folder has one writer.
+    Half-written folders of killed processes are deleted too: a run folder has one writer.
     """
     parts, facts = _snapshot(state, method)
     return _write(folder, parts, facts, keep, none)
 
 
 def _snapshot(state: State, method: Method) -> tuple[Parts, dict[str, Any]]:
-    """A copy of all tensors, in main memory, and what the manifest says, as they are now.
+    """Copies of all tensors in main memory, and the facts of the manifest, at this step.
 
-    All ranks put sharded tensors together, rank 0 alone keeps them.
+    All ranks take part in gathering sharded tensors; rank 0 alone keeps them.
     """
     parts: Parts = {}
     for name, part in tensors(state).items():
@@ -107,7 +107,7 @@ def _write(
 
 
 def _delete(paths: Iterable[Path]) -> None:
-    """Renamed first: no half-deleted folder under a good name."""
+    """Rename, then delete, so that no half-deleted folder has a checkpoint's name."""
     for path in paths:
         aside = path.with_name(f".{path.name.lstrip('.')}.old-{os.getpid()}")
         path.replace(aside)
@@ -115,14 +115,14 @@ def _delete(paths: Iterable[Path]) -> None:
 
 
 class Writer:
-    """Writes checkpoints while training goes on: copied to memory at once, to disk in a thread.
+    """Write checkpoints while training goes on: copied to memory at once, to disk in a thread.
 
-    All ranks call it, rank 0 writes. At most one is under way. A failure, such as a full disk, is
-    told at the next `save`, which writes anew; the third in a row, and one at `finish`, is
-    raised. Leaving the block waits.
+    All ranks call it, rank 0 writes. At most one write is under way. A failure, such as a full
+    disk, is reported by the next `save`, which writes anew; the third in a row, and one at
+    `finish`, is raised. Leaving the block waits.
 
-    origin: the run that writes; check: raises where the folder is not its own any more; written:
-    told the step of each checkpoint that is whole on disk.
+    origin: the run that writes; check: raises where the folder is not the run's any more; written:
+    called with the step of each checkpoint that is complete on disk.
     """
 
     def __init__(
@@ -147,9 +147,10 @@ class Writer:
         self.pool.shutdown()
 
     def save(self, state: State, spare: Spare = none) -> list[str]:
-        """Begin to write `state`; what is to be told of the one before.
+        """Begin to write `state`; returns warnings about the write before.
 
-        Then all but the newest two are deleted, and those that `spare` says.
+        Afterwards all but the newest two checkpoints, and those that `spare` keeps, are deleted.
+        OSError where the third write in a row has failed.
         """
         notes, began = [], time.monotonic()
         try:
@@ -169,12 +170,12 @@ class Writer:
         return notes
 
     def finish(self) -> float:
-        """Wait until the last one is on disk; the seconds it took. Raises what went wrong."""
+        """Wait for the last write; returns the seconds it took, or raises its error."""
         job, self.job = self.job, None
         return 0.0 if job is None else job.result()
 
     def _timed(self, before: float, *args: Any) -> float:
-        """Write; the seconds that took, and `before`."""
+        """Write; returns the seconds that took, plus `before`."""
         began = time.monotonic()
         self.written(step_of(_write(*args)))
         return before + time.monotonic() - began
@@ -192,7 +193,10 @@ class Writer:
 
 
 def grace() -> float:
-    """Seconds that torchrun leaves its processes after SIGTERM, as far as they can know."""
+    """Seconds between torchrun's SIGTERM and SIGKILL, by its environment variable or its default.
+
+    Infinity without torchrun.
+    """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return math.inf
     return float(os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "30"))
@@ -204,12 +208,12 @@ def find_checkpoints(folder: Path) -> list[Path]:
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
-    """Where the checkpoint of a step is."""
+    """The folder of the checkpoint of a step."""
     return folder / f"step-{step:08d}"
 
 
 def step_of(path: Path) -> int:
-    """The step of a checkpoint."""
+    """The step of the checkpoint in `path`, from the name."""
     return int(path.name.removeprefix("step-"))
 
 
@@ -225,12 +229,20 @@ def resume_newest(
     optim: Mapping[str, Optim],
     origin: Mapping[str, Any] = {},
 ) -> tuple[Path | None, list[str]]:
-    """Load the newest sound checkpoint of `folder` into `state`; (its path, what went wrong).
+    """Load the newest sound checkpoint of `folder` into `state`.
 
-    origin: the run that must have written it (see `fewstep.storage.files.of_run`).
+    Args:
+        folder: the checkpoints of a run.
+        state: the state to fill, in place.
+        method: the method of the run.
+        optim: the optimisers by net.
+        origin: the run that must have written it (see `fewstep.storage.files.of_run`).
 
-    Damaged ones are renamed to *.damaged and reported. None where there are no checkpoints at
-    all; `Damaged` where there are some and none is sound: a run never starts over silently.
+    Returns: the path of the checkpoint, None where there are none at all, and notes on damaged
+    ones, which are renamed to *.damaged.
+
+    Raises `Damaged` where there are checkpoints and none is sound: a run never starts over
+    silently.
     """
     notes: list[str] = []
     for path in reversed(find_checkpoints(folder)):
