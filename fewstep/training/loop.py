@@ -114,30 +114,17 @@ def train(
     precision: Precision = "fp32",
     state: State | None = None,
 ) -> Iterator[Record]:
-    """Train `method` to step `steps`, yielding a `Record` after each step.
+    """Train `method` to step `steps`, yielding a `Record` a step; nothing runs before the first.
 
-    Args:
-        method: which networks are trained, on which losses.
-        teacher: the teacher's denoiser, or None; it is frozen and put in evaluation mode.
-        net: the network that the student (and the fake score) start from, usually a copy of the
-            teacher; it is copied.
-        source: turns draws into batches.
-        batch: samples of one update, over all processes.
-        steps: the step to stop at, counted from the start of the run; rates decay towards it.
-        optim: the optimiser of all nets, or one for each by name.
-        accumulate: equal microbatches in which each process computes its share of a batch.
-        ema: the moving average of the output net, `state.average`.
-        seed: the key of all random numbers.
-        patience: non-finite updates, without a clean step between them, after which training ends;
-            those before are skipped.
-        precision: of matrix products and convolutions, "fp32", "bf16" or "fp16".
-        state: continue from this state, which is changed in place; by default a new one.
+    Args: `teacher` is frozen; `net` is copied: student and fake score start from it; `source`
+    turns draws into batches; `batch` samples an update over all processes, each computing its
+    share in `accumulate` equal microbatches; `steps` counts from the start of the run; `optim`
+    for all nets or by name; `ema` averages the output net into `state.average`; `seed` keys all
+    randomness; `patience` non-finite updates without a clean step between raise `Diverged`;
+    `precision` is that of matrix products; `state` (changed in place) continues a run.
 
-    Yields: a `Record` a step, whose logs are means over the batch and all processes.
-
-    Raises `Diverged` (a FloatingPointError) when `patience` is used up, and ValueError where
-    `batch` does not split into equal microbatches, a net has no optimiser, or the source's batches
-    or a loss's result do not fit the method. Nothing runs before the first record is asked for.
+    Raises `Diverged`, and ValueError where `batch` does not split equally, a net has no
+    optimiser, or the source's batches or a loss's result do not fit the method.
     """
     require_divisible(batch, accumulate)
     state = state or State.init(method, teacher, net)
