@@ -46,31 +46,33 @@ class Captions(Prompted):
         if not self.folder:
             raise ValueError("this run learns from pictures: say --domain \"Captions('FOLDER')\"")
         super().settled()
-        found = open_captions(self.folder).fingerprint
-        return replace(self, sha256=require_unchanged(self.folder, self.sha256, found))
+        fingerprint = open_captions(self.folder).fingerprint
+        return replace(self, sha256=require_unchanged(self.folder, self.sha256, fingerprint))
 
     def shown(self, count: int) -> list[str]:
+        """The first `count` captions of the folder."""
         return list(open_captions(self.folder).captions[:count])
 
     def source(self, model: Model, data_free: bool) -> Source:
+        """Always a ValueError: captions need a teacher that encodes them, see `source_for`."""
         raise ValueError("captions need a teacher that understands them; pass its pipeline folder")
 
     def source_for(self, teacher: Generator | None, model: Model, data_free: bool) -> Source:
         """Latents and captions, or captions alone; encodes what is not in the cache."""
         if teacher is None or teacher.text is None or not isinstance(model.net, DiffusersNet):
             return self.source(model, data_free)
-        found = open_captions(self.folder)
+        captioned = open_captions(self.folder)
         home = Path(self.cache or f"{self.folder.rstrip('/')}.encoded")
         side, vae = model.net.pixels, str(pipeline_card(teacher.card).get("vae", ""))[:16]
         place = home / f"{vae}-{side}"
         with locked(place, wait=True):
             latents = Embeddings(place)
-            encode_all(found, latents, teacher, side)
-        remark(*(f"{self.folder}: {line}" for line in found.reader.notes.lines()))
-        prompts = conditioned(found.captions, home, teacher, model.shape)
+            encode_all(captioned, latents, teacher, side)
+        remark(*(f"{self.folder}: {line}" for line in captioned.reader.notes.lines()))
+        prompts = conditioned(captioned.captions, home, teacher, model.shape)
         teacher.release()  # the encoders' memory
-        source = Captioned(prompts, latents, [key(name) for name in found.keys])
+        source = Captioned(prompts, latents, [key(name) for name in captioned.keys])
         if self.check:
-            examined = torch.arange(EXAMINED) % len(found.captions)
+            examined = torch.arange(EXAMINED) % len(captioned.captions)
             examine_on(teacher, prompts, source.at(examined).to(teacher.device))
         return prompts if data_free else source

@@ -29,6 +29,7 @@ class Digits(Domain):
             raise ValueError(f"Digits needs 0 <= drop < 1 and 0 < share <= 1, got {self}")
 
     def source(self, model: Model, data_free: bool) -> Source:
+        """The training digits with labels; data-free: noise and uniform labels."""
         if model.shape != data.SHAPE or model.classes not in (0, data.CLASSES):
             raise ValueError(
                 f"digits are {data.SHAPE} with {data.CLASSES} classes (or 0, to ignore the "
@@ -41,6 +42,7 @@ class Digits(Domain):
         return Images(train.x0[:count], train.labels[:count], self.drop, data.CLASSES)
 
     def sample_metrics(self) -> SampleMetrics:
+        """Metrics against the training digits, with the held-out ones as anchor."""
         train, held_out = data.load_digits()
         return SampleMetrics(
             "fd_digits", train.x0, *held_out, partial(features_and_labels, "digits")

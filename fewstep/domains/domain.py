@@ -13,7 +13,11 @@ from fewstep.eval.domain_scores import SampleMetrics
 
 
 class Domain(ABC):
-    """What the pictures are: data to train on, and how samples are measured."""
+    """What is learnt: the data to train on, and how samples are measured.
+
+    Subclasses are frozen dataclasses, so that a run records them as JSON; only `source` has to be
+    defined. `places` names fields that are mere paths.
+    """
 
     example: ClassVar[str] = ""
     """How it is written on a command line, where it has to name a file."""
@@ -22,32 +26,48 @@ class Domain(ABC):
 
     @abstractmethod
     def source(self, model: Model, data_free: bool) -> Source:
-        """Batches for `model`; noise and labels alone if `data_free`."""
+        """Batches of training samples for `model`.
+
+        Arguments:
+            model: the network; its `shape` and `classes` must suit the data.
+            data_free: give noise and conditions alone, without x0.
+        Returns a function of random draws, which gives a `Batch` of x0 and z: (B, *model.shape).
+        Raises ValueError where data are missing or do not suit the model.
+        """
 
     def source_for(self, teacher: Generator | None, model: Model, data_free: bool) -> Source:
-        """The same for a domain whose conditions a teacher makes; by default `source`."""
+        """As `source`, where the teacher makes the conditions (prompts); by default `source`.
+
+        Arguments:
+            teacher: the generator that encodes prompts, or None.
+            model, data_free: see `source`.
+        Raises ValueError where the teacher is not usable for these data.
+        """
         return self.source(model, data_free)
 
     def settled(self) -> Domain:
-        """The domain as a run records it; what names files may add their digests."""
+        """The domain as a run records it: with the digests of its files filled in.
+
+        Raises ValueError where files are missing, or are not those that were recorded.
+        """
         return self
 
     def digests(self) -> dict[str, str]:
-        """SHA-256 of files that decide a run and are not its data, by what they are."""
+        """SHA-256, by role, of files that influence a run and are not its data, such as a CLIP."""
         return {}
 
     def sample_metrics(self) -> SampleMetrics | None:
-        """How samples of this domain are measured; None where nothing measures them."""
+        """Reference data and features that samples are measured with, or None."""
         return None
 
     def judge(self) -> PromptMetrics | None:
-        """What tells how well samples fit their prompts; None where nothing does."""
+        """Prompt metrics: how well samples fit their prompts; None where nothing measures that."""
         return None
 
     def shown(self, count: int) -> list[str]:
-        """The first `count` prompts, for a report; none where samples have no prompts."""
+        """The first `count` prompts, for grids and reports; [] where there are none."""
         return []
 
     def exact(self) -> Generator | None:
-        """The exact teacher of a domain that is known in closed form."""
+        """The exact teacher, where the distribution is known in closed form; else None."""
         return None

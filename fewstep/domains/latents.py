@@ -32,10 +32,11 @@ class LatentMoments(Domain):
         """With the fingerprint of the file, from the CRC-32 of its members."""
         if not self.path:
             return self
-        found = latents_of(self.path).archive.fingerprint()
-        return replace(self, sha256=require_unchanged(self.path, self.sha256, found))
+        fingerprint = latents_of(self.path).archive.fingerprint()
+        return replace(self, sha256=require_unchanged(self.path, self.sha256, fingerprint))
 
     def source(self, model: Model, data_free: bool) -> Source:
+        """Latents drawn from the stored moments; data-free: noise, with the labels of the set."""
         if not self.path:
             return without_files(self, model, data_free)
         latents = latents_of(self.path)

@@ -49,6 +49,7 @@ class Mnist(Domain):
         return replace(self, sha256=require_unchanged(path, self.sha256, digest(path)))
 
     def source(self, model: Model, data_free: bool) -> Source:
+        """The training digits with labels; data-free: noise and uniform labels."""
         if model.shape != data.SHAPE or model.classes not in (0, data.CLASSES):
             raise ValueError(
                 f"MNIST pictures are {data.SHAPE} with {data.CLASSES} classes (or 0, to ignore "

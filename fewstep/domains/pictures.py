@@ -1,4 +1,4 @@
-"""Pictures of one's own as the domain of any recipe: a folder, a zip file or an .npz.
+"""Your own pictures as the domain of any recipe: a folder, a zip file or an .npz.
 
 fewstep train digits_teacher --domain "Pictures('my.zip', flip=True)" ...
 """
@@ -52,10 +52,11 @@ class Pictures(Domain):
         """With the fingerprint of the set: names and sizes in a folder, or CRC-32 in a file."""
         if not self.path:
             return self
-        found = reader_of(self.path).fingerprint()
-        return replace(self, sha256=require_unchanged(self.path, self.sha256, found))
+        fingerprint = reader_of(self.path).fingerprint()
+        return replace(self, sha256=require_unchanged(self.path, self.sha256, fingerprint))
 
     def source(self, model: Model, data_free: bool) -> Source:
+        """The pictures, shuffled; data-free: noise, with the labels of the set."""
         if not self.path:
             return without_files(self, model, data_free)
         reader = reader_of(self.path)
@@ -94,13 +95,16 @@ class Labelled(Protocol):
     """A domain whose labels come from its files."""
 
     @property
-    def path(self) -> str: ...
+    def path(self) -> str:
+        """Path of the data; "" for none."""
+
     @property
-    def labels(self) -> bool: ...
+    def labels(self) -> bool:
+        """Whether labels are read from the data."""
 
 
 def without_files(domain: Labelled, model: Model, data_free: bool) -> Source:
-    """What a domain that names no file can give: noise, to a method that needs no data."""
+    """The source of a domain that names no file: noise; ValueError where data are needed."""
     if not data_free:
         kind = type(domain).__name__
         raise ValueError(f"this method learns from data: say --domain \"{kind}('PATH')\"")
@@ -117,7 +121,15 @@ def noise(model: Model, labels: Tensor | None) -> Source:
 def chosen_labels(
     found: Tensor | None, domain: Labelled, model: Model, data_free: bool
 ) -> Tensor | None:
-    """The labels `found` in the files, if the model is to be given them; None if it takes none."""
+    """The labels that the model is conditioned on, None if it takes none.
+
+    Arguments:
+        found: labels (N,) of the files, None if they have none.
+        domain: says whether these are used.
+        model: its `classes` bound the labels.
+        data_free: whether labels may be drawn uniformly instead.
+    Raises ValueError where labels are missing or too large.
+    """
     if not model.classes or (data_free and not domain.labels):
         return None
     if found is None or not domain.labels:

@@ -31,7 +31,7 @@ EXAMINED = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Prompted(Domain):
-    """What domains with prompts have in common: how looks at a run are judged."""
+    """What domains with prompts share: prompt metrics, and the check of the teacher."""
 
     clip: str = ""
     """A CLIP (folder, or my_file.py:Name) that tells at each look how well pictures fit their
@@ -47,10 +47,10 @@ class Prompted(Domain):
     """Whether the teacher is examined first (see fewstep.teachers.preflight)."""
 
     def refuse(self, data_free: bool) -> None:
-        """A ValueError where the domain has not what a method needs."""
+        """Raise ValueError where the domain lacks what a method needs; by default never."""
 
     def doubts(self, teacher: Generator) -> str:
-        """Why a run would refuse the teacher, on samples of its own for a few prompts, or ""."""
+        """Why the pre-flight check would refuse the teacher, on its own samples; or ""."""
         if not self.check or teacher.text is None:
             return ""
         prompts = self.shown(EXAMINED)
@@ -65,12 +65,12 @@ class Prompted(Domain):
         return ""
 
     def settled(self) -> Domain:
-        """Refuses a folder without a CLIP in it, before anything is loaded."""
+        """The domain as it is; ValueError where `clip` names no CLIP."""
         self._judging()
         return self
 
     def _judging(self) -> Path | None:
-        """The file that says how looks are judged: weights, or code; a ValueError if none does."""
+        """The file behind the prompt metrics: weights or code; None if there are no metrics."""
         file, _, name = self.clip.rpartition(":")
         if file.endswith(".py"):
             if not Path(file).is_file():
@@ -79,11 +79,12 @@ class Prompted(Domain):
         return weights_of(Path(self.clip)) if self.clip else None
 
     def digests(self) -> dict[str, str]:
-        """That of the CLIP, which can end a run."""
+        """SHA-256 of the CLIP, whose metric can end a run."""
         file = self._judging()
         return {} if file is None else {"clip": digest(file)}
 
     def judge(self) -> PromptMetrics | None:
+        """CLIP similarity of `judged` samples to the first prompts; None without `clip`."""
         if not self.clip:
             return None
         texts = self.shown(self.judged)
@@ -115,6 +116,7 @@ class Prompts(Prompted):
         )
 
     def refuse(self, data_free: bool) -> None:
+        """Raise ValueError for methods that learn from data: prompts have no pictures."""
         if not data_free:
             raise ValueError(
                 "a file of prompts has no pictures; choose a method without data, or say "
@@ -122,9 +124,11 @@ class Prompts(Prompted):
             )
 
     def shown(self, count: int) -> list[str]:
+        """The first `count` prompts of the file."""
         return read_prompts(self.file)[:count]
 
     def source(self, model: Model, data_free: bool) -> Source:
+        """Always a ValueError: prompts need a teacher that encodes them, see `source_for`."""
         raise ValueError("prompts need a teacher that understands them; pass its pipeline folder")
 
     def source_for(self, teacher: Generator | None, model: Model, data_free: bool) -> Source:

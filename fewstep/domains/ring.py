@@ -26,10 +26,11 @@ class Ring(Domain):
     std: float = 0.2
 
     def mixture(self) -> GaussianMixture:
-        """The distribution itself."""
+        """The distribution as an exact Gaussian mixture."""
         return GaussianMixture.ring(self.count, self.radius, self.std)
 
     def source(self, model: Model, data_free: bool) -> Source:
+        """50,000 exact samples (2,); data-free: noise alone."""
         if model.shape != (2,) or model.classes:
             raise ValueError(
                 f"points are (2,) without classes, got Model.shape {model.shape} with "
@@ -42,6 +43,7 @@ class Ring(Domain):
         return self.mixture().sample(count, torch.Generator().manual_seed(seed))
 
     def sample_metrics(self) -> SampleMetrics:
+        """Metrics of points against 5,000 exact samples, with 5,000 others as anchor."""
         held_out = self.points(5000, seed=3)
         return SampleMetrics(
             "fd_points",
@@ -57,4 +59,5 @@ class Ring(Domain):
         return torch.cdist(x, self.mixture().means).argmin(1)
 
     def exact(self) -> Generator:
+        """The mixture with a Heun sampler, as the exact teacher."""
         return Generator(self.mixture(), Heun(), (2,))

@@ -77,7 +77,7 @@ class Averages:
             load_weights(net, unpack(path / _file(sigma)), path)
 
     def update(self, state: State) -> None:
-        """Take the net in as it is after a step; a step that was skipped changes nothing."""
+        """Update the averages after a step; a step that took no samples changes nothing."""
         step, self.images = state.images - self.images, state.images
         for sigma, average in self.nets.items():
             if step:
@@ -103,7 +103,7 @@ class Averages:
 
 
 def even(lengths: Sequence[float], steps: int, sigma_rel: float) -> float:
-    """The mismatch of `sigma_rel` from averages of `lengths` at so many even steps."""
+    """The mismatch of the average `sigma_rel` when `lengths` are stored at `steps` even steps."""
     gammas = [gamma_of(length) for length in lengths for _ in range(steps)]
     times = [float(step + 1) for step in range(steps)] * len(lengths)
     return combination(gammas, times, gamma_of(sigma_rel), float(steps))[1]
@@ -115,7 +115,7 @@ def _file(sigma: float) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Reconstruction:
-    """Weights of an average that was not kept."""
+    """Weights of an average that was not stored, fitted from those that were."""
 
     weights: dict[str, Tensor]
     facts: dict[str, Any]
@@ -127,29 +127,37 @@ class Reconstruction:
 
     @property
     def sentence(self) -> str:
-        """How well the profile is met, and what to do where it is not met to `GOOD`."""
+        """How closely the averaging profile is met, with advice where worse than `GOOD`."""
         sigma, mismatch = float(self.facts["sigma_rel"]), float(self.facts["mismatch"])
         said = f"the profile is met to {100 * mismatch:.2g} %"
         if mismatch <= GOOD:
             return said
         kept = " ".join(f"{length:g}" for length in sorted({*self.lengths, sigma}))
-        more, found = self.steps, mismatch
-        while found > GOOD and more < MANY:
+        more, expected = self.steps, mismatch
+        while expected > GOOD and more < MANY:
             more *= 2
-            found = even(self.lengths, more, sigma)
+            expected = even(self.lengths, more, sigma)
         return (
             f"{said} only, from {self.steps} steps with averages of "
             f"{', '.join(f'{length:g}' for length in self.lengths)}: train with a smaller "
-            f"--save-every ({more} steps meet it to {100 * found:.2g} %), or keep this length "
+            f"--save-every ({more} steps meet it to {100 * expected:.2g} %), or keep this length "
             f"itself (--power.sigma-rel {kept})"
         )
 
 
 def reconstruct(folder: Path, sigma_rel: float, origin: Mapping[str, Any] = {}) -> Reconstruction:
-    """The average of length `sigma_rel` at the last step that `folder` has averages of.
+    """The power-function average of length `sigma_rel` at the last step stored in `folder`.
 
-    Raises ValueError where there are none, or another run than `origin` wrote one, and `Damaged`
-    where one is not sound.
+    The stored averages are combined by the least-squares fit of their profiles to the wanted one,
+    Karras et al. 2024, https://arxiv.org/abs/2312.02696, section 3.
+
+    Arguments:
+        folder: the averages of a run, `RunFolder.averages`.
+        sigma_rel: width of the profile relative to training time, such as 0.1.
+        origin: the run that must have written them; {}: any.
+    Returns the weights, with the mismatch of their profile.
+    Raises ValueError where no averages are stored or another run wrote one, `Damaged` where a file
+    is not sound.
     """
     gamma = gamma_of(sigma_rel)
     stored: dict[tuple[float, int], Path] = {}
@@ -176,15 +184,20 @@ def reconstruct(folder: Path, sigma_rel: float, origin: Mapping[str, Any] = {}) 
             if tensor.is_floating_point():
                 total[name] = total.get(name, 0) + factor * tensor.double()
     weights = {name: total[name].to(t.dtype) if name in total else t for name, t in last.items()}
-    found = {"sigma_rel": sigma_rel, "images": end, "mismatch": mismatch}
+    fit = {"sigma_rel": sigma_rel, "images": end, "mismatch": mismatch}
     lengths = tuple(sorted({sigma for sigma, _ in stored}))
-    return Reconstruction(weights, found, lengths, len(set(images)))
+    return Reconstruction(weights, fit, lengths, len(set(images)))
 
 
 def write_average(run: Path, sigma_rel: float, out: Path) -> str:
-    """Write the model of a run with another average as the folder `out`.
+    """Write the model of a run with another average of its weights as the folder `out`.
 
-    Returns a sentence that says how well its profile is met; see `Reconstruction`.
+    Arguments:
+        run: the run folder; the run must have stored averages (`Run.power`).
+        sigma_rel: length of the average, see `reconstruct`.
+        out: the model folder to write, new or empty.
+    Returns a sentence on how closely the profile is met (`Reconstruction.sentence`).
+    Raises ValueError where `out` is in use or the run has no usable averages.
     """
     require_vacant(out)
     folder = RunFolder(run)

@@ -1,7 +1,7 @@
-"""What a run does about what it sees of itself: keep its best, notice spikes.
+"""Rules on what a run measures of itself: keep the best model, stop early, notice spikes.
 
-Rules are pure functions of what was seen and of what they remember: lists of numbers by name,
-which are a part of the training state, so that a continued run decides as an undisturbed one.
+Rules are pure functions of a measurement and of their memory: lists of numbers by name, which are
+a part of the training state, so that a continued run decides as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ LARGE = frozenset({"accuracy", "clip", "coverage", "density", "diversity", "prec
 
 @dataclass(frozen=True)
 class Best:
-    """Which look at a run was its best; with `patience`, a run ends when none is better."""
+    """Which evaluation was the best; with `patience`, a run ends when none is better."""
 
     metric: str = ""
     """A number of gauges.jsonl, such as diversity or quick.fd_digits; none: no best is kept."""
@@ -40,23 +40,28 @@ class Best:
         return 1 if self.mode == "max" or (self.mode == "auto" and large) else -1
 
     def judged(self, line: Mapping[str, Any], before: list[float], step: int) -> list[float]:
-        """[best value, its step, looks since] after a look; [] before the first number.
+        """[best value, its step, evaluations since] after another one; [] before the first number.
 
-        What is not finite is no better than anything. ValueError where the metric is not there.
+        Arguments:
+            line: what was measured, as in gauges.jsonl.
+            before: the result of the evaluation before, [] at first.
+            step: the training step.
+        A value that is not finite never counts as better. Raises ValueError where `line` has no
+        `metric`.
         """
-        found = dict(_numbers(line))
-        if self.metric not in found:
+        numbers = dict(_numbers(line))
+        if self.metric not in numbers:
             raise ValueError(
                 f"Run.best.metric is {self.metric!r}, but what this run looks at is "
-                f"{', '.join(found)}"
+                f"{', '.join(numbers)}"
             )
-        value = found[self.metric]
+        value = numbers[self.metric]
         if math.isfinite(value) and (not before or self.sign * (value - before[0]) > 0):
             return [value, float(step), 0.0]
         return [*before[:2], before[2] + 1] if before else []
 
     def over(self, memory: Memory) -> bool:
-        """Whether the run has waited long enough."""
+        """Whether `patience` is exhausted, so that the run should end."""
         best = memory.get("best", [])
         return bool(self.patience) and bool(best) and best[2] >= self.patience
 
@@ -72,10 +77,11 @@ def _numbers(line: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, f
 
 @dataclass(frozen=True)
 class Spikes:
-    """When a loss or gradient norm counts as having left its usual range, and what is done.
+    """When a loss or gradient norm counts as a spike, and what is done.
 
-    Usual are the last `window` numbers that did not count as far: within `limit` times
-    1.4826 median |v - m| of their median m, which is a standard deviation where they are normal.
+    The usual values are the last `window` that were not far: far is more than `limit` times
+    1.4826 median |v - m| from their median m; the factor makes it a standard deviation where
+    values are normal.
     """
 
     limit: float = 8.0
@@ -92,10 +98,10 @@ class Spikes:
             raise ValueError(f"Spikes need limit > 0, steps >= 1 and window >= 10, got {self}")
 
     def found(self, logs: Mapping[str, float], memory: Memory) -> list[str]:
-        """Which losses and norms have now been far for `steps` steps; learns what is usual.
+        """Names of losses and norms that have just been far for `steps` steps; updates `memory`.
 
-        After a spike, what is usual is learned anew. Numbers that are not finite say nothing
-        here: their updates are skipped.
+        After a spike the usual values are collected anew. Values that are not finite are ignored:
+        their updates are skipped.
         """
         names: list[str] = []
         if math.isinf(self.limit):
@@ -124,5 +130,5 @@ class Spikes:
 
     @staticmethod
     def alarm(memory: Memory) -> bool:
-        """Whether something is far just now."""
+        """Whether any value is far at present."""
         return any(far for name, far in memory.items() if name.startswith("far "))

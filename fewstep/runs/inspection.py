@@ -1,6 +1,6 @@
 """What is inside a model file or folder, as facts; nothing is executed, no network is run.
 
-`contents` knows snapshots and training states of EDM, EDM2, SiD and SiDA, safetensors files,
+`inspect_model` reads snapshots and training states of EDM, EDM2, SiD and SiDA, safetensors files,
 finished models, checkpoints, run folders and pipelines of diffusers.
 """
 
@@ -30,7 +30,14 @@ _TYPES = {"F": "float", "BF": "bfloat", "I": "int", "U": "uint"}
 
 
 def inspect_model(path: str | Path) -> Facts:
-    """Facts about a model file or folder, of JSON values; ValueError where it is none."""
+    """Facts about a model file or folder, for people and for JSON; nothing in it is executed.
+
+    Arguments:
+        path: a snapshot or training state (.pkl, .pt), a safetensors file, or a folder with a
+            finished model, a checkpoint, a run or a diffusers pipeline.
+    Returns a dictionary of JSON values: what it is, sizes and digests, tensors by type, settings.
+    Raises ValueError where it is none of these, or is damaged.
+    """
     path = Path(path)
     if path.is_dir():
         facts = _folder(path)
@@ -73,10 +80,10 @@ def _state(state: Mapping[str, Tensor]) -> Facts:
 
 
 def inspect_weights(path: Path) -> Facts:
-    """What the header of a safetensors file says."""
-    told = header(path)
-    pairs = [(_type(kind), told.shapes[name]) for name, kind in told.types.items()]
-    return {**_count(pairs), **({"metadata": dict(told.metadata)} if told.metadata else {})}
+    """Number, size and types of tensors, and metadata, from the header of a safetensors file."""
+    head = header(path)
+    pairs = [(_type(kind), head.shapes[name]) for name, kind in head.types.items()]
+    return {**_count(pairs), **({"metadata": dict(head.metadata)} if head.metadata else {})}
 
 
 def _type(name: str) -> str:
@@ -120,8 +127,8 @@ def _network(found: SnapshotObject) -> Any:
         model, net = description(found)
     except ValueError as error:
         return f"cannot be converted: {error}"
-    wanted = {name: t.shape for name, t in net.state_dict().items()}
-    if wanted != {name: t.shape for name, t in found.state.items()}:
+    expected = {name: t.shape for name, t in net.state_dict().items()}
+    if expected != {name: t.shape for name, t in found.state.items()}:
         return "cannot be converted: its tensors are not those of its arguments"
     parameters = sum(p.numel() for p in net.parameters())
     return {"parameters": parameters, "shape": model.shape, "classes": model.classes}
@@ -139,9 +146,9 @@ def _folder(path: Path) -> Facts:
     manifest = read_folder(path)
     files = {name: _stored(path / name, sha) for name, sha in manifest["sha256"].items()}
     if manifest.get("kind") == KIND:
-        told = read_json(path / "model.json")
-        told = told if isinstance(told, dict) else {}
-        return {"what": "finished model, digests correct", "folder": str(path), **told} | {
+        description = read_json(path / "model.json")
+        description = description if isinstance(description, dict) else {}
+        return {"what": "finished model, digests correct", "folder": str(path), **description} | {
             "files": files
         }
     counters = {key: manifest[key] for key in (*COUNTERS, "method") if key in manifest}
@@ -159,11 +166,11 @@ def _stored(path: Path, sha: str) -> Facts:
 def _run(path: Path) -> Facts:
     folder = RunFolder(path)
     facts = folder.facts()
-    told = {key: facts[key] for key in ("recipe", "command", "teacher", "run") if facts.get(key)}
+    settings = {key: facts[key] for key in ("recipe", "command", "teacher", "run") if facts.get(key)}
     return {
         "what": "run folder, finished" if folder.finished else "run folder, not finished",
         "folder": str(path),
-        **told,
+        **settings,
         "checkpoints": [p.name for p in find_checkpoints(folder.checkpoints)],
         "student": _folder(folder.student) if folder.finished else {},
     }
@@ -176,9 +183,9 @@ def _pipeline(path: Path) -> Facts:
     for part, kind in folder.parts.items():
         parts[part] = {"class": kind}
         if part in folder.files:
-            found = folder.files[part]
-            parts[part] |= {"variant": found.variant} if found.variant else {}
-            parts[part] |= {"files": {p.name: _size(p) for p in found.files}}
+            weights = folder.files[part]
+            parts[part] |= {"variant": weights.variant} if weights.variant else {}
+            parts[part] |= {"files": {p.name: _size(p) for p in weights.files}}
     try:
         model = describe_network(folder)
         teacher: Any = {

@@ -1,4 +1,4 @@
-"""What a run shows of itself while it trains: its log, its gauges and its pictures."""
+"""Evaluate the student while it trains: the log, the gauges and the sample grids."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from fewstep.runs.run_folder import RunFolder
 from fewstep.training.loop import Record, State
 
 LOOK, SCORED = 500, 1000
-"""Pictures the gauges, and the quick distances, are computed on."""
+"""Samples that the gauges, and the quick distances, are computed on."""
 
 
 @dataclass
@@ -42,7 +42,7 @@ class Monitor:
     judge: PromptMetrics | None = None
 
     def begin(self, state: State) -> dict[str, Any] | None:
-        """Drop the lines of steps that will be done again; what the first look saw, at step 0."""
+        """Drop log lines of steps that are repeated; at step 0, what the first `look` found."""
         self.writes = distributed.rank() == 0
         for name in ("log.jsonl", "gauges.jsonl") if self.writes else ():
             self.folder.rewind(name, state.step or -1)  # step 0 is looked at again
@@ -55,7 +55,7 @@ class Monitor:
         return None if state.step else self.look(state)
 
     def log(self, record: Record) -> None:
-        """One line of log.jsonl, about 500 in a run, and every skipped update."""
+        """Append a line to log.jsonl: about 500 in a run, and one for every skipped update."""
         skipped, self.skipped = record.state.skipped > self.skipped, record.state.skipped
         due = record.step % self.every == 0 or record.step == self.run.steps or skipped
         if due and self.writes:
@@ -66,12 +66,12 @@ class Monitor:
 
     @torch.no_grad()
     def look(self, state: State) -> dict[str, Any] | None:
-        """Pictures of the same noise, the gauges, and quick distances on few samples.
+        """Evaluate the present average: sample grid, gauges, quick distances on few samples.
 
-        The result is what was measured, on rank 0; None on others.
+        Returns the line of gauges.jsonl on rank 0, None on other ranks.
 
-        Of a model that takes prompts, few and in parts as small as the training's, since each
-        sample takes much memory and time; what is judged is judged on rank 0.
+        Models that take prompts make fewer samples, in parts as small as the training's, since
+        each takes much memory and time; their prompt metrics are computed on rank 0.
         """
         run, generator = self.run, self.generator(state)
         prompted = generator.condition is not None
@@ -97,7 +97,7 @@ class Monitor:
         return line if self.writes else None
 
     def generator(self, state: State) -> Generator:
-        """How the result is sampled so far; not decoded."""
+        """The average as a generator of samples, which are not decoded."""
         model, condition = self.run.model, getattr(self.source, "condition", None)
         sampler = self.run.method.sampler
         return Generator(state.average, sampler, model.shape, model.classes, condition=condition)

@@ -26,7 +26,16 @@ from fewstep.domains.domain import Domain
 
 @dataclass(frozen=True)
 class Run:
-    """One training run: what `train` and `distill` execute and `report` shows."""
+    """One training run: what `train` and `distill` execute and `report` shows.
+
+    A frozen dataclass of frozen dataclasses, stored as JSON in run.json. Method, model, domain and
+    number of steps are required; every other field has a default. `execute` trains it in a folder.
+
+    Raises ValueError for sizes below 1, a `batch` that `accumulate` does not divide, a
+    `keep_every` that is not a multiple of `save_every`, a seed outside 0 .. 2^63 - 1, and settings
+    that exclude each other: bf16 frozen weights without a bf16 distillation, LoRA without a
+    teacher or with `offload`.
+    """
 
     method: Method
     """The algorithm and all its settings."""
@@ -79,7 +88,7 @@ class Run:
         return self.method.output == "student"
 
     def optims(self, nets: Iterable[str]) -> dict[str, Optim]:
-        """The optimiser of each net."""
+        """The optimiser of each network called `nets`: `fake_optim` for all but the result."""
         other = self.fake_optim or self.optim
         return {net: self.optim if net == self.method.output else other for net in nets}
 

@@ -54,7 +54,12 @@ MODELS = ("teacher", "init")
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Paths and small files of a run."""
+    """Paths and small files of one run.
+
+    To read it takes the path alone. The process that trains also has the lock `hold`, with which
+    `check` refuses to write to a folder that was moved, removed or replaced meanwhile. A
+    ValueError, which `Damaged` is too, says what is wrong with a folder.
+    """
 
     path: Path
     hold: Hold | None = None
@@ -64,22 +69,27 @@ class RunFolder:
 
     @property
     def checkpoints(self) -> Path:
+        """Folder of the checkpoints that training continues from."""
         return self.path / "checkpoints"
 
     @property
     def student(self) -> Path:
+        """Folder of the finished model."""
         return self.path / "student"
 
     @property
     def best(self) -> Path:
+        """Folder of the model that scored best, if the run names a metric."""
         return self.path / "best"
 
     @property
     def averages(self) -> Path:
+        """Folder of the power-function averages, if the run keeps any."""
         return self.path / "averages"
 
     @property
     def grids(self) -> Path:
+        """Folder of the sample grids, one PNG for each evaluation."""
         return self.path / "grids"
 
     @property
@@ -101,19 +111,19 @@ class RunFolder:
         return True
 
     def elsewhere(self) -> str | None:
-        """None while the locked folder is at its path; else where it is now, "" if unknown."""
+        """Where the locked folder was moved to: None if it was not, "" if that is unknown."""
         return None if self.hold is None else self.hold.elsewhere()
 
     def anchored(self) -> RunFolder:
-        """The same folder by a path that follows it where it is moved, for whoever writes."""
+        """The same folder by a path that stays valid when the folder is moved."""
         return self if self.hold is None else replace(self, path=self.hold.anchor)
 
     def readable(self, text: str) -> str:
-        """`text` with the folder's own path in place of the one that follows it."""
+        """`text` with the folder's ordinary path in place of the one from `anchored`."""
         return text if self.hold is None else text.replace(str(self.path), str(self.hold.path))
 
     def check(self) -> None:
-        """To be called before each write: a ValueError unless this is the folder of the run."""
+        """Before each write: ValueError unless this still is the folder of the run."""
         if self.hold is None:
             return
         now = self.hold.elsewhere()
@@ -130,7 +140,7 @@ class RunFolder:
             )
 
     def gone(self, now: str) -> str:
-        """A sentence on a folder that was moved to `now`, or is nowhere, while its run trained."""
+        """The error message for a folder that was moved to `now` ("": removed) during training."""
         old = self.path if self.hold is None else self.hold.path
         if not now:
             return (
@@ -143,7 +153,7 @@ class RunFolder:
         )
 
     def facts(self) -> dict[str, Any]:
-        """run.json; a ValueError says so where the folder is no run."""
+        """The contents of run.json, as checked JSON values; `Damaged` where there is no run."""
         if not (self.path / "run.json").is_file():
             raise Damaged(f"{self.path} is not a run folder (no run.json in it)")
         facts = read_json(self.path / "run.json")
@@ -161,7 +171,7 @@ class RunFolder:
         return facts
 
     def refuse_unfinished(self) -> None:
-        """Refuse a run that has not come to its end; what is no run folder passes."""
+        """Raise ValueError for a run that is not finished; any other folder passes."""
         if (self.path / "run.json").is_file() and not self.finished:
             command = self.facts().get("command", "its command")
             raise ValueError(f"{self.path} is not finished; continue it with: {command}")
@@ -169,10 +179,13 @@ class RunFolder:
     def open(
         self, facts: Mapping[str, Any], places: Sequence[str] = ()
     ) -> tuple[dict[str, Any], bool, list[str]]:
-        """Claim the (locked) folder for the run `facts`.
+        """Claim the locked folder for the run `facts`.
 
-        The run as it is stored, its id in it; whether it continues an earlier one; what is to be
-        told. For `places` see `continues`.
+        Removes files that a killed process left half written, and sets a damaged finished model
+        aside.
+
+        Returns the stored run.json, whether an earlier run is continued, and notes for the user.
+        For `places` and errors see `continues`.
         """
         continues, notes = self.continues(facts, places), list[str]()
         for folder in (self.path, self.grids):  # of a process that was killed
@@ -195,7 +208,7 @@ class RunFolder:
         return self.facts(), continues, notes
 
     def _relative(self, facts: Mapping[str, Any]) -> dict[str, Any]:
-        """`facts` with what lies in the folder relative to it: it can be moved as a whole."""
+        """`facts` with paths inside the folder made relative, so that it can be moved."""
         stored, home = dict(facts), self.path.resolve()
         for key in MODELS:
             if Path(facts.get(key, "")).is_relative_to(home):
@@ -203,7 +216,7 @@ class RunFolder:
         return stored
 
     def moved(self, facts: Mapping[str, Any]) -> list[str]:
-        """What the same run rests on and is at another place now, in words."""
+        """Sentences on teachers and data that the same run has at another path now."""
         stored = self.facts()
         pairs = [(key, stored.get(key), facts.get(key)) for key in MODELS]
         old, new = (_filled(each["run"]).get("domain") for each in (stored, facts))
@@ -214,7 +227,7 @@ class RunFolder:
         ]
 
     def remember(self, facts: Mapping[str, Any]) -> list[str]:
-        """Record where what the run rests on is now; what is to be told of it."""
+        """Record the present paths of teacher and data; returns the sentences of `moved`."""
         if notes := self.moved(facts):
             stored = {**self.facts(), **{key: facts[key] for key in (*MODELS, "command")}}
             stored["run"] = {**stored["run"], "domain": facts["run"]["domain"]}
@@ -222,7 +235,7 @@ class RunFolder:
         return notes
 
     def again(self, step: int) -> list[str]:
-        """What is to be told of lines of the log after `step`, which are written again."""
+        """A note if the log has lines after `step`, whose steps are repeated; else none."""
         last = self._logged()
         return [f"steps {step + 1} to {last} of the log are done again"] if last > step else []
 
@@ -233,29 +246,28 @@ class RunFolder:
             write_json(self.path / "run.json", self._relative(stored))
 
     def _refuse_mixed(self) -> None:
-        """A ValueError where another run's model or averages lie in this folder."""
+        """Raise ValueError where a model or averages of another run lie in this folder."""
         origin = origin_of(self.facts())
         for path in (self.best, *sorted(self.averages.glob("step-*"))):
             with suppress(Damaged):  # which is told where it is read
                 of_run(path, read_manifest(path), origin)
 
     def note_saved(self, step: int) -> None:
-        """Record, at the first checkpoint that is whole on disk, that there was one."""
+        """Record in run.json that a first checkpoint is on disk."""
         self.check()
         stored = read_json(self.path / "run.json")
         if "saved" not in stored:
             write_json(self.path / "run.json", {**stored, "saved": step})
 
     def _logged(self) -> int:
-        """The last step that the log tells of, 0 for none."""
+        """The last step in the log, 0 for none."""
         steps = (line.get("step") for line in self.lines("log.jsonl"))
         return max((step for step in steps if isinstance(step, int)), default=0)
 
     def start_anew(self) -> list[str]:
-        """What is to be told where a run has no checkpoint to continue from.
+        """Note that a run without a checkpoint starts at step 0 again.
 
-        A ValueError where it had one, and steps would be lost; a run that died before its first
-        starts anew, in words.
+        Raises ValueError where checkpoints existed and are gone, since steps would be lost.
         """
         last = self._logged()
         ended = f"the log ends at step {last}"
@@ -329,7 +341,7 @@ class RunFolder:
         return ""
 
     def changes(self, environment: Mapping[str, str]) -> list[str]:
-        """A sentence on what bit-equality rests on and is not what it was, if anything."""
+        """A note if versions or hardware are not those recorded, since bits may then differ."""
         earlier = self.facts().get("environment", {})
         changed = ", ".join(
             f"{key} was {earlier[key]}, now {environment[key]}"

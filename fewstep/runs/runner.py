@@ -1,4 +1,4 @@
-"""Execute a `Run` in a folder: train, look, save, continue, finish.
+"""Execute a `Run` in a folder: prepare, train, evaluate, save, continue, finish.
 
 `execute` is a generator like `train` beneath it: the caller shows progress in its own loop. Run
 the same command again to continue an interrupted run; the same folder never mixes two runs.
@@ -40,19 +40,19 @@ from fewstep.runs.monitor import Monitor
 
 
 class Progress:
-    """What the caller is told while a run executes: notes in words, then a record a step."""
+    """Base of what `execute` yields: a `Note` in words, or a `Step` for each training step."""
 
 
 @dataclass(frozen=True)
 class Note(Progress):
-    """Something the user should know."""
+    """A sentence for the user, such as from which step a run continues."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Step(Progress):
-    """One training step."""
+    """One finished training step: its number of `steps`, samples so far, and logged values."""
 
     step: int
     steps: int
@@ -62,7 +62,7 @@ class Step(Progress):
 
 @dataclass(frozen=True, eq=False)
 class PreparedRun:
-    """What a run is made of: everything but its folder and its state."""
+    """A run with everything it needs loaded: teacher, network and batches."""
 
     run: Run
     teacher: Generator | None
@@ -88,12 +88,13 @@ class PreparedRun:
 
     @property
     def denoiser(self) -> Denoiser | None:
-        """The teacher's."""
+        """The teacher's denoiser, or None."""
         return None if self.teacher is None else self.teacher.denoiser
 
     def init(self) -> State:
-        """The state at step 0, of copies of the teacher's own weights; to be called once.
+        """The training state at step 0, made of copies of the starting network; call it once.
 
+        Stores frozen weights in bf16 and shards networks where the run asks for it. Raises
         ValueError where the method makes a result that `run.model` does not describe.
         """
         described = anatomy(self.net)
@@ -111,11 +112,14 @@ class PreparedRun:
 
     @property
     def sharded(self) -> bool:
-        """Whether each process keeps but a part of every net."""
+        """Whether each process holds only a shard of every network."""
         return self.parts != 1 and distributed.world_size() > 1
 
     def records(self, state: State) -> Iterator[Record]:
-        """Train from `state` on."""
+        """Train from `state` on; yields the record of each step.
+
+        With `run.offload` the teacher is moved back to main memory after each step.
+        """
         run, teacher, resting = self.run, self.denoiser, None
         if run.offload and not self.sharded and isinstance(teacher, nn.Module):
             resting = OffloadedModule(teacher, next(state.average.parameters()).device)
@@ -140,16 +144,21 @@ class PreparedRun:
 
 
 def anatomy(net: nn.Module) -> dict[str, str]:
-    """What a network is made of, by name: its modules' classes, its tensors' shapes, its path."""
-    found = {name or "it": type(module).__name__ for name, module in net.named_modules()}
-    found |= {name: f"of shape {tuple(t.shape)}" for name, t in net.state_dict().items()}
-    return {**found, "its path": f"{getattr(net, 'path', 'none')}"}
+    """What a network consists of, by name: classes of modules, shapes of tensors, noise path."""
+    modules = {name or "it": type(module).__name__ for name, module in net.named_modules()}
+    modules |= {name: f"of shape {tuple(t.shape)}" for name, t in net.state_dict().items()}
+    return {**modules, "its path": f"{getattr(net, 'path', 'none')}"}
 
 
 def refuse_other(method: Method, described: dict[str, str], made: dict[str, str]) -> None:
-    """A ValueError unless the result of `method` is the network that its run describes.
+    """Raise ValueError unless `method` makes the network that its run describes.
 
-    It is stored under that description, so that no other could be read when it is finished.
+    The result is stored under that description, so no other network could be read again.
+
+    Arguments:
+        method: the method, whose `init` made the network.
+        described: `anatomy` of the network that the run describes.
+        made: `anatomy` of the network that training produces.
     """
     names = [n for n in {**described, **made} if described.get(n) != made.get(n)]
     if not names:
@@ -168,15 +177,15 @@ def refuse_other(method: Method, described: dict[str, str], made: dict[str, str]
 
 def starting_point(run: Run, init: str) -> nn.Module:
     """The network in the folder or snapshot `init`, which must be what `run.model` describes."""
-    found = load_finite(init)
-    if found.model != run.model:
-        raise ValueError(f"{init} holds {found.model}, but the run's network is {run.model}")
-    net: nn.Module = found.denoiser
+    generator = load_finite(init)
+    if generator.model != run.model:
+        raise ValueError(f"{init} holds {generator.model}, but the run's network is {run.model}")
+    net: nn.Module = generator.denoiser
     return net
 
 
 def with_adapters(run: Run, teacher: Generator | None, init: str) -> nn.Module:
-    """The network that `run.lora` makes of the teacher's."""
+    """The teacher's network with the LoRA adapters of `run.lora`."""
     assert run.lora is not None
     if init:
         raise ValueError("with --lora all nets are the teacher and adapters; leave out --init")
@@ -188,19 +197,30 @@ def with_adapters(run: Run, teacher: Generator | None, init: str) -> nn.Module:
 
 
 def device_named(device: str) -> torch.device:
-    """The device of that name ("cpu", "cuda", "cuda:1", "mps"), if this machine has it."""
+    """The device called "cpu", "cuda", "cuda:1" or "mps"; ValueError if it is not there."""
     try:
-        found = torch.device(device)
-        torch.empty(1, device=found)
+        torch_device = torch.device(device)
+        torch.empty(1, device=torch_device)
     except (RuntimeError, AssertionError, NotImplementedError):
         raise ValueError(
             f"this machine has no device {device!r}; leave --device out for the CPU"
         ) from None
-    return found
+    return torch_device
 
 
 def prepare(run: Run, recipe: str, teacher: str, device: str = "cpu", init: str = "") -> PreparedRun:
-    """Load and build what a `settled` run needs; a ValueError says what is missing or wrong."""
+    """Load the teacher, the network and the data of a run that `resolve_run` has completed.
+
+    Arguments:
+        run: the resolved run.
+        recipe: its name, for error messages.
+        teacher: folder or snapshot of the teacher; "" where the domain has an exact one or none is
+            distilled.
+        device: where networks are placed.
+        init: folder or snapshot whose weights training starts from; "": the teacher's, or new
+            ones.
+    Raises ValueError where something is missing or does not fit.
+    """
     where = device_named(device)
     require_divisible(run.batch, run.accumulate)
     model = load_teacher(run.domain, teacher, where) if run.distils else None
@@ -250,9 +270,26 @@ def execute(
     init: str = "",
     parts: int = 1,
 ) -> Steps[Progress, None, None]:
-    """Train `run` in the folder `out`; yields notes and steps. Closing it saves and stops.
+    """Train `run` in the folder `out`, continuing what an earlier call left there.
 
-    parts: how many processes share a copy of every net; 0: all of them.
+    Yields a `Note` for what the user should know and a `Step` after each training step. Closing
+    the generator saves a checkpoint and stops; a finished run yields one note and nothing else.
+    All processes of a distributed run call it alike; rank 0 writes.
+
+    Arguments:
+        run: the complete description; what it takes from its teacher and its files is filled in.
+        out: the run folder, new, empty, or of the same run (see `RunFolder`).
+        recipe: the recipe's name, recorded in run.json.
+        teacher: folder, snapshot or pipeline of the teacher; "" for none, or the domain's exact
+            one.
+        command: the command line that continues the run, recorded for people.
+        device: "cpu", "cuda", "cuda:1" or "mps".
+        init: folder or snapshot whose weights training starts from; "": the teacher's, or new
+            ones.
+        parts: number of processes that share a copy of every network; 1: each holds its own, 0:
+            all processes share one.
+    Raises ValueError where the run, the teacher or the folder is not usable, OSError where the
+    folder cannot be written, and `Diverged` where updates stay non-finite.
     """
     for optim in (run.optim, run.fake_optim or run.optim):
         optim.refuse_missing()
@@ -301,7 +338,7 @@ def execute(
 def _digests(
     run: Run, teacher: str, init: str, folder: RunFolder, facts: dict[str, Any]
 ) -> dict[str, Any]:
-    """Digests of what the run rests on; as recorded, for a finished run whose teacher is gone."""
+    """Digests of the files a run depends on; as recorded, if a finished run lost its teacher."""
     try:
         return digests(run, teacher, init)
     except ValueError:
@@ -314,7 +351,7 @@ def _digests(
 
 
 def _train(work: PreparedRun, state: State, folder: RunFolder) -> Iterator[Progress]:
-    """The same on every rank."""
+    """Train from `state` to the end on every rank; yields notes and steps."""
     run, folder = work.run, folder.anchored()
     watch = Monitor(run, folder, work.teacher, work.source)
     told = (folder.origin, folder.check, folder.note_saved)
@@ -340,7 +377,10 @@ def _train(work: PreparedRun, state: State, folder: RunFolder) -> Iterator[Progr
 
 
 def _continue(work: PreparedRun, state: State, folder: RunFolder) -> list[str]:
-    """Load the newest sound checkpoint that rank 0 finds on every rank; what is to be told."""
+    """Load the newest sound checkpoint that rank 0 finds on every rank; returns notes on it.
+
+    Without a checkpoint `state` stays at step 0.
+    """
     run = work.run
     same = (state, run.method, run.optims(state.nets), folder.origin)
 

@@ -1,6 +1,6 @@
-"""What is done beside training while a run executes: log, look, compare, save, keep, go back.
+"""Everything a run does around training: logging, sampling, checkpoints, rollback.
 
-A `Session` is told of every step, on every rank; what is written, rank 0 writes.
+A `Session` is called after every step, on every rank; rank 0 alone writes files.
 """
 
 from __future__ import annotations
@@ -28,11 +28,12 @@ from fewstep.runs.monitor import Monitor
 COMPARED = 100
 """Steps between two checks that all processes hold the same numbers."""
 ROLLBACKS = 3
+"""Returns to earlier checkpoints after which a run counts as diverged."""
 
 
 @dataclass
 class Session:
-    """The steps of one run in its folder, between a beginning and an end."""
+    """One execution of a run: `begin`, `after` each step, then `finish` or `stop`."""
 
     run: Run
     folder: RunFolder
@@ -42,7 +43,7 @@ class Session:
     writer: checkpoint.Writer
 
     def begin(self) -> None:
-        """From the state as it is: step 0, or what a checkpoint held."""
+        """Start from the present state: step 0, or that of a checkpoint."""
         run, state = self.run, self.state
         self.averages = Averages(
             run.power, self.folder.averages, state, run.method.output, self.folder.origin
@@ -54,10 +55,10 @@ class Session:
         self.ended = run.best.over(state.memory)
 
     def after(self, record: Record) -> list[str]:
-        """All that follows a step; what is to be told. `ended` says whether it was the last.
+        """Do what follows a step: check, log, sample, compare, save; returns notes for the user.
 
-        A ValueError where the folder was moved or removed: after all that belongs to this step
-        was done and saved where the folder is now, if it is anywhere.
+        `ended` then says whether this was the last step. Raises ValueError where the folder was
+        moved or removed; where it was moved, the step is saved at its new place first.
         """
         run, due = self.run, (self.run.save_every, self.run.sample_every, self.watch.every)
         written = record.step == run.steps or any(record.step % every == 0 for every in due)
@@ -96,15 +97,15 @@ class Session:
         return notes
 
     def save(self, regular: bool) -> list[str]:
-        """Begin to store the present step; `regular`: an undisturbed run would do so too."""
+        """Start writing a checkpoint; `regular`: an uninterrupted run would save this step too."""
         self.averages.save(self.state, regular, self.folder.check)
         self.saved = self.state.step
         return self.writer.save(self.state, self._spared())
 
     def _moved(self) -> str:
-        """What is to be said where the folder is elsewhere now, else ""; writing follows it.
+        """The error message if the folder was moved, else "".
 
-        A ValueError where it is nowhere, or where run.json is not the run's any more.
+        Raises ValueError where it was removed, or where its run.json is of another run.
         """
 
         def where() -> str | None:
@@ -115,7 +116,7 @@ class Session:
         return "" if now is None else self.folder.gone(now)
 
     def stop(self) -> None:
-        """Save what is not saved yet; a ValueError, then, where the folder was moved."""
+        """Save what is not saved yet; then raise ValueError if the folder was moved."""
         moved = self._moved()
         checkpoint.require_equal_state(self.state)
         if self.state.step > self.saved:
@@ -126,7 +127,7 @@ class Session:
         self.writer.finish()
 
     def _spared(self) -> Callable[[int], bool]:
-        """Of which steps a checkpoint is not deleted when newer ones are there."""
+        """A predicate on step numbers: whether that checkpoint is kept when newer ones exist."""
         every, spikes, memory = self.run.keep_every, self.run.spikes, self.state.memory
         kept, alarm = {*memory.get("kept", ())}, spikes.alarm(memory)
         if spikes.rollback:
@@ -134,11 +135,11 @@ class Session:
         return lambda step: alarm or step in kept or (every > 0 and step % every == 0)
 
     def _regular(self, step: int) -> int:
-        """The last step up to this one that an undisturbed run has a checkpoint of."""
+        """The last step up to `step` at which an uninterrupted run has a checkpoint."""
         return step // self.run.save_every * self.run.save_every
 
     def _judge(self, seen: dict[str, Any] | None) -> list[str]:
-        """Store the model if this look was the best so far; what is to be told."""
+        """Store the model if it scored best so far; returns notes for the user."""
         run, memory, step = self.run, self.state.memory, self.state.step
         before = memory.get("best", [])
 
@@ -151,8 +152,8 @@ class Session:
             return [f"the best model so far could not be written: {failed[1]}"]
         memory["best"] = after
         if run.best.over(memory):
-            found = f"{run.best.metric} was {before[0]:.4g} at step {before[1]:.0f}"
-            return [f"{found} and not better in {run.best.patience} looks since: ending"]
+            reached = f"{run.best.metric} was {before[0]:.4g} at step {before[1]:.0f}"
+            return [f"{reached} and not better in {run.best.patience} looks since: ending"]
         return []
 
     def finish(self) -> None:
@@ -164,9 +165,9 @@ class Session:
             raise OSError(*failed)
 
     def _store(self, target: Path, told: dict[str, float]) -> list[Any]:
-        """Write the averaged net as a finished model; what went wrong with that, on every rank.
+        """Write the averaged network as a finished model, with `told` added to its card.
 
-        That is nothing, or the arguments of an OSError.
+        Returns, on every rank, the arguments of the OSError that occurred, or an empty list.
         """
         average = self.state.average.state_dict()
         weights = {name: distributed.full_tensor(t) for name, t in average.items()}
@@ -195,23 +196,24 @@ class Session:
         save_model(target, weights, run.model, run.method.sampler, card, adapters, *origin)
 
     def _spiked(self, names: list[str]) -> list[str]:
-        """Keep the checkpoint from before; go back to it if the run says so."""
+        """Keep the checkpoint before a spike, and go back to it if the run says so; notes."""
         run, state = self.run, self.state
         began = state.step - run.spikes.steps
-        told = f"{' and '.join(names)} left the usual range at step {began + 1}"
+        spike = f"{' and '.join(names)} left the usual range at step {began + 1}"
         if not (step := self._regular(began)):
-            return [f"{told}; no checkpoint is older than that"]
+            return [f"{spike}; no checkpoint is older than that"]
         state.memory["kept"] = sorted({*state.memory.get("kept", []), float(step)})
         if not run.spikes.rollback:
-            return [f"{told}; the checkpoint of step {step} is kept"]
-        self._back(step, told)
-        return [f"{told}; gone back to step {step}, and on with other samples"]
+            return [f"{spike}; the checkpoint of step {step} is kept"]
+        self._back(step, spike)
+        return [f"{spike}; gone back to step {step}, and on with other samples"]
 
     def _back(self, step: int, told: str) -> None:
-        """The state of an earlier step, but for the samples drawn since, which are not used again.
+        """Return to the state of `step`, except that samples drawn since are not used again.
 
-        It is stored in place of the old checkpoint before newer ones go, so that a run that dies
-        in between finds the spike again and does the same.
+        It is stored in place of the old checkpoint before newer ones are deleted, so that a run
+        that dies in between finds the spike again and does the same. `told` describes the spike.
+        Raises `Diverged` after `ROLLBACKS` returns.
         """
         run, state = self.run, self.state
         drawn, kept = state.drawn, state.memory["kept"]

@@ -1,4 +1,4 @@
-"""Where a run's teacher, and with it its network, is from: a folder, a file, a closed form."""
+"""Open the teacher of a run: a folder, a snapshot file, a pipeline, or a closed form."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from fewstep.teachers import snapshots
 
 
 def open_generator(path: Path | str, device: torch.device | str = "cpu") -> Generator:
-    """The generator in a pipeline, run or model folder, or in a snapshot file; on `device`."""
+    """The generator in a pipeline, run or model folder, or in a snapshot file, on `device`."""
     if is_pipeline(path):
         return load_pipeline(path, device)
     refuse_single_file(path)
-    found = snapshots.load_model_or_snapshot(path)
-    found.denoiser.to(device)
-    return found
+    generator = snapshots.load_model_or_snapshot(path)
+    generator.denoiser.to(device)
+    return generator
 
 
 def describe_model(path: Path | str) -> Model:
-    """The description of what `opened` would give, found without reading a weight's value."""
+    """The `Model` that `open_generator` would give, found without reading a weight's value."""
     if is_pipeline(path):
         return describe_network(open_folder(path))
     refuse_single_file(path)
@@ -43,7 +43,7 @@ def describe_model(path: Path | str) -> Model:
 
 
 def notes_on(path: Path | str) -> list[str]:
-    """What a person should know of a teacher's folder before it is used."""
+    """Notes for the user on a teacher's folder: weights in it that are not read."""
     unread = open_folder(path).unread if path and is_pipeline(path) else []
     if not unread:
         return []
@@ -52,7 +52,7 @@ def notes_on(path: Path | str) -> list[str]:
 
 
 def teacher_digest(path: Path | str) -> str:
-    """SHA-256 over the weights of what `opened` would give."""
+    """SHA-256 over the weights that `open_generator` reads."""
     if not is_pipeline(path):
         return digest(Path(path)) if Path(path).is_file() else weights_digest(path)
     files = (f"{file.name} {digest(file)}" for file in open_folder(path).weights())
@@ -60,34 +60,36 @@ def teacher_digest(path: Path | str) -> str:
 
 
 def digests_of(path: Path | str) -> dict[str, str]:
-    """Digests of all that what `opened` gives computes with.
+    """SHA-256 of everything that the generator in `path` computes with, by kind.
 
-    Its weights; of a pipeline, and of its students, the text encoders and the VAE too. What the
+    Its "weights"; of a pipeline and its students also the "text" encoders and the "vae". What the
     folder says of the network is part of a run's settings.
     """
-    found = {"weights": teacher_digest(path)}
+    sha256 = {"weights": teacher_digest(path)}
     if is_pipeline(path):
         folder = open_folder(path)
-        return found | {"text": folder.text_digest, "vae": folder.vae_digest}
-    told = {} if Path(path).is_file() else pipeline_card(stored_card(path))
-    return found | {key: str(told[key]) for key in ("text", "vae") if key in told}
+        return sha256 | {"text": folder.text_digest, "vae": folder.vae_digest}
+    card = {} if Path(path).is_file() else pipeline_card(stored_card(path))
+    return sha256 | {key: str(card[key]) for key in ("text", "vae") if key in card}
 
 
 def digests(run: Run, teacher: str, init: str) -> dict[str, Any]:
-    """Digests of all files that a `settled` run rests on, but for its data and its code.
+    """Digests of all files that a resolved run depends on, except its data and its code.
 
     Those of the data are in the run itself, those of code files beside it.
     """
     models = {"teacher": teacher if run.distils else "", "init": init}
-    found: dict[str, Any] = {key: digests_of(path) for key, path in models.items() if path}
-    return found | run.domain.digests()
+    by_model: dict[str, Any] = {key: digests_of(path) for key, path in models.items() if path}
+    return by_model | run.domain.digests()
 
 
 def teacher_of(folder: RunFolder, moved: str = "") -> str:
-    """Where the teacher of a run is, which is the one that it was started with; "" for none.
+    """Path of a run's teacher, checked to be the one the run was started with; "" for none.
 
-    moved: where a person says that it is now, which is recorded. A ValueError where it is gone,
-    or is another one.
+    Arguments:
+        folder: the run folder.
+        moved: where the teacher is now, if the user says so; it is recorded.
+    Raises ValueError where the teacher is gone, or is another one.
     """
     facts = folder.facts()
     where = moved or facts.get("teacher") or ""
@@ -95,16 +97,16 @@ def teacher_of(folder: RunFolder, moved: str = "") -> str:
     if not where or known is None:
         return str(where)
     try:
-        found = digests_of(where)
+        present = digests_of(where)
     except (ValueError, OSError) as error:
         raise ValueError(
             f"the teacher of {folder.path} cannot be read ({error}); if it was moved, say where "
             "it is with --teacher"
         ) from None
-    if found != known:
+    if present != known:
         raise ValueError(
             f"{where} no longer holds the teacher of {folder.path} "
-            f"({first_difference(known, found, 'digests')}); say where it is with --teacher"
+            f"({first_difference(known, present, 'digests')}); say where it is with --teacher"
         )
     if moved:
         folder.relocate(moved)
@@ -112,16 +114,16 @@ def teacher_of(folder: RunFolder, moved: str = "") -> str:
 
 
 def load_finite(path: str, device: torch.device | str = "cpu") -> Generator:
-    """The same as `opened`, all of whose numbers are finite."""
-    found = open_generator(path, device)
-    net: nn.Module = found.denoiser
+    """As `open_generator`; ValueError where a weight is not finite."""
+    generator = open_generator(path, device)
+    net: nn.Module = generator.denoiser
     for name, tensor in net.state_dict().items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise ValueError(
                 f"{path} holds numbers that are not finite, in {name}: its training diverged, or "
                 "its file was converted wrongly; choose another model"
             )
-    return found
+    return generator
 
 
 def load_teacher(
@@ -132,17 +134,20 @@ def load_teacher(
 
 
 def base_weights(lora: LoRA, teacher: str) -> dict[str, Tensor]:
-    """The teacher's own state dict, in float32 and main memory, which adapters are merged with.
+    """The teacher's state dict, in float32 on the CPU, which adapters are merged with.
 
-    A ValueError where the weights are not those any more that `lora` was recorded with.
+    Raises ValueError where the weights are no longer those that `lora` was recorded with.
     """
     recorded(lora, teacher_digest(teacher))
-    found: nn.Module = open_generator(teacher).denoiser
-    return found.state_dict()
+    denoiser: nn.Module = open_generator(teacher).denoiser
+    return denoiser.state_dict()
 
 
 def resolve_run(run: Run, teacher: str) -> Run:
-    """The run as it is recorded: what it takes from its teacher and its files filled in."""
+    """The run as it is recorded: with the digests of its data, and its teacher's network.
+
+    Raises ValueError where the network is to come from a teacher and none is given.
+    """
     run = replace(run, domain=run.domain.settled())
     if run.lora is not None and teacher:
         run = replace(run, lora=recorded(run.lora, teacher_digest(teacher)))
