@@ -25,11 +25,12 @@ LONG, SHOWN = 1000, 100
 
 @dataclass(frozen=True)
 class Trial(Domain):
-    """A domain of prompts of which nothing is encoded, and whose teacher is doubted in words."""
+    """A domain of prompts that encodes nothing; doubts about the teacher become a remark."""
 
     domain: Prompted
 
     def source(self, model: Model, data_free: bool) -> Source:
+        """As the domain of prompts itself."""
         return self.domain.source(model, data_free)
 
     def source_for(self, teacher: Generator | None, model: Model, data_free: bool) -> Source:

@@ -44,6 +44,7 @@ class Parser(argparse.ArgumentParser):
     """An argparse parser that fails with one sentence, and the nearest name for a misspelling."""
 
     def error(self, message: str) -> NoReturn:
+        """Exit with one sentence on the mistake, and the nearest flag for a misspelling."""
         label, _, rest = message.partition(": ")
         if label == "unrecognized arguments":
             flag = rest.split()[0].partition("=")[0]

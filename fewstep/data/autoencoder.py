@@ -48,8 +48,8 @@ class Autoencoder:
     def encode(self, pictures: Tensor) -> Tensor:
         """Standardised latents, each the mean of its posterior."""
         parts = (pictures / 2 + 0.5).split(PART)
-        found = torch.cat([self.vae.encode(part).latent_dist.mean for part in parts])
-        return standardised(found)
+        latents = torch.cat([self.vae.encode(part).latent_dist.mean for part in parts])
+        return standardised(latents)
 
 
 def load_autoencoder(folder: Path, device: torch.device | str = "cpu") -> Autoencoder:
@@ -75,7 +75,7 @@ def load_autoencoder(folder: Path, device: torch.device | str = "cpu") -> Autoen
             f"{folder}: latents are decoded by diffusers; install it with: pip install diffusers"
         ) from None
     try:
-        vae, told = AutoencoderKL.from_pretrained(
+        vae, loading = AutoencoderKL.from_pretrained(
             folder,
             local_files_only=True,
             use_safetensors=True,
@@ -84,7 +84,7 @@ def load_autoencoder(folder: Path, device: torch.device | str = "cpu") -> Autoen
         )
     except (OSError, RuntimeError, ValueError, TypeError) as error:
         raise ValueError(f"{folder} is no usable autoencoder: {_first_line(error)}") from None
-    wrong = sorted(told["missing_keys"]) + sorted(told["unexpected_keys"])
+    wrong = sorted(loading["missing_keys"]) + sorted(loading["unexpected_keys"])
     if wrong:
         raise ValueError(f"{folder / WEIGHTS} is not of its config.json: {wrong[0]}")
     return Autoencoder(
@@ -112,5 +112,7 @@ def as_pictures(generator: Generator, folder: str = "") -> tuple[Generator, str]
             f"this model makes latents {generator.shape}: pass --vae FOLDER, or set {VARIABLE}, "
             "to decode them; docs/evaluation.md tells where to get one"
         )
-    found = load_autoencoder(Path(folder), generator.device)
-    return replace(generator, decode=found.decode, encode=found.encode), found.sha256
+    autoencoder = load_autoencoder(Path(folder), generator.device)
+    return replace(
+        generator, decode=autoencoder.decode, encode=autoencoder.encode
+    ), autoencoder.sha256

@@ -18,12 +18,17 @@ from fewstep.diffusion.types import Batch
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """Pictures x0: (N, *) with optional labels (N,); z of the same shape.
+    """Batches of pictures in memory, epoch by epoch in a new random order each.
 
     The pictures stay where they are; a batch goes to the device of its draws.
 
-    `drop` is the share of labels replaced by the null label `classes`, which teaches a model to
-    work without a label too (for classifier-free guidance).
+    Arguments:
+        x0: (N, *) pictures.
+        labels: (N,) int64, or None.
+        drop: share of labels replaced by the null label `classes`, so that the model also learns
+            without a label (for classifier-free guidance).
+        classes: number of classes.
+    Called with draws it returns a `Batch` of x0: (B, *), noise z: (B, *) and labels (B,).
     """
 
     x0: Tensor
@@ -43,7 +48,13 @@ class Images:
 
 @dataclass(frozen=True)
 class Latents:
-    """Data-free: z of `shape`, and labels uniform on 0 .. classes - 1 if there are any."""
+    """Data-free batches: standard normal noise, and uniform labels where there are classes.
+
+    Arguments:
+        shape: of a sample, without the batch.
+        classes: labels are uniform on 0 .. classes - 1; 0: no labels.
+    Called with draws it returns a `Batch` of z: (B, *shape) and labels (B,), without x0.
+    """
 
     shape: tuple[int, ...]
     classes: int = 0

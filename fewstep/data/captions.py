@@ -33,16 +33,16 @@ FILE = "metadata.jsonl"
 
 @dataclass(frozen=True, eq=False)
 class CaptionedFolder:
-    """A folder that has been looked at: picture i of the reader has caption i."""
+    """A folder of pictures with captions, checked to match: picture i has caption i."""
 
     reader: Reader
     captions: Sequence[str]
 
     @property
     def fingerprint(self) -> str:
-        """Changes with a caption, and with a picture's name or size."""
-        told = digest(self.reader.path / FILE) + self.reader.fingerprint()
-        return hashlib.sha256(told.encode()).hexdigest()
+        """A digest that changes with a caption, or with a name or size of a picture."""
+        digests = digest(self.reader.path / FILE) + self.reader.fingerprint()
+        return hashlib.sha256(digests.encode()).hexdigest()
 
     @property
     def keys(self) -> list[str]:
@@ -55,7 +55,7 @@ class CaptionedFolder:
 
 
 def open_captions(path: Path | str) -> CaptionedFolder:
-    """Look at a folder of pictures and captions; a ValueError names what does not match."""
+    """Read captions and list pictures of a folder; ValueError names what does not match."""
     path = Path(path)
     if not path.is_dir():
         raise ValueError(
@@ -125,5 +125,5 @@ class Captioned:
 
     def at(self, rows: Tensor) -> Tensor:
         """The latents of pictures `rows` (N,): (N, *)."""
-        found = self.latents.rows([self.keys[row] for row in rows.tolist()])
-        return found["latent"].to(rows.device)
+        stored = self.latents.rows([self.keys[row] for row in rows.tolist()])
+        return stored["latent"].to(rows.device)

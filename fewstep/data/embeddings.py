@@ -95,13 +95,13 @@ class Embeddings:
 
     def rows(self, keys: Sequence[str]) -> dict[str, Tensor]:
         """The conditions of prompts by their keys: float32 (N, *) tensors."""
-        found: dict[str, list[Tensor]] = {}
+        slices: dict[str, list[Tensor]] = {}
         for name in keys:
             path, row = self.places[name]
             file = self._open[path]
             for part in file.keys():  # noqa: SIM118
-                found.setdefault(part, []).append(file.get_slice(part)[row : row + 1])
-        return {part: torch.cat(pieces).float() for part, pieces in found.items()}
+                slices.setdefault(part, []).append(file.get_slice(part)[row : row + 1])
+        return {part: torch.cat(pieces).float() for part, pieces in slices.items()}
 
 
 def _half(x: Tensor, name: str) -> Tensor:

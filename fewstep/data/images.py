@@ -156,11 +156,11 @@ def head(data: bytes) -> Head:
 def _orientation(image: Image.Image, note: Note) -> int:
     """EXIF's Orientation, 1 to 8."""
     try:
-        found = image.getexif().get(ExifTags.Base.Orientation, 1)
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # the readers of EXIF raise many kinds
         note(UNREADABLE)
         return 1
-    return found if type(found) is int else 1
+    return orientation if type(orientation) is int else 1
 
 
 def pixels(image: Image.Image) -> np.ndarray:
@@ -216,8 +216,8 @@ def fit(image: Image.Image, size: int, crop: Crop = "center") -> Image.Image:
         half = image.width // 2, image.height // 2
         image = image.resize(half, Image.Resampling.BOX)
     scale = size / min(image.size)
-    wanted = round(image.width * scale), round(image.height * scale)
-    return _middle(image.resize(wanted, Image.Resampling.BICUBIC), size)
+    scaled = round(image.width * scale), round(image.height * scale)
+    return _middle(image.resize(scaled, Image.Resampling.BICUBIC), size)
 
 
 def _middle(image: Image.Image, size: int) -> Image.Image:

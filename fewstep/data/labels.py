@@ -40,15 +40,15 @@ def parse_labels(data: bytes, origin: object, count: int) -> tuple[list[Any] | N
     `count` is the number of pictures: a file of far too many values for them is not parsed.
     """
     try:
-        told = bounded_reading.json_value(data, SPARE_VALUES + VALUES * count)
+        parsed = bounded_reading.json_value(data, SPARE_VALUES + VALUES * count)
     except ValueError as error:
         raise ValueError(f"{origin}: {FILE} is not readable JSON ({error})") from None
-    pairs = told.get("labels") if isinstance(told, dict) else told
-    if not isinstance(told, dict) or not (pairs is None or isinstance(pairs, list)):
+    pairs = parsed.get("labels") if isinstance(parsed, dict) else parsed
+    if not isinstance(parsed, dict) or not (pairs is None or isinstance(pairs, list)):
         raise ValueError(
             f'{origin}: {FILE} is not of the form {{"labels": [[name, number], ...]}}'
         )
-    classes = told.get("classes")
+    classes = parsed.get("classes")
     words = classes if isinstance(classes, list) else []
     return pairs or None, words if all(isinstance(word, str) for word in words) else []
 
@@ -57,24 +57,24 @@ def assign_labels(pairs: Sequence[Any], names: Sequence[str], origin: object) ->
     """(N,) int64 labels of the pictures `names`; a ValueError names all that do not match."""
     problems = Problems(origin)
     known = set(names)
-    found: dict[str, int] = {}
+    assigned: dict[str, int] = {}
     for number, pair in enumerate(pairs):
         if not (isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str)):
             problems.add(f"in {FILE} not of the form [name, number]", f"entry {number}")
             continue
         name, label = pair[0].replace("\\", "/"), pair[1]
-        if name in found:
+        if name in assigned:
             problems.add(f"with two labels in {FILE}", name)
         elif name not in known:
             problems.add(f"in {FILE}, but missing", name)
         elif type(label) is not int or not 0 <= label < CLASSES:
             problems.add("with a label that is no class number", name, str(label)[:20])
-        found[name] = label
+        assigned[name] = label
     for name in names:
-        if name not in found:
+        if name not in assigned:
             problems.add(f"without a label in {FILE}", name)
     problems.refuse()
-    return torch.tensor([found[name] for name in names], dtype=torch.int64)
+    return torch.tensor([assigned[name] for name in names], dtype=torch.int64)
 
 
 def folder_labels(names: Sequence[str]) -> tuple[Tensor, list[str]] | None:

@@ -76,14 +76,14 @@ class LatentSet:
 
         def job(place: int, row: int) -> None:
             try:
-                found = npz.array(self.archive, _stem(self.names[row]))
+                values = npz.array(self.archive, _stem(self.names[row]))
             except ValueError:
                 raise Unfit("damaged") from None
-            if found.shape != moments or found.dtype.kind != "f":
-                raise Unfit("not of the form of the first", f"{found.dtype} {found.shape}")
-            if not np.isfinite(found).all():
+            if values.shape != moments or values.dtype.kind != "f":
+                raise Unfit("not of the form of the first", f"{values.dtype} {values.shape}")
+            if not np.isfinite(values).all():
                 raise Unfit("with numbers that are not finite")
-            out[place] = found
+            out[place] = values
 
         for _ in every(self, rows, job, problems):
             pass
@@ -115,13 +115,13 @@ def latents_of(path: str | Path) -> LatentSet:
         if archive.members[name].file_size != size:
             problems.add(f"of another size than {names[0]}", name)
     problems.refuse()
-    found = None
+    assigned = None
     if labels.FILE in archive.members:
         pairs, _ = labels.parse_labels(
             labels.member(archive, labels.FILE, len(names)), path, len(names)
         )
-        found = None if pairs is None else labels.assign_labels(pairs, names, path)
-    return LatentSet(archive, names, (len(MEAN), *shape[1:]), found)
+        assigned = None if pairs is None else labels.assign_labels(pairs, names, path)
+    return LatentSet(archive, names, (len(MEAN), *shape[1:]), assigned)
 
 
 def _stem(name: str) -> str:

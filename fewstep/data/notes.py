@@ -1,4 +1,7 @@
-"""What happened to pictures unasked: turned, passed over, cut to a frame; counted, told once."""
+"""Notes on pictures that were treated unasked: turned upright, passed over, frames dropped.
+
+Each kind is counted and reported once.
+"""
 
 from __future__ import annotations
 

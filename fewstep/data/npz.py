@@ -58,17 +58,17 @@ def labels(archive: ZipArchive, count: int) -> Tensor | None:
     """The labels of the `count` pictures of an .npz file, (N,) int64; None where it has none."""
     if "labels.npy" not in archive.members:
         return None
-    found = array(archive, "labels")
-    if found.shape != (count,) or found.dtype.kind not in "iu":
+    stored = array(archive, "labels")
+    if stored.shape != (count,) or stored.dtype.kind not in "iu":
         raise ValueError(
             f"{archive.path}: labels must be {count} integers, one a picture, got "
-            f"{found.dtype} {found.shape}"
+            f"{stored.dtype} {stored.shape}"
         )
     problems = Problems(archive.path)
-    for row in ((found < 0) | (found >= CLASSES)).nonzero()[0].tolist():
-        problems.add("with a label that is no class number", f"row {row}", str(found[row]))
+    for row in ((stored < 0) | (stored >= CLASSES)).nonzero()[0].tolist():
+        problems.add("with a label that is no class number", f"row {row}", str(stored[row]))
     problems.refuse()
-    return torch.from_numpy(found.astype(np.int64))
+    return torch.from_numpy(stored.astype(np.int64))
 
 
 class Header(NamedTuple):

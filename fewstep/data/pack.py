@@ -29,12 +29,13 @@ from fewstep.data.readers import Reader
 
 @dataclass
 class Packer:
-    """Looks at all pictures of `reader`, then writes them; both tell how many are done.
+    """Packs a set of pictures into one zip file: `look` at all of them, then `write`.
 
         for done in packer.look(): ...
         for done in packer.write(): ...
 
-    Grey sets stay grey; if one picture is not, all become RGB. What exists is not replaced.
+    Both yield the number of pictures done. Grey sets stay grey; if one picture is not, all become
+    RGB. An existing file is not replaced.
     """
 
     reader: Reader
@@ -62,25 +63,25 @@ class Packer:
     def look(self) -> Generator[int, None, None]:
         """Read all headers; a ValueError names the pictures that cannot be packed."""
         problems = Problems(self.reader.path)
-        found: list[tuple[bool, int]] = [(True, 0)] * len(self.reader)
+        seen: list[tuple[bool, int]] = [(True, 0)] * len(self.reader)
 
         def job(place: int, row: int) -> None:
             image = self.reader.header(row)
             if image.width != image.height and not self.resolution:
                 raise Unfit("not square; --resolution cuts them", f"{image.width}x{image.height}")
-            found[place] = image.mode in ("L", "1"), min(image.width, image.height)
+            seen[place] = image.mode in ("L", "1"), min(image.width, image.height)
 
-        yield from every(self.reader, torch.arange(len(found)), job, problems)
+        yield from every(self.reader, torch.arange(len(seen)), job, problems)
         problems.refuse()
-        sides = {side for _, side in found}
+        sides = {side for _, side in seen}
         if len(sides) > 1 and not self.resolution:
             raise ValueError(
                 f"{self.reader.path} has pictures of {min(sides)} to {max(sides)} pixels; "
                 "--resolution brings them to one size"
             )
         self.size = self.resolution or sides.pop()
-        self.grey = all(grey for grey, _ in found)
-        self.enlarged = sum(side < self.size for _, side in found)
+        self.grey = all(grey for grey, _ in seen)
+        self.enlarged = sum(side < self.size for _, side in seen)
 
     def write(self) -> Generator[int, None, None]:
         """Write the zip file, whole or not at all."""

@@ -74,15 +74,17 @@ class Named(Protocol):
     """A set whose members have names."""
 
     @property
-    def names(self) -> Sequence[str]: ...
+    def names(self) -> Sequence[str]:
+        """The names of the members, in order."""
 
 
 def every(
     reader: Named, rows: Tensor, job: Callable[[int, int], None], problems: Problems
 ) -> Iterator[int]:
-    """job(place, row) for all rows, in threads; yields how many are done, collects the unfit.
+    """Call job(place, row) for all `rows`, in threads; yields how many are done.
 
-    Pictures that unpack to much more than their size wait, and are decoded one at a time.
+    `Unfit` pictures are collected in `problems`. Pictures that unpack to much more than their size
+    are decoded one at a time, after the others.
     """
 
     def attempt(place: int) -> Exception | None:
@@ -137,7 +139,7 @@ class PictureSet:
 
 
 def spread_labels(count: int, size: int) -> Tensor:
-    """`count` rows of a set of `size`, evenly spread; all of them for 0."""
+    """Indices of `count` members, evenly spread over a set of `size`; all for 0."""
     if not count or count >= size:
         return torch.arange(size)
     return torch.arange(count) * size // count
@@ -146,7 +148,17 @@ def spread_labels(count: int, size: int) -> Tensor:
 def load_pictures(
     reader: Reader, rows: Tensor, shape: Shape, resolution: int = 0, memory: int = MEMORY
 ) -> PictureSet:
-    """The pictures `rows` of `reader`, every one found sound and of `shape`, or a ValueError."""
+    """Pictures of one shape, every one checked, and held in memory where they fit.
+
+    Arguments:
+        reader: the set of pictures.
+        rows: (N,) which of them.
+        shape: (C, H, W) that each must have; with `resolution` each is brought to it.
+        resolution: width and height to cut and resize to, in pixels; 0: as they are.
+        memory: bytes of pictures that may be held; larger sets are decoded batch by batch.
+    Returns the set, whose `take` gives uint8 (B, C, H, W).
+    Raises ValueError that names the pictures which are damaged or of another shape.
+    """
     held = None
     if len(rows) * int(np.prod(shape)) <= memory:
         held = torch.empty(len(rows), *shape, dtype=torch.uint8)
@@ -170,13 +182,13 @@ def load_pictures(
 
 @dataclass(frozen=True)
 class Marker:
-    """An empty file that says: these pictures were all found sound. Losing it costs time alone."""
+    """An empty file in the cache: these pictures were all sound. Losing it only costs time."""
 
     path: Path
 
     @classmethod
     def of(cls, reader: Reader, shape: Shape, resolution: int = 0) -> Marker:
-        """In the user's cache, named after the pictures' place, fingerprint and dates."""
+        """In the cache of the user, named by path, fingerprint and dates of the pictures."""
         path = reader.path.resolve()
         names = reader.names if path.is_dir() else [""]
         changed = hash(tuple((path / name).stat().st_mtime_ns for name in names))
@@ -186,11 +198,11 @@ class Marker:
         return cls(Path(home) / "fewstep" / "sound" / name)
 
     def there(self) -> bool:
-        """Whether these pictures were found sound before."""
+        """Whether these pictures were checked before."""
         return self.path.is_file()
 
     def put(self) -> None:
-        """Remember it, where there is a place to."""
+        """Record the check, if the cache can be written to."""
         with suppress(OSError):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.path.touch()
@@ -198,7 +210,7 @@ class Marker:
 
 @dataclass(frozen=True, eq=False)
 class Shuffled:
-    """Batches of pictures in [-1, 1], visited epoch by epoch; each mirrored half of the time."""
+    """Batches of pictures in [-1, 1], epoch by epoch; with `flip` half of them mirrored."""
 
     pictures: PictureSet
     labels: Tensor | None = None
@@ -218,10 +230,10 @@ class Shuffled:
 
 @dataclass(frozen=True, eq=False)
 class LabelsAlone:
-    """Data-free: z of `shape`, and the labels that `Shuffled` would give, without any picture.
+    """Data-free batches: noise of `shape`, and labels as frequent as in a data set.
 
-    So labels are as frequent as in the data, as in SiD's official training, which reads labels
-    from the data set and never its pixels.
+    They are the labels that `Shuffled` would give, without any picture, as in SiD's official
+    training, which reads labels from the data set and never its pixels.
     """
 
     shape: Shape

@@ -27,7 +27,7 @@ COLUMNS = ("prompt", "caption", "text")
 MAX_BYTES = 2 << 30
 """Size of a file."""
 MAX_LENGTH = 10_000
-"""Characters of a prompt; encoders hear a few hundred words of it at most."""
+"""Characters of a prompt; encoders use a few hundred words of it at most."""
 MAX_PROMPTS = 20_000_000
 MAX_LINE = 16 << 20
 """Bytes of a line, which may hold more than a prompt."""
@@ -42,7 +42,15 @@ _BREAK = re.compile(rb"\r\n|\n|\r")
 
 
 def read_prompts(path: Path | str) -> list[str]:
-    """The prompts in a file, in order, doubles kept; a ValueError says where it is wrong."""
+    """The prompts in a file, in order; duplicates stay.
+
+    Arguments:
+        path: a .txt, .jsonl, .csv or .parquet file, as the module describes; parquet needs
+            pyarrow.
+    Returns prompts without control characters; empty ones are left out.
+    Raises ValueError, with the line where there is one, for a missing, too large or damaged file,
+    and for one without a prompt.
+    """
     path = Path(path)
     if path.suffix not in _READERS:
         raise ValueError(f"{path}: prompts are read from {', '.join(_READERS)} files")
@@ -62,7 +70,7 @@ def read_prompts(path: Path | str) -> list[str]:
 
 
 def cleaned(text: str, path: Path, line: int) -> str:
-    """A prompt without control characters, or a ValueError if it is none."""
+    """A prompt without control characters; ValueError where it is too long, or no text."""
     prompt = _CONTROL.sub("", _SPACE.sub(" ", text)).strip()
     if len(prompt) > MAX_LENGTH:
         raise ValueError(
@@ -162,8 +170,8 @@ def text_of(row: Any, path: Path, line: int) -> str:
     for name in COLUMNS:
         if isinstance(row.get(name), str):
             return str(row[name])
-    came = ", ".join(map(str, row)) or "nothing"
-    raise ValueError(f"{path}, line {line} has none of {', '.join(COLUMNS)}; it has {came}")
+    columns = ", ".join(map(str, row)) or "nothing"
+    raise ValueError(f"{path}, line {line} has none of {', '.join(COLUMNS)}; it has {columns}")
 
 
 _READERS: Mapping[str, Callable[[Path], Iterable[tuple[int, str]]]] = {

@@ -29,7 +29,7 @@ from fewstep.storage.bounded_reading import regular
 
 @dataclass(frozen=True, eq=False)
 class Reader:
-    """A set of pictures whose names and labels are known and match."""
+    """A set of pictures on disk, with names and labels that match; pictures are read on demand."""
 
     path: Path
     names: Sequence[str]
@@ -51,7 +51,13 @@ class Reader:
 
 
 def reader_of(path: str | Path) -> Reader:
-    """The reader of a folder, a .zip or an .npz; ValueError names what is wrong with it."""
+    """Open a set of pictures: names and labels are read and checked, pictures are not decoded.
+
+    Arguments:
+        path: a folder, a .zip, or an .npz with an array `images`.
+    Returns the reader, with pictures in the order of their names.
+    Raises ValueError where there is no such set, it holds no picture, or its labels do not match.
+    """
     path = Path(path)
     if path.is_dir():
         return _folder(path)
@@ -65,15 +71,15 @@ def reader_of(path: str | Path) -> Reader:
 
 def _folder(path: Path) -> Reader:
     """Picture files anywhere in a folder."""
-    notes, found = Notes(), list[str]()
+    notes, files = Notes(), list[str]()
     for p in path.rglob("*"):
         name = p.relative_to(path).as_posix()
         if p.is_file() or p.name == labels.FILE:  # which is refused where it is a pipe
-            found.append(name)
+            files.append(name)
         elif p.is_symlink() or not p.is_dir():
             notes.add("passed over, no regular files", name)
-    names = _pictures(found, path, notes)
-    place = _table(found, names, notes)
+    names = _pictures(files, path, notes)
+    place = _table(files, names, notes)
     given = labels.content(path / place, len(names)) if place is not None else None
 
     def data(row: int) -> bytes:
@@ -143,17 +149,19 @@ def _files(
     notes: Notes,
 ) -> Reader:
     """The reader of picture files; `table` is their dataset.json, if any: its name and content."""
-    found: Tensor | None = None
+    assigned: Tensor | None = None
     classes: list[str] = []
     place, given = table
     if place is not None and given is not None:
         pairs, named = labels.parse_labels(given, path, len(names))
         if pairs is not None:
             home = place.removesuffix(labels.FILE)
-            found = labels.assign_labels(pairs, [name.removeprefix(home) for name in names], path)
+            assigned = labels.assign_labels(
+                pairs, [name.removeprefix(home) for name in names], path
+            )
             classes = named
     elif by_folder := labels.folder_labels(names):
-        found, classes = by_folder
+        assigned, classes = by_folder
         if classes != sorted(classes):
             notes.sentences.append(_order(classes))
 
@@ -169,7 +177,7 @@ def _files(
     def header(row: int) -> Head:
         return head(data(row))
 
-    return Reader(path, names, image, header, ordered, found, classes, notes)
+    return Reader(path, names, image, header, ordered, assigned, classes, notes)
 
 
 def _order(classes: Sequence[str]) -> str:
@@ -190,19 +198,19 @@ def _hidden(name: str) -> bool:
 
 def _pictures(names: Iterable[str], path: Path, notes: Notes) -> list[str]:
     """What of `names` are pictures, sorted; the others are counted by kind."""
-    found = []
+    pictures = []
     for name in names:
         if _shown(name):
-            found.append(name)
+            pictures.append(name)
         elif _hidden(name):
             notes.add("passed over, hidden", name)
         elif name.rpartition("/")[2] != labels.FILE:
             kind = Path(name).suffix.lower() or "files without a suffix"
             notes.add(f"passed over, {kind}", name)
-    if not found:
+    if not pictures:
         others = f"; {lines[0]}" if (lines := notes.lines()) else ""
         raise ValueError(f"{path} holds no picture ({', '.join(sorted(SUFFIXES))}){others}")
-    return sorted(found)
+    return sorted(pictures)
 
 
 def _table(files: Iterable[str], names: Sequence[str], notes: Notes) -> str | None:

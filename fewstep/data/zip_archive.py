@@ -123,16 +123,16 @@ def _directory(path: Path) -> tuple[int, int]:
         size = os.fstat(file.fileno()).st_size
         file.seek(max(0, size - 65_557 - 76))  # a comment of 2^16 - 1, and the zip64 records
         tail = file.read()
-    found = [0]
+    sizes = [0]
     for match in re.finditer(b"PK\x05\x06", tail):
         place = match.start()
         (narrow,) = struct.unpack("<L", tail[place + 12 : place + 16].ljust(4, b"\0"))
         wide = tail[max(0, place - 76) : place]
         if narrow < 2**32 - 1:
-            found.append(narrow)
+            sizes.append(narrow)
         if wide[:4] == b"PK\x06\x06":
-            found.append(struct.unpack_from("<Q", wide, 40)[0])
-    return max(found), size
+            sizes.append(struct.unpack_from("<Q", wide, 40)[0])
+    return max(sizes), size
 
 
 def _unfit(info: zipfile.ZipInfo, limit: int) -> str:

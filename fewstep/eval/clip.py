@@ -135,12 +135,12 @@ def load_clip(folder: Path, device: torch.device | str = "cpu") -> Clip:
     read: Any = CLIPModel.from_pretrained
     safely = {"local_files_only": True, "use_safetensors": True, "output_loading_info": True}
     try:
-        model, told = read(folder, **safely)
+        model, loading = read(folder, **safely)
         tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, RuntimeError, ValueError, TypeError) as error:
         raise ValueError(f"{folder} is no usable CLIP: {str(error).splitlines()[0]}") from None
-    if told["missing_keys"]:
-        raise ValueError(f"{weights} has no {sorted(told['missing_keys'])[0]}")
+    if loading["missing_keys"]:
+        raise ValueError(f"{weights} has no {sorted(loading['missing_keys'])[0]}")
     return Clip(model.float(), tokenizer, digest(weights), _moments(folder), device)
 
 

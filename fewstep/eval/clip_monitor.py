@@ -1,4 +1,4 @@
-"""How well a run's pictures fit their prompts, at each look: what early stopping can follow.
+"""How well samples fit their prompts during training, which early stopping can follow.
 
 Guided students become more aligned for a while, then less (Zhou et al. 2024, SiD-LSG,
 https://arxiv.org/abs/2406.01561), and no loss tells when.
@@ -17,21 +17,21 @@ from fewstep.diffusion.pixels import to_uint8
 from fewstep.eval.clip import Aligned, alignment, text_vectors
 
 PART = 32
-"""Pictures that the network sees at once."""
+"""Pictures in a batch of the network."""
 
 
 @dataclass(frozen=True, eq=False)
 class PromptMetrics:
-    """A network of pictures and texts, loaded when it is first asked; it stays on the CPU."""
+    """CLIP similarity of samples and prompts; the network is loaded at first use, on the CPU."""
 
     network: str
     """See `load_aligned`."""
     prompts: Sequence[str]
-    """That of each picture."""
+    """The prompt of each picture."""
 
     @cached_property
     def aligned(self) -> Aligned:
-        """The network."""
+        """The network of pictures and texts."""
         from fewstep.eval.load_features import (
             load_aligned,  # which runs without a judge do not need
         )
@@ -44,7 +44,10 @@ class PromptMetrics:
         return text_vectors(self.aligned, self.prompts)
 
     def __call__(self, pictures: Tensor) -> dict[str, float]:
-        """Mean cosine of pictures (N, 1 or 3, H, W) in [-1, 1] and prompts; nan if one is so."""
+        """{"clip": mean cosine of pictures and prompts}, nan where a pixel is not finite.
+
+        pictures: (N, 1 or 3, H, W) in [-1, 1].
+        """
         if not bool(pictures.isfinite().all()):
             return {"clip": float("nan")}
         seen = [self.aligned(part)[0] for part in to_uint8(pictures).split(PART)]

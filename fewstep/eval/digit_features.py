@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Layout:
-    """Pictures of side x side, convolutions of (channels, stride), and the number of features."""
+    """Architecture of a classifier: picture side, convolutions (channels, stride), features."""
 
     side: int
     convs: Sequence[tuple[int, int]]
@@ -47,6 +47,7 @@ class Classifier(nn.Module):
         self.head = nn.Linear(layout.features, 10)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Pictures (B, 1, S, S) in [-1, 1] -> features (B, F)."""
         for name, layer in self.named_children():
             if name.startswith("conv"):
                 x = F.silu(layer(x))
@@ -60,7 +61,7 @@ class Classifier(nn.Module):
 
 @lru_cache
 def shipped(name: str) -> Classifier:
-    """The weights that come with fewstep (stored as float16), in evaluation mode."""
+    """The classifier whose weights come with fewstep (stored as float16), in evaluation mode."""
     net = Classifier(LAYOUTS[name])
     with as_file(files("fewstep.eval") / "assets" / f"{name}_features.safetensors") as path:
         state = load_file(path)

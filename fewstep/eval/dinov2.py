@@ -84,12 +84,12 @@ def load_dinov2(folder: Path, device: torch.device | str = "cpu") -> Dinov2:
         raise ValueError(f"{folder} holds no model.safetensors")
     read: Any = Dinov2Model.from_pretrained  # its declared type leaves out the second value
     try:
-        model, told = read(
+        model, loading = read(
             folder, local_files_only=True, use_safetensors=True, output_loading_info=True
         )
     except (OSError, RuntimeError, ValueError, TypeError) as error:
         raise ValueError(f"{folder} is no usable DINOv2: {str(error).splitlines()[0]}") from None
-    wrong = sorted(told["missing_keys"]) + sorted(told["unexpected_keys"])
+    wrong = sorted(loading["missing_keys"]) + sorted(loading["unexpected_keys"])
     if wrong:
         raise ValueError(f"{weights} is not of its config.json: {len(wrong)} names, {wrong[0]}")
     if SIDE % model.config.patch_size:

@@ -1,8 +1,8 @@
-"""Scores of several draws of samples, beside those of real data.
+"""Metrics of samples over several draws, beside those of real data.
 
-A `Yardstick` is what makes a domain measurable: reference pictures, held-out pictures, and a
-network that turns pictures into features and labels. Pictures are clipped to their range
-first, as on any screen.
+`SampleMetrics` makes a domain measurable: reference pictures, held-out pictures, and a network
+that turns pictures into features and labels. Pictures are clipped to their range first, as on any
+screen.
 """
 
 from __future__ import annotations
@@ -51,7 +51,14 @@ Scores = dict[str, float]
 
 
 def score(x: Tensor, labels: Tensor | None, sample_metrics: SampleMetrics) -> Scores:
-    """All distances of one set of samples x: (N, *)."""
+    """All metrics of one set of samples.
+
+    Arguments:
+        x: (N, *) samples.
+        labels: (N,) the classes they were made for, None without classes.
+        sample_metrics: the references, and the features to compare in.
+    Returns scores by name; "accuracy" only with labels.
+    """
     x = x.clamp(-sample_metrics.limit, sample_metrics.limit)
     features, predicted = sample_metrics.measure(x)
     real, _ = sample_metrics.measure(sample_metrics.reference)
@@ -73,7 +80,7 @@ def score(x: Tensor, labels: Tensor | None, sample_metrics: SampleMetrics) -> Sc
 
 
 def real_scores(sample_metrics: SampleMetrics) -> dict[str, float]:
-    """The anchor: held-out pictures, scored once as if they had been generated."""
+    """Scores of the held-out pictures, as if they were samples: what to compare models with."""
     once = score(sample_metrics.held_out, sample_metrics.held_out_labels, sample_metrics)
     once |= {"calls": 0.0, "ms_per_image": 0.0}
     return summarise([once])
@@ -82,9 +89,16 @@ def real_scores(sample_metrics: SampleMetrics) -> dict[str, float]:
 def evaluate(
     generator: Generator, sample_metrics: SampleMetrics, samples: int = 5000, draws: int = 3
 ) -> Iterator[dict[str, float]]:
-    """Score `draws` sets of `samples` fresh pictures; yields after each, the last is the result.
+    """Score several sets of new samples; yields the summary after each set.
 
-    Draw d uses seeds d * samples, ..., (d + 1) * samples - 1.
+    Arguments:
+        generator: what is measured. Draw d uses seeds d * samples, ..., (d + 1) * samples - 1.
+        sample_metrics: the references, and the features to compare in.
+        samples: number of samples in a set.
+        draws: number of sets.
+    Yields means of all scores and their deviations over the sets so far, see `summarise`; the last
+    is the result. "calls" are network evaluations a sample, "ms_per_image" is wall-clock time.
+    Raises ValueError where a sample is not finite.
     """
     done: list[Scores] = []
     for draw in range(draws):
@@ -105,7 +119,7 @@ def evaluate(
 
 
 def summarise(draws: list[Scores]) -> dict[str, float]:
-    """The mean of each score, and its standard deviation over draws as "<name>_std"."""
+    """The mean of each score over draws, and its standard deviation as "<name>_std"."""
     out: dict[str, float] = {}
     for name in draws[0]:
         values = [scores[name] for scores in draws]

@@ -1,8 +1,8 @@
-"""Feature networks: what turns pictures into the vectors that distances are computed on.
+"""Feature networks: they turn pictures into the vectors that distances are computed on.
 
-Whatever has a name, a dimension and a call can measure (`Features`). Those of the literature are
-recognised by the digest of their weights (`Published`), and what is measured gets its name in
-`titled`, and nowhere else, so that no number is called an FID that is none.
+Anything with a name, a dimension and a call can measure (`Features`). Those of the literature are
+recognised by the digest of their weights (`KNOWN`), and scores get their names in `metric_title`
+and nowhere else, so that nothing is called an FID that is not one.
 """
 
 from __future__ import annotations
@@ -75,12 +75,12 @@ class PublishedFeatures:
 
 
 def metric_title(score: str, features: Features, samples: int, real: int | None = None) -> str:
-    """What a score ("FD", "IS", "KID", ...) on `samples` pictures is called.
+    """The name of a score ("FD", "IS", "KID", ...) on `samples` pictures.
 
-    Only 50,000 pictures in features of a known published file carry published names: "FID", "IS",
-    "KID"; and of a reference of `real` pictures (None: unknown), only where it has `LEAST`. All
-    else says what it is: "FD(inception, 5000)". So do precision, recall, density and coverage
-    always: the published ones are in features of other networks.
+    Only 50,000 pictures in features of a known published file carry published names ("FID", "IS",
+    "KID"), and those against a reference of `real` pictures (None: unknown) only where it has
+    `LEAST`. Others name features and samples: "FD(inception, 5000)". So do precision, recall,
+    density and coverage always: the published ones are in features of other networks.
     """
     known = KNOWN.get(features.sha256) if isinstance(features, PublishedFeatures) else None
     few = f" against {real}" if known is not None and real is not None and real < LEAST else ""
@@ -93,9 +93,9 @@ def metric_title(score: str, features: Features, samples: int, real: int | None 
 
 
 def retitled(name: str, features: str, samples: object) -> str:
-    """A stored score's name, as `titled` would give it today.
+    """A stored score's name, as `metric_title` would give it today.
 
-    A bare published name that was not earned gets what it was measured in, and on how many.
+    A bare published name that was not earned gets the features and the number of samples.
     """
     known = {known.title for known in KNOWN.values()}
     names = PUBLISHED | known

@@ -38,7 +38,7 @@ PARTS = 10
 
 @dataclass(frozen=True)
 class Part:
-    """Samples first, ..., last - 1 of a run."""
+    """A tenth of a run: samples `first`, ..., `last` - 1."""
 
     run: int
     number: int
@@ -47,12 +47,27 @@ class Part:
 
     @property
     def size(self) -> int:
+        """Number of samples."""
         return self.last - self.first
 
 
 @dataclass(frozen=True, eq=False)
 class Protocol:
-    """The evaluation of one generator in one kind of features."""
+    """The 50k evaluation of one generator in one kind of features.
+
+    `make` each of the `missing` parts, then read the `scores` of each run; parts stay in `folder`,
+    so an interrupted evaluation continues where it was.
+
+    Arguments:
+        generator: what is measured.
+        features: the feature network, which names the scores.
+        folder: where parts are kept.
+        model: digest that identifies the generator; parts of another are made again.
+        samples: pictures in a run, at least 20; 50,000 in published numbers.
+        runs: number of runs, each with its own seeds.
+        batch: pictures sampled at once.
+    Raises ValueError for fewer samples, runs or pictures than these.
+    """
 
     generator: Generator
     features: Features
@@ -81,17 +96,17 @@ class Protocol:
         ]
 
     def missing(self) -> list[Part]:
-        """The parts that are not there yet, are damaged, or are of something else."""
+        """The parts that do not exist yet, are damaged, or belong to another model or features."""
         return [part for part in self.parts() if not self._there(part)]
 
     def make(self, part: Part) -> Iterator[int]:
-        """Make and measure one part; yields after each batch the pictures in it."""
+        """Sample, measure and store one part; yields the number of pictures in each batch."""
         features, predictions = [], None
         for first in range(part.first, part.last, self.batch):
             seeds = range(first, min(first + self.batch, part.last))
             x = self.generator.sample(seeds, batch=self.batch)
-            found, logits = self.features(to_uint8(x))
-            features.append(found.float().cpu())
+            measured, logits = self.features(to_uint8(x))
+            features.append(measured.float().cpu())
             if logits is not None:
                 here = ClassProbabilities.of(logits)
                 predictions = here if predictions is None else predictions + here
@@ -103,14 +118,22 @@ class Protocol:
         write_folder(self._place(part), {"part.safetensors": pack(tensors)}, self._facts(part))
 
     def found(self, run: int) -> Tensor:
-        """The features of a run whose parts are there: (samples, dim)."""
+        """The stored features of a run: (samples, dim)."""
         parts = self.parts()[run * PARTS : (run + 1) * PARTS]
         return torch.cat(
             [unpack(self._place(part) / "part.safetensors")["features"] for part in parts]
         )
 
     def scores(self, run: int, reference: Reference, device: torch.device | str) -> dict[str, Any]:
-        """All scores of a run whose parts are there, under the names that they have earned."""
+        """All scores of a run whose parts are stored.
+
+        Arguments:
+            run: number of the run, from 0.
+            reference: statistics of real pictures in the same features.
+            device: where distances are computed.
+        Returns scores under the names that `metric_title` gives them, and the first and last of
+        "seeds".
+        """
         gather, features, predictions = MomentSum(), [], []
         for part in self.parts()[run * PARTS : (run + 1) * PARTS]:
             stored = unpack(self._place(part) / "part.safetensors")
@@ -158,9 +181,9 @@ class Protocol:
 
 
 def neighbourhoods(real: Tensor, fake: Tensor) -> dict[str, float]:
-    """The scores of neighbours by name; real: (N, D), fake: (M, D).
+    """Precision, recall, density and coverage; real: (N, D), fake: (M, D).
 
-    Without density and coverage where the real points are too few to have a fifth neighbour.
+    Density and coverage are left out where there are too few real points for a fifth neighbour.
     """
     scores = dict(zip(("precision", "recall"), precision_recall(real, fake), strict=True))
     if len(real) > NEIGHBOURS:
@@ -171,7 +194,7 @@ def neighbourhoods(real: Tensor, fake: Tensor) -> dict[str, float]:
 def summarise_draws(
     runs: Sequence[Mapping[str, Any]], lead: str, highest: bool = False
 ) -> dict[str, Any]:
-    """The best run, by the distance (or `highest` score) called `lead`; mean and deviation."""
+    """The best run by the score `lead` (lowest, or `highest`), the means and the deviations."""
     sign = -1 if highest else 1
     best = min(range(len(runs)), key=lambda run: sign * float(runs[run][lead]))
     names = [name for name in runs[0] if name != "seeds"]

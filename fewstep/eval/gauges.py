@@ -1,4 +1,4 @@
-"""Is it working? What loss curves cannot say.
+"""Gauges of training progress that loss curves cannot give.
 
 The loss of SiD has no sign and no scale that mean progress. These gauges have:
 
@@ -35,8 +35,16 @@ def by_level(
 ) -> list[dict[str, float]]:
     """The gauges at `levels` noise levels, evenly spaced in the quantiles of `times`.
 
-    x: (B, *) samples of the student. Each entry holds t, and, where there is a fake score,
-    fisher, fake_error and teacher_error.
+    Arguments:
+        x: (B, *) samples of the student.
+        cond: their conditions.
+        teacher: the denoiser f_phi.
+        fake: the fake score f_psi, None where the method has none.
+        times: the time distribution.
+        draws: random numbers of the B samples.
+        levels: number of noise levels.
+    Returns an entry for each level with t and teacher_error and, where there is a fake score,
+    fisher and fake_error.
     """
     out = []
     quantiles = (torch.arange(levels, dtype=torch.float64) + 0.5) / levels
@@ -56,7 +64,10 @@ def by_level(
 
 
 def diversity(x: Tensor, labels: Tensor | None) -> float:
-    """Mean root-mean-square difference between samples of the same label; x: (B, *)."""
+    """Mean root-mean-square difference of two samples of the same label; 0 if there is no pair.
+
+    x: (B, *); labels: (B,), or None where all samples count as alike.
+    """
     flat = x.flatten(1)
     gaps = torch.cdist(flat, flat) / flat.shape[1] ** 0.5
     same = torch.ones(len(x), len(x), dtype=torch.bool, device=x.device)

@@ -45,6 +45,7 @@ class Norm(nn.Module):
         self.register_buffer("running_var", torch.ones(channels))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Normalise x: (B, C, H, W) by the stored mean and variance of each channel."""
         mean, var = self.get_buffer("running_mean"), self.get_buffer("running_var")
         return F.batch_norm(x, mean, var, self.weight, self.bias, eps=1e-3)
 
@@ -60,6 +61,7 @@ class Unit(nn.Module):
         self.bn = Norm(outputs)
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (B, inputs, H, W) -> (B, outputs, H', W')."""
         return F.relu(self.bn(self.conv(x)))
 
 
@@ -92,6 +94,7 @@ class BlockA(nn.Module):
         self.branch_pool = Unit(inputs, pooled, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Concatenated branches; height and width stay."""
         five = self.branch5x5_2(self.branch5x5_1(x))
         double = self.branch3x3dbl_3(self.branch3x3dbl_2(self.branch3x3dbl_1(x)))
         return torch.cat([self.branch1x1(x), five, double, self.branch_pool(average(x))], 1)
@@ -108,6 +111,7 @@ class BlockB(nn.Module):
         self.branch3x3dbl_3 = Unit(96, 96, 3, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Concatenated branches, of about half the height and width."""
         double = self.branch3x3dbl_3(self.branch3x3dbl_2(self.branch3x3dbl_1(x)))
         return torch.cat([self.branch3x3(x), double, halve(x)], 1)
 
@@ -131,6 +135,7 @@ class BlockC(nn.Module):
         self.branch_pool = Unit(768, 192, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Concatenated branches; height and width stay."""
         once = self.branch7x7_3(self.branch7x7_2(self.branch7x7_1(x)))
         twice = self.branch7x7dbl_3(self.branch7x7dbl_2(self.branch7x7dbl_1(x)))
         twice = self.branch7x7dbl_5(self.branch7x7dbl_4(twice))
@@ -150,6 +155,7 @@ class BlockD(nn.Module):
         self.branch7x7x3_4 = Unit(192, 192, 3, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Concatenated branches, of about half the height and width."""
         seven = self.branch7x7x3_3(self.branch7x7x3_2(self.branch7x7x3_1(x)))
         three = self.branch3x3_2(self.branch3x3_1(x))
         return torch.cat([three, self.branch7x7x3_4(seven), halve(x)], 1)
@@ -172,6 +178,7 @@ class BlockE(nn.Module):
         self.branch_pool = Unit(inputs, 192, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Concatenated branches; height and width stay."""
         one = self.branch3x3_1(x)
         two = self.branch3x3dbl_2(self.branch3x3dbl_1(x))
         branches = [self.branch1x1(x), self.branch3x3_2a(one), self.branch3x3_2b(one)]
@@ -207,6 +214,7 @@ class InceptionV3(nn.Module):
         self.fc = nn.Linear(2048, 1008)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Pictures (B, 3, 299, 299) in [-1, 1] -> pooled features (B, 2048)."""
         x = halve(self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x))))
         x = halve(self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(x)))
         x = self.Mixed_5d(self.Mixed_5c(self.Mixed_5b(x)))

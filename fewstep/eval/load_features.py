@@ -1,4 +1,4 @@
-"""Feature networks from local files: Inception, DINOv2, or one's own."""
+"""Load feature networks from local files: Inception, DINOv2, or your own."""
 
 from __future__ import annotations
 
@@ -50,10 +50,15 @@ class Inception(PublishedFeatures):
 
 
 def load_features(path: str = "", device: torch.device | str = "cpu") -> Features:
-    """The feature network in `path`, or in the file that FEWSTEP_INCEPTION names.
+    """The feature network that pictures are measured in.
 
-    Inception's weights (.pth, .pt, .safetensors), a folder with a DINOv2 of transformers, or an
-    object or class of one's own ("my_file.py:Name"). ValueError says what else it is.
+    Arguments:
+        path: Inception's weights (.pth, .pt, .safetensors), a folder with a DINOv2 of
+            transformers, or an object or class of your own ("my_file.py:Name"); "": the file that
+            the environment variable FEWSTEP_INCEPTION names.
+        device: where it runs; your own network chooses its device itself.
+    Returns a `Features`: uint8 (B, H, W, 1 or 3) -> features (B, dim), and logits or None.
+    Raises ValueError where nothing is named, or the file holds something else.
     """
     path = path or os.environ.get(VARIABLE, "")
     if not path:
@@ -74,10 +79,10 @@ def load_aligned(path: str, device: torch.device | str = "cpu") -> Aligned:
     file, _, name = path.rpartition(":")
     if not file.endswith(".py"):
         return load_clip(Path(path), device)
-    own = _own(Path(file), name)
-    if not callable(getattr(own, "text", None)):
+    network = _own(Path(file), name)
+    if not callable(getattr(network, "text", None)):
         raise ValueError(f"{name} has no text(prompts), so it cannot compare pictures with them")
-    return own  # type: ignore[return-value]
+    return network  # type: ignore[return-value]
 
 
 def _inception(path: Path, device: torch.device | str) -> Inception:
@@ -100,7 +105,7 @@ def _inception(path: Path, device: torch.device | str) -> Inception:
 
 
 def _is_script(path: Path) -> bool:
-    """Whether a file is an archive with a program in it."""
+    """Whether a file is a TorchScript archive, which holds code."""
     try:
         with zipfile.ZipFile(path) as archive:
             return any("/code/" in name for name in archive.namelist())
@@ -109,16 +114,16 @@ def _is_script(path: Path) -> bool:
 
 
 def _own(file: Path, name: str) -> Features:
-    """The user's own network: an object, or a class to be made without arguments."""
-    found = getattr(load_classes(file), name, None)
-    if found is None:
+    """The user's own network: an object, or a class that is called without arguments."""
+    named = getattr(load_classes(file), name, None)
+    if named is None:
         raise ValueError(f"{file} has no {name}")
-    own: Features = found() if isinstance(found, type) else found
-    label = getattr(own, "name", None)
+    network: Features = named() if isinstance(named, type) else named
+    label = getattr(network, "name", None)
     if not (isinstance(label, str) and re.fullmatch(r"[a-z0-9][a-z0-9-]{0,39}", label)):
         raise ValueError(f"{name}.name should be small letters, digits and dashes, got {label!r}")
     if re.match("inception|dinov2|fid|clip", label):
         raise ValueError(f"{name}.name {label!r} is that of a published network; choose another")
-    if not isinstance(getattr(own, "dim", None), int) or not callable(own):
+    if not isinstance(getattr(network, "dim", None), int) or not callable(network):
         raise ValueError(f"{name} is no feature network: it needs name, dim and a call")
-    return own
+    return network

@@ -21,24 +21,38 @@ from fewstep.eval.neighbours import radii, scaled, within
 CHUNK = 4096
 """Points whose distances to all others are held in memory at once."""
 BLOCK = 32
-"""Directions whose projections are."""
+"""Directions whose projections are held in memory at once."""
 
 NEIGHBOURS = 5
 """k of density and coverage, as published."""
 
 
 def frechet(a: Tensor, b: Tensor) -> float:
-    """The Frechet distance of Gaussians fitted to features a: (N, D), b: (M, D); see `fid`."""
+    """The Frechet distance of Gaussians fitted to two sets of features.
+
+    Arguments:
+        a: (N, D) features, N >= 2.
+        b: (M, D) features, M >= 2.
+    Returns the squared distance, see `frechet_distance`; in Inception's features it is the FID.
+    Raises ValueError for fewer than two samples, features that are not finite, or another D.
+    """
     return frechet_distance(moments(a), moments(b))
 
 
 def kid(a: Tensor, b: Tensor, subsets: int = 100, size: int = 1000, seed: int = 0) -> float:
-    """Kernel inception distance of features a: (N, D), b: (M, D): unbiased, may be negative.
+    """Kernel inception distance: an unbiased estimate, which may be negative.
 
     The squared maximum mean discrepancy under the kernel (x.y / D + 1)^3, without the pairs of a
-    point with itself, Binkowski et al. 2018, https://arxiv.org/abs/1801.01401; the mean over
-    `subsets` of `size` points of each, drawn without replacement (fixed by `seed`), or one of all
-    points where the sets are no larger. In float64.
+    point with itself, Binkowski et al. 2018, https://arxiv.org/abs/1801.01401; in float64.
+
+    Arguments:
+        a: (N, D) features.
+        b: (M, D) features.
+        subsets: number of subsets that the estimate is averaged over.
+        size: points of each set in a subset, drawn without replacement; where both sets have no
+            more than this and equally many, one subset of all points is used.
+        seed: fixes the subsets.
+    Raises ValueError where a set has fewer than two points.
     """
     generator = torch.Generator().manual_seed(seed)
     size = min(size, len(a), len(b))
@@ -46,7 +60,7 @@ def kid(a: Tensor, b: Tensor, subsets: int = 100, size: int = 1000, seed: int = 
         raise ValueError("the kernel distance needs at least two points in each set")
     if size == len(a) == len(b):
         return _mmd(exact_products(a), exact_products(b))
-    found = []
+    estimates = []
     for _ in range(subsets):
         x, y = (
             exact_products(
@@ -54,12 +68,12 @@ def kid(a: Tensor, b: Tensor, subsets: int = 100, size: int = 1000, seed: int = 
             )
             for part in (a, b)
         )
-        found.append(_mmd(x, y))
-    return sum(found) / subsets
+        estimates.append(_mmd(x, y))
+    return sum(estimates) / subsets
 
 
 def _mmd(x: Tensor, y: Tensor) -> float:
-    """The unbiased estimate for x, y: (n, D)."""
+    """The unbiased squared discrepancy of x, y: (n, D)."""
     n = len(x)
     xx, yy, xy = ((p @ q.T / x.shape[1] + 1).pow(3) for p, q in ((x, x), (y, y), (x, y)))
     within = xx.sum() - xx.trace() + yy.sum() - yy.trace()
@@ -68,7 +82,7 @@ def _mmd(x: Tensor, y: Tensor) -> float:
 
 @dataclass(frozen=True, eq=False)
 class ClassProbabilities:
-    """What the inception score needs of the predictions p(y | x) for a set of pictures."""
+    """Sums over class predictions p(y | x) that the inception score is computed from."""
 
     count: int
     certainty: float
@@ -99,10 +113,13 @@ class ClassProbabilities:
 
 
 def inception_score(parts: Sequence[ClassProbabilities]) -> tuple[float, float]:
-    """Mean and (population) standard deviation of the score of each part.
+    """The inception score: its mean and (population) standard deviation over `parts`.
 
-    Salimans et al. 2016, https://arxiv.org/abs/1606.03498, who cut 50,000 pictures into ten; one
-    part of all of them scores higher.
+    Salimans et al. 2016, https://arxiv.org/abs/1606.03498, who cut 50,000 pictures into ten parts;
+    one part of all pictures scores higher.
+
+    Arguments:
+        parts: class predictions of disjoint sets of pictures, at least one.
     """
     scores = [part.score() for part in parts]
     return statistics.fmean(scores), statistics.pstdev(scores)
@@ -111,9 +128,16 @@ def inception_score(parts: Sequence[ClassProbabilities]) -> tuple[float, float]:
 def precision_recall(real: Tensor, fake: Tensor, k: int = 3) -> tuple[float, float]:
     """Improved precision and recall, Kynkaanniemi et al. 2019, https://arxiv.org/abs/1904.06991.
 
-    Precision: the share of `fake` inside the union of balls around real points that reach to
-    their k-th neighbour; recall: the same with the roles exchanged. real, fake: (N, D), (M, D).
-    Published values are in features of VGG-16.
+    Precision: the share of `fake` inside the union of balls around real points that reach to their
+    k-th neighbour; recall: the same with the roles exchanged. Published values are in features of
+    VGG-16.
+
+    Arguments:
+        real: (N, D) features, N > k.
+        fake: (M, D) features, M > k.
+        k: the neighbour that sets the radius of a ball.
+    Returns (precision, recall), each in [0, 1].
+    Raises ValueError where a set is too small, the dimensions differ or a feature is not finite.
     """
     if min(len(real), len(fake)) <= k:
         raise ValueError(f"precision and recall need more than k = {k} points in each set")
@@ -132,8 +156,15 @@ def density_coverage(real: Tensor, fake: Tensor, k: int = NEIGHBOURS) -> tuple[f
 
     With balls around the real points alone, which reach to their k-th neighbour: density is the
     mean number of balls that a point of `fake` is in, divided by k, and may be above 1; coverage
-    the share of the balls that hold one. Unlike precision and recall, one outlier among the
-    points changes little. real, fake: (N, D), (M, D); k = 5 is published.
+    is the share of the balls that hold one. Unlike precision and recall, they change little with
+    one outlier.
+
+    Arguments:
+        real: (N, D) features, N > k.
+        fake: (M, D) features, M >= 1.
+        k: the neighbour that sets the radius of a ball; 5 is published.
+    Returns (density, coverage).
+    Raises ValueError where a set is too small, the dimensions differ or a feature is not finite.
     """
     if len(real) <= k or not len(fake):
         raise ValueError(f"density and coverage need more than k = {k} real points, and others")
@@ -146,11 +177,16 @@ def density_coverage(real: Tensor, fake: Tensor, k: int = NEIGHBOURS) -> tuple[f
 
 
 def sliced_wasserstein(a: Tensor, b: Tensor, directions: int = 256, seed: int = 0) -> float:
-    """The mean 2-Wasserstein distance of projections of a: (N, D), b: (M, D), in float64.
+    """The sliced 2-Wasserstein distance (Rabin et al. 2012), in float64.
 
-    Root of the mean over `directions` random unit vectors of the squared one-dimensional
-    distance, which couples equal quantiles of the sorted projections, exactly (Rabin et al. 2012;
-    directions fixed by `seed`).
+    The root of the mean, over random unit vectors, of the squared one-dimensional distance of the
+    projections, which couples equal quantiles exactly, also where N and M differ.
+
+    Arguments:
+        a: (N, D) points.
+        b: (M, D) points.
+        directions: number of unit vectors.
+        seed: fixes them.
     """
     generator = torch.Generator().manual_seed(seed)
     unit = torch.randn(a.shape[1], directions, generator=generator, dtype=torch.float64)
@@ -177,9 +213,14 @@ def _coupling(n: int, m: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def nearest(x: Tensor, reference: Tensor) -> Tensor:
-    """Euclidean distance of each x: (N, D) to the nearest of reference: (M, D) -> (N,).
+    """Euclidean distance of each point to its nearest neighbour in another set.
 
-    Without the shortcut |a|^2 + |b|^2 - 2ab, so that a copy is at distance 0.
+    Computed without the shortcut |a|^2 + |b|^2 - 2ab, so that a copy is at distance 0.
+
+    Arguments:
+        x: (N, D) points.
+        reference: (M, D) points, M >= 1.
+    Returns (N,) distances.
     """
     mode = "donot_use_mm_for_euclid_dist"
     parts = x.split(CHUNK)

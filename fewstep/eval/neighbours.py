@@ -1,4 +1,4 @@
-"""Which points of a cloud are near: comparisons of distances that do not round.
+"""Nearest neighbours in feature space, by comparisons of distances that are exact for copies.
 
 Scores of neighbourhoods count pairs whose distance is at most a radius that is a distance itself.
 So a rounding error of the last digit decides where sets hold copies, and the quick formula
@@ -68,15 +68,16 @@ def radii(x: Tensor, k: int) -> Tensor:
 
 
 def _radii(x: Tensor, first: int, k: int) -> Tensor:
+    """`radii` of the points first, ..., first + CHUNK - 1 of x."""
     rows = x[first : first + CHUNK]
     own = torch.arange(len(rows), device=x.device)
     square, error = _rough(rows, x, x.mean(0))
     square[own, first + own] = torch.inf
-    found = square.topk(min(k + SPARE, len(x) - 1), dim=1, largest=False).indices
-    pairs = rows.repeat_interleave(found.shape[1], 0), x[found.flatten()]
-    out = _gaps(*pairs).view_as(found).kthvalue(k, dim=1).values
+    nearest = square.topk(min(k + SPARE, len(x) - 1), dim=1, largest=False).indices
+    pairs = rows.repeat_interleave(nearest.shape[1], 0), x[nearest.flatten()]
+    out = _gaps(*pairs).view_as(nearest).kthvalue(k, dim=1).values
     # Whether another point may be nearer than the k-th of those.
-    least = (square - error).scatter(1, found, torch.inf).amin(1)
+    least = (square - error).scatter(1, nearest, torch.inf).amin(1)
     for row in (least < out).nonzero().flatten().tolist():
         all_gaps = _gaps(rows[row].expand_as(x), x)
         all_gaps[first + row] = torch.inf

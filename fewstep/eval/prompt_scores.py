@@ -41,12 +41,12 @@ class Resized:
 
     @property
     def name(self) -> str:
-        """The features' own, and the side."""
+        """Name of the features, with the side."""
         return f"{self.features.name}-at-{self.side}" if self.side else self.features.name
 
     @property
     def dim(self) -> int:
-        """The features' own."""
+        """Length of a feature vector."""
         return self.features.dim
 
     def __call__(self, pictures: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -63,18 +63,18 @@ def resized(pictures: Tensor, side: int) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Joined:
-    """Several kinds of features side by side, so that pictures are made once."""
+    """Several kinds of features side by side, so that pictures are made only once."""
 
     kinds: Sequence[Features]
 
     @property
     def name(self) -> str:
-        """All names."""
+        """All names, joined by "+"."""
         return "+".join(kind.name for kind in self.kinds)
 
     @property
     def dim(self) -> int:
-        """All numbers."""
+        """Sum of the lengths of all feature vectors."""
         return sum(kind.dim for kind in self.kinds)
 
     def __call__(self, pictures: Tensor) -> tuple[Tensor, None]:
@@ -87,9 +87,10 @@ class Joined:
 
 
 def diversity(runs: Sequence[Tensor]) -> float:
-    """Mean Euclidean distance of two pictures of one prompt; row i of every run is of prompt i.
+    """Mean Euclidean distance of two pictures made for the same prompt.
 
-    runs: at least two of (N, D) features; all pairs of runs count alike.
+    runs: at least two of (N, D) features, row i of each made for prompt i; all pairs of runs count
+    alike. Raises ValueError for fewer.
     """
     if len(runs) < 2:
         raise ValueError("diversity needs two pictures of each prompt: --runs 2 or more")
@@ -105,21 +106,29 @@ def scores(
     features: Features | None,
     reference: Reference | None,
 ) -> dict[str, Any]:
-    """All scores of a run of `protocol`, whose features are `Joined`; texts: (N, dim) of CLIP."""
+    """All scores of a run on prompts.
+
+    Arguments:
+        protocol: its features are `Joined`: CLIP's, then `features`.
+        run: number of the run, from 0.
+        clip: names the score.
+        texts: (N, dim) CLIP's unit vectors of the prompts.
+        features, reference: of real pictures; without them only CLIP is scored.
+    """
     assert isinstance(protocol.features, Joined)
     n = protocol.samples
-    found = protocol.features.split(protocol.found(run))
+    parts = protocol.features.split(protocol.found(run))
     out: dict[str, Any] = {"seeds": [run * n, (run + 1) * n - 1]}
-    out[metric_title("CLIP", clip, n)] = alignment(found[0], texts)
+    out[metric_title("CLIP", clip, n)] = alignment(parts[0], texts)
     if features is None or reference is None:
         return out
     count = reference.count
     out[metric_title("FD", features, n, count)] = frechet_distance(
-        moments(found[1]), reference.moments
+        moments(parts[1]), reference.moments
     )
     if reference.kept is not None:
         kept = len(reference.kept)
-        out[metric_title("KID", features, n, kept)] = kid(reference.kept, found[1])
-        for name, value in neighbourhoods(reference.kept, found[1]).items():
+        out[metric_title("KID", features, n, kept)] = kid(reference.kept, parts[1])
+        for name, value in neighbourhoods(reference.kept, parts[1]).items():
             out[metric_title(name, features, n)] = value
     return out

@@ -1,9 +1,9 @@
-"""Reference statistics: made of real pictures once, and read in the formats of EDM and EDM2.
+"""Reference statistics of real pictures: computed once, and read in the formats of EDM and EDM2.
 
 EDM: an .npz with mu (D,) and sigma (D, D) in float64, Inception's. EDM2: a pickle
 {"num_images", "fid": {mu, sigma}, "fd_dinov2": {mu, sigma}}, read as data. What is written here is
-EDM's format with three more arrays: features (whose), count (of pictures), and kept (K, D), the
-features of a random subset, for the scores that compare pictures one by one.
+EDM's format with three more arrays: features (their name), count (of pictures), and kept (K, D),
+the features of a random subset, for the scores that compare pictures one by one.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from fewstep.storage.files import digest, write
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """What generated pictures are compared with."""
+    """Statistics of real pictures, which samples are compared with."""
 
     moments: FeatureMoments
     count: int | None = None
@@ -41,7 +41,7 @@ class Reference:
 
 @dataclass
 class Gatherer:
-    """Moments of all pictures, and the features of `keep` of them, each as likely as any other.
+    """Moments of all pictures, and the features of a uniform random subset of `keep` of them.
 
     The subset is a reservoir (Vitter 1985, algorithm R) with a fixed seed, so it depends on the
     order of the pictures alone, not on the batches.
@@ -75,7 +75,7 @@ class Gatherer:
                 self.kept[place] = row.clone()
 
     def save(self, path: Path) -> None:
-        """Write what was gathered as an .npz file."""
+        """Write the statistics as an .npz file."""
         moments = self.gather.moments()
         arrays = {
             "mu": moments.mu.numpy(),
@@ -91,24 +91,30 @@ class Gatherer:
 
 
 def read_reference(path: Path, features: Features) -> Reference:
-    """Reference statistics in `path` (.npz, .pkl), which must be those of `features`.
+    """Reference statistics from a file, checked to be those of `features`.
 
-    ValueError says what the file lacks, or whose features it has instead.
+    Arguments:
+        path: .npz as written here or by EDM, or .pkl of EDM2, which is read as data.
+        features: the feature network that samples are measured with.
+    Returns moments in float64 on the CPU, the features `kept` of single pictures if there are any,
+    and the file's digest.
+    Raises ValueError where the file is missing or damaged, is of other features, or holds no
+    finite mean (D,) and symmetric covariance (D, D).
     """
     if not path.is_file():
         raise ValueError(f"there is no file {path}")
     arrays = _pickled(path, features) if path.suffix == ".pkl" else _arrays(path, features)
-    found = {name: arrays.get(name) for name in ("mu", "sigma", "kept", "count")}
-    for name, tensor in found.items():
+    statistics = {name: arrays.get(name) for name in ("mu", "sigma", "kept", "count")}
+    for name, tensor in statistics.items():
         if tensor is not None and not bool(tensor.isfinite().all()):
             raise ValueError(f"{path}: {name} holds values that are not finite")
-    mu, sigma, kept, count = found.values()
+    mu, sigma, kept, count = statistics.values()
     dim = features.dim
     if mu is None or sigma is None or mu.shape != (dim,) or sigma.shape != (dim, dim):
-        came = [None if x is None else tuple(x.shape) for x in (mu, sigma)]
+        shapes = [None if x is None else tuple(x.shape) for x in (mu, sigma)]
         raise ValueError(
             f"{path}: {features.name} needs mu ({dim},) and sigma ({dim}, {dim}), got "
-            f"{came[0]} and {came[1]}"
+            f"{shapes[0]} and {shapes[1]}"
         )
     sigma = sigma.double()
     if not torch.allclose(sigma, sigma.T, rtol=1e-6, atol=1e-9) or bool((sigma.diag() < 0).any()):
@@ -127,7 +133,7 @@ def _arrays(path: Path, features: Features) -> dict[str, Tensor]:
     """The arrays of an .npz file by name."""
     try:
         archive = ZipArchive(path, limit=LIMIT)
-        found = {
+        stored = {
             name: array(archive, name)
             for name in ("mu", "sigma", "features", "count", "kept")
             if f"{name}.npy" in archive.members
@@ -135,7 +141,7 @@ def _arrays(path: Path, features: Features) -> dict[str, Tensor]:
     except (ValueError, OSError) as error:
         why = str(error).removeprefix(f"{path}: ")
         raise ValueError(f"{path} is no readable .npz file ({why})") from None
-    whose = str(found.pop("features", ""))
+    whose = str(stored.pop("features", ""))
     if whose and whose != features.name:
         raise ValueError(
             f"{path} has statistics of {whose!r}, but the features are {features.name!r}"
@@ -145,14 +151,14 @@ def _arrays(path: Path, features: Features) -> dict[str, Tensor]:
             f"{path} does not say whose features it has, so they are Inception's as in EDM; "
             f"the features are {features.name!r}"
         )
-    numbers = {name: value for name, value in found.items() if value.dtype.kind in "fiu"}
+    numbers = {name: value for name, value in stored.items() if value.dtype.kind in "fiu"}
     return {name: torch.from_numpy(np.array(value)) for name, value in numbers.items()}
 
 
 def _pickled(path: Path, features: Features) -> dict[str, Tensor]:
     """The statistics of one family of features in EDM2's pickle."""
-    found = read_arrays(path)
-    groups = {name: value for name, value in found.items() if isinstance(value, dict)}
+    stored = read_arrays(path)
+    groups = {name: value for name, value in stored.items() if isinstance(value, dict)}
     if family(features) not in groups:
         raise ValueError(
             f"{path} has statistics of {', '.join(groups) or 'nothing'}, none of "
@@ -160,6 +166,6 @@ def _pickled(path: Path, features: Features) -> dict[str, Tensor]:
         )
     values: dict[str, Any] = groups[family(features)]
     arrays = {name: value for name, value in values.items() if isinstance(value, Tensor)}
-    if isinstance(found.get("num_images"), int):
-        arrays["count"] = torch.tensor(found["num_images"])
+    if isinstance(stored.get("num_images"), int):
+        arrays["count"] = torch.tensor(stored["num_images"])
     return arrays

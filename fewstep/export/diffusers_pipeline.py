@@ -84,8 +84,8 @@ def network_file(student: Generator, folder: PipelineFolder, path: Path) -> floa
 
     state = {k: v.contiguous() for k, v in student.denoiser.net.net.state_dict().items()}
     facts = {"pipeline": folder.pipeline, "sampler": repr(student.sampler), **student.card}
-    told = {k: v if isinstance(v, str) else json.dumps(v) for k, v in facts.items()}
-    write(path, save(state, {"format": "pt", **told}))
+    metadata = {k: v if isinstance(v, str) else json.dumps(v) for k, v in facts.items()}
+    write(path, save(state, {"format": "pt", **metadata}))
     again = load_file(path)
     return max(float((again[name] - state[name]).abs().max()) for name in state)
 

@@ -1,10 +1,10 @@
 """The formats that a finished student can be written in, one line each.
 
-A writer is given (run, out): a run folder, or a folder with model.json, and the file or folder to
-write; one of adapters may be given a rank too, one of programs whether to decode. It loads again
-what it has written, or follows it as the program it is for does, and returns the largest
-difference from the student relative to the student's largest number. What differs too much is not
-kept: the writer raises ValueError.
+A writer is called with (run, out): a run folder, or a folder with model.json, and the file or
+folder to write; adapters also take a rank, programs whether to decode. It loads the result again,
+or follows it as the program it is for does, and returns the largest difference from the student
+relative to the student's largest number. What differs too much is not kept: the writer raises
+ValueError.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Format:
     what: str
     """What is written, and for whom."""
     takes: str = ""
-    """What else the writer is told: "rank" or "pictures"."""
+    """The further argument of the writer, if any: "rank" or "pictures"."""
 
 
 FORMATS: Mapping[str, Format] = {
@@ -52,25 +52,33 @@ FORMATS: Mapping[str, Format] = {
 def export(
     run: Path, out: Path, name: str, rank: int | None = None, pictures: bool | None = None
 ) -> float:
-    """Write the student of `run` to `out` as the format `name`; the largest difference found.
+    """Write the student of a finished run in a format for other programs, and check the result.
 
-    rank: of an adapter, where it is not the one that was trained. pictures: whether a program
-    decodes its latents.
+    Arguments:
+        run: a finished run folder, or a model folder.
+        out: the file or folder to write.
+        name: a key of `FORMATS`.
+        rank: of an adapter, where it is not the one that was trained.
+        pictures: whether a program decodes its latents to pictures.
+    Returns the largest difference between the result and the student, relative to the student's
+    largest number.
+    Raises ValueError for an unknown format, an argument that it does not take, an unfinished run,
+    a student that the format cannot hold, or a result that differs too much.
     """
     if name not in FORMATS:
         raise ValueError(f"there is no format {name!r}{nearest(name, FORMATS)}")
     RunFolder(run).refuse_unfinished()
-    told = {"rank": rank, "pictures": pictures or None}
-    told = {key: value for key, value in told.items() if value is not None}
-    for key in told:
+    options = {"rank": rank, "pictures": pictures or None}
+    options = {key: value for key, value in options.items() if value is not None}
+    for key in options:
         if FORMATS[name].takes != key:
             fit = [other for other, form in FORMATS.items() if form.takes == key]
             raise ValueError(f"--{key} is for {' and '.join(fit)}, not for {name!r}; leave it out")
-    return FORMATS[name].write(run, out, **told)
+    return FORMATS[name].write(run, out, **options)
 
 
 def notes(run: Path, name: str) -> Iterator[str]:
-    """What a person should know of the export of `run` as `name`, in sentences."""
+    """Sentences for the user on this export, such as that a better model was kept."""
     best = RunFolder(run).best
     if (best / "manifest.json").is_file():
         kept, last = stored_card(best), stored_card(run)

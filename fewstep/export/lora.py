@@ -80,9 +80,9 @@ class Parts:
 
     def facts(self) -> dict[str, str]:
         """What the file says about itself; the headers of safetensors hold words."""
-        told = {"base": self.folder.path.name, "sampler": repr(self.student.sampler)}
-        told |= {"rank": str(self.rank), "alpha": str(self.rank)}
-        return {"format": "pt", **told, "card": json.dumps(dict(self.student.card))}
+        described = {"base": self.folder.path.name, "sampler": repr(self.student.sampler)}
+        described |= {"rank": str(self.rank), "alpha": str(self.rank)}
+        return {"format": "pt", **described, "card": json.dumps(dict(self.student.card))}
 
 
 def to_lora(run: Path, out: Path, rank: int | None = None) -> float:
@@ -164,10 +164,10 @@ def trained(run: Path, student: Generator, folder: PipelineFolder) -> Factors:
             "itself; say of which rank an adapter of that is to be, with --rank"
         )
     lora = recorded(decode(student.card["lora"], LoRA), teacher_digest(folder.path))
-    found = pairs(unpack(is_finished(run) / "lora.safetensors"))
+    adapters = pairs(unpack(is_finished(run) / "lora.safetensors"))
     return {
         layer.removeprefix("net.net."): (down, lora.scale * up)
-        for layer, (down, up) in found.items()
+        for layer, (down, up) in adapters.items()
     }
 
 

@@ -97,9 +97,9 @@ def licences(student: Generator) -> dict[str, str]:
 
     {"licence": ...} where it is a sentence; nothing where it is not known.
     """
-    told = pipeline_card(student.card)
-    if "folder" in told:
-        return _front_matter(Path(str(told["folder"])) / "README.md")
+    card = pipeline_card(student.card)
+    if "folder" in card:
+        return _front_matter(Path(str(card["folder"])) / "README.md")
     stated = _first(student.card).get("licence")
     return {"licence": str(stated)} if stated else {}
 

@@ -95,10 +95,10 @@ def call(kind: str, config: Config) -> str:
     of those that `pipe` has; its last may be 1, of pure noise, where the path stays below.
     """
     takes = inspect.signature(getattr(require_library("diffusers"), kind).__init__).parameters
-    told = {key: repr(value) for key, value in config.items() if value != takes[key].default}
-    if "trained_betas" in told:
+    changed = {key: repr(value) for key, value in config.items() if value != takes[key].default}
+    if "trained_betas" in changed:
         own, last = config["trained_betas"], config["trained_betas"][-1]
         below = f".clamp(max={last!r})" if last > 0.5 else ""
-        told["trained_betas"] = f"pipe.scheduler.betas[:{len(own)}]{below}.tolist()"
-    lines = "".join(f"    {key}={value},\n" for key, value in told.items())
+        changed["trained_betas"] = f"pipe.scheduler.betas[:{len(own)}]{below}.tolist()"
+    lines = "".join(f"    {key}={value},\n" for key, value in changed.items())
     return f"{kind}(\n{lines})"

@@ -8,7 +8,7 @@ timesteps and no fewstep. All that is random is an input:
     label    (B,) int64      of a class-conditional student; `classes` stands for none
     prompt, pooled, mask     the embeddings of a prompt, as the teacher's pipeline makes them
 
-Of a pipeline x is a latent, or what the VAE makes of it for a student that is `dressed`, a picture
+Of a pipeline x is a latent, or what the VAE makes of it for a student that decodes, a picture
 in [-1, 1]. B is free. The graph is traced on a CPU in float32.
 """
 
@@ -54,11 +54,11 @@ class Program(nn.Module):
 
     def forward(self, inputs: Inputs) -> Tensor:
         """x_0: (B, *), decoded as the student does."""
-        told = dict(inputs)
-        z = told.pop("z")
-        noise = told.pop("noise", None)
+        remaining = dict(inputs)
+        z = remaining.pop("z")
+        noise = remaining.pop("noise", None)
         noises = () if noise is None else noise.unbind(1)
-        cond = told.pop("label", None) if "label" in told else (told or None)
+        cond = remaining.pop("label", None) if "label" in remaining else (remaining or None)
         return self.decode(self.sampler(self.denoiser, z, cond, Given(z, noises=noises)))
 
 
@@ -108,8 +108,10 @@ def difference(student: Generator, run: Any, counts: tuple[int, ...] = (1, 3)) -
     for count in counts:
         inputs = examples(student, count, seed=count)
         with torch.no_grad():
-            ours = finite(Program(student)(inputs))
-        worst = max(worst, float((finite(run(inputs)) - ours).abs().max() / ours.abs().max()))
+            reference = finite(Program(student)(inputs))
+        worst = max(
+            worst, float((finite(run(inputs)) - reference).abs().max() / reference.abs().max())
+        )
     return worst
 
 

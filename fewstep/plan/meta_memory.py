@@ -1,7 +1,7 @@
 """Tensors without numbers, and the account of the memory that they would take.
 
 A tensor on torch's device "meta" has a shape and a type, and no values: a network of any size is
-built and trained there in a moment, on any machine. The `Ledger` sees every operation beneath
+built and trained there in a moment, on any machine. `MetaMemory` sees every operation beneath
 autograd, forward and backward. It enters the bytes of each new storage and strikes them out when
 the storage is let go, so that what autograd saves, what optimisers keep and what is there for a
 moment are all counted, when they are there. It counts the operations of products, too.
@@ -33,7 +33,7 @@ aten = torch.ops.aten
 
 
 class MetaMemory(TorchDispatchMode):
-    """The bytes of all storages on "meta" that were made within it and still live."""
+    """Bytes of all storages on "meta" that were made within it and are still alive."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -95,9 +95,11 @@ class _Shape:
 
     @classmethod
     def of(cls, tensor: Tensor) -> _Shape:
+        """The description of a tensor."""
         return cls(tuple(tensor.shape), tensor.stride(), tensor.dtype)
 
     def empty(self) -> Tensor:
+        """A new tensor on "meta" of this description."""
         return torch.empty_strided(self.size, self.stride, dtype=self.dtype, device=META)
 
 

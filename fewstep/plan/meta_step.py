@@ -99,7 +99,7 @@ def _block(net: nn.Module) -> int:
 
 @dataclass(frozen=True)
 class Unseen(Domain):
-    """A teacher and data of which no more is known than the model."""
+    """A domain whose teacher and data are known by their model alone."""
 
     model: Model
     device: str
@@ -112,6 +112,7 @@ class Unseen(Domain):
         return Generator(net, Heun(), self.model.shape, self.model.classes, self.model)
 
     def source(self, model: Model, data_free: bool) -> Source:
+        """Batches of noise, with zeros for pictures."""
         return Nothing(model, data_free)
 
     def source_for(self, teacher: Generator | None, model: Model, data_free: bool) -> Source:

@@ -34,12 +34,12 @@ def in_module(module: object) -> dict[str, Recipe]:
 
 def by_module() -> dict[str, dict[str, Recipe]]:
     """The recipes of this package, by name, under what their module says of itself."""
-    found = {}
+    groups = {}
     for name in (m.name for m in pkgutil.iter_modules(recipes.__path__)):
         if name not in ("find", "run"):
             module = importlib.import_module(f"fewstep.recipes.{name}")
-            found[(module.__doc__ or name).partition("\n")[0]] = in_module(module)
-    return found
+            groups[(module.__doc__ or name).partition("\n")[0]] = in_module(module)
+    return groups
 
 
 def every() -> dict[str, Recipe]:
@@ -53,13 +53,13 @@ def recipe(name: str) -> Recipe:
     if path.endswith(".py"):
         from fewstep.config import load_classes
 
-        found = in_module(load_classes(Path(path)))
+        known = in_module(load_classes(Path(path)))
         name = function
     else:
-        found = every()
-    if name not in found:
-        raise ValueError(f"there is no recipe {name!r}{nearest(name, found)}")
-    return found[name]
+        known = every()
+    if name not in known:
+        raise ValueError(f"there is no recipe {name!r}{nearest(name, known)}")
+    return known[name]
 
 
 def summary(make: Recipe) -> str:

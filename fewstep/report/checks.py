@@ -67,7 +67,7 @@ class Headline:
 
 def checks(f: RunData, diversity: Mapping[str, float]) -> list[Check]:
     """All checks that this run allows. `diversity` is by role: real, teacher, student."""
-    found = [
+    results = [
         _distance(f),
         _share(f, "precision", "some samples look like no real one"),
         _share(f, "recall", "parts of the real data are seldom or never generated"),
@@ -78,7 +78,7 @@ def checks(f: RunData, diversity: Mapping[str, float]) -> list[Check]:
         _fisher(f),
         _skipped(f),
     ]
-    return [check for check in found if check is not None]
+    return [check for check in results if check is not None]
 
 
 def _distance(f: RunData) -> Check | None:

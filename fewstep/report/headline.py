@@ -119,11 +119,11 @@ def _protocol(f: RunData) -> str:
 
 def saving(f: RunData) -> str:
     """ "One call instead of 35"."""
-    ours, theirs = f.score("student", "calls"), f.score("teacher", "calls")
-    if math.isnan(ours):
+    calls, theirs = f.score("student", "calls"), f.score("teacher", "calls")
+    if math.isnan(calls):
         return "The student"
-    words = f"{WORDS.get(round(ours), short(ours))} call{'' if ours == 1 else 's'}"
-    instead = f" instead of {theirs:,.0f}" if theirs > ours else ""
+    words = f"{WORDS.get(round(calls), short(calls))} call{'' if calls == 1 else 's'}"
+    instead = f" instead of {theirs:,.0f}" if theirs > calls else ""
     return words.capitalize() + instead
 
 

@@ -23,9 +23,13 @@ from fewstep.storage.machine_errors import trouble
 
 
 def write_report(path: Path) -> Path:
-    """Write `path`/report.html from what is in the run folder `path`, and return where it is.
+    """Write report.html into a run folder: one page without scripts or links to other files.
 
-    Raises ValueError where `path` is no run, a file in it is damaged, or matplotlib is missing.
+    Arguments:
+        path: the run folder, finished or not.
+    Returns the path of the page.
+    Raises ValueError where `path` is no run, a file in it is damaged, matplotlib is missing or the
+    page cannot be written; OSError where the disk is full or the like.
     """
     svg_chart.require()
     f = read_run(path)
@@ -97,12 +101,12 @@ def _asset(name: str) -> str:
 def _cards(f: RunData, samples: sample_images.Samples) -> list[tuple[str, str, str]]:
     """The few numbers everyone asks for: (number, what it is, beside)."""
     cards = []
-    ours, teacher = f.score(f.role, "calls"), f.score("teacher", "calls")
+    calls, teacher = f.score(f.role, "calls"), f.score("teacher", "calls")
     student = f.role == "student"
     made = samples.generators.get(f.role)
-    if ours == ours:
+    if calls == calls:
         beside = f"teacher {teacher:,.0f}" if student and teacher == teacher else ""
-        cards.append((f"{ours:,.0f}", "network calls a picture", beside))
+        cards.append((f"{calls:,.0f}", "network calls a picture", beside))
     distance = f.score(f.role, f.distance)
     if distance == distance:
         other = f.score("teacher" if student else "real", f.distance)

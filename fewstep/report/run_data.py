@@ -189,8 +189,8 @@ def read_run(path: Path) -> RunData:
         [line for line in folder.lines(name) if math.isfinite(number(line, "step"))]
         for name in ("log.jsonl", "gauges.jsonl")
     )
-    found = _evaluations(path / "evaluation")
-    return RunData(path, facts, log, gauges, metrics, protocol, found, folder.finished)
+    evaluations = _evaluations(path / "evaluation")
+    return RunData(path, facts, log, gauges, metrics, protocol, evaluations, folder.finished)
 
 
 def _scalars(path: Path, run: Mapping[str, Any]) -> None:

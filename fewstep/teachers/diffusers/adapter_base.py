@@ -1,9 +1,9 @@
-"""What every network of diffusers is here: F(x, label, cond), with an encoder tap.
+"""The base of all networks of diffusers: F(x, label, cond), with encoder features.
 
 `cond` is a mapping of tensors, such as {"prompt": (B, L, D)}, and None is the null prompt: the
-network holds its embedding as buffers, which is what classifier-free guidance calls upon.
+network holds its embedding as buffers, which classifier-free guidance uses.
 
-The features of the tap are, in a U-Net, what its last down block hands to the middle block; in a
+The features are, in a U-Net, what its last down block passes to the middle block; in a
 transformer, the tokens half way.
 """
 
@@ -21,11 +21,11 @@ from fewstep.diffusion.types import Cond
 
 
 class _Heard(Exception):
-    """The features are there; the rest of the network is not needed."""
+    """Stops a forward pass once the features are there."""
 
 
 class Adapter(nn.Module, ABC):
-    """A diffusers network for samples (C, H, W), and the null prompt of `tokens` words."""
+    """A diffusers network for samples (C, H, W), with the null prompt of `tokens` tokens."""
 
     flow: ClassVar[bool] = True
     """Whether such networks are trained on a flow, or on betas."""
@@ -57,7 +57,7 @@ class Adapter(nn.Module, ABC):
 
     @classmethod
     def suits(cls, config: Mapping[str, Any]) -> None:
-        """A ValueError where such a network would be called with more than is known here.
+        """Raise ValueError for a configuration whose network needs inputs that are not given here.
 
         config: may leave out keys that have their defaults.
         """
@@ -71,7 +71,7 @@ class Adapter(nn.Module, ABC):
 
     @staticmethod
     def channels(config: Mapping[str, Any]) -> int:
-        """Channels of the network's answer, counted as those of a sample are."""
+        """Channels of the network's output, counted as those of a sample are."""
         out = config.get("out_channels")
         return int(config["in_channels"] if out is None else out)
 
@@ -82,7 +82,7 @@ class Adapter(nn.Module, ABC):
 
     @property
     def feature_shape(self) -> tuple[int, ...]:
-        """(F, h, w) of the features, (F,) where they are tokens."""
+        """(F, h, w) of the encoder features; (F,) where they are tokens."""
         return (self.config.num_attention_heads * self.config.attention_head_dim,)
 
     @abstractmethod
@@ -91,14 +91,17 @@ class Adapter(nn.Module, ABC):
 
     @abstractmethod
     def arguments(self, x: Tensor, label: Tensor, cond: dict[str, Tensor]) -> dict[str, Any]:
-        """What the network is called with, by name, beside x."""
+        """Keyword arguments that the network is called with, beside x.
+
+        x: (B, C, H, W); label: (B,); cond: tensors of `shapes`, batched.
+        """
 
     @abstractmethod
     def middle(self) -> nn.Module:
-        """The module whose input the tap hands out."""
+        """The module whose input is the encoder features."""
 
     def laid_out(self, x: Tensor) -> Tensor:
-        """x (B, C, H, W) in the layout that the network, and its stock pipeline, has for it."""
+        """x (B, C, H, W) in the layout that the network takes, and its stock pipeline."""
         return x
 
     def put_back(self, out: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -107,7 +110,7 @@ class Adapter(nn.Module, ABC):
 
     @property
     def call(self) -> dict[str, float]:
-        """What the stock pipeline of a student is called with, so that it does no more itself."""
+        """Arguments of the stock pipeline of a student, so that it adds no guidance of its own."""
         return {"guidance_scale": 0.0}
 
     def null(self) -> dict[str, Tensor]:
@@ -115,36 +118,43 @@ class Adapter(nn.Module, ABC):
         return {name[5:]: b for name, b in self.named_buffers() if name.startswith("null_")}
 
     def set_null(self, cond: Mapping[str, Tensor]) -> None:
-        """Take over the null prompt; cond: (1, *) tensors."""
-        told = self.conditions(next(iter(cond.values())), cond)
+        """Set the null prompt; cond: (1, *) tensors."""
+        conditions = self.conditions(next(iter(cond.values())), cond)
         for name, buffer in self.null().items():
-            buffer.copy_(told[name][0])
+            buffer.copy_(conditions[name][0])
 
     def conditions(self, x: Tensor, cond: Cond) -> dict[str, Tensor]:
-        """cond, or the null prompt, as tensors for the batch of x; a ValueError if it is not."""
+        """The condition of a batch, the null prompt where `cond` is None, in the type of x.
+
+        Raises ValueError where names or shapes are not those of `shapes`.
+        """
         null = self.null()
         if cond is None:
             return {name: b.to(x.dtype).expand(x.shape[0], *b.shape) for name, b in null.items()}
         if not isinstance(cond, Mapping) or cond.keys() != null.keys():
-            came = ", ".join(cond) if isinstance(cond, Mapping) else type(cond).__name__
-            raise ValueError(f"a condition is a mapping of {', '.join(null)}; got {came}")
+            names = ", ".join(cond) if isinstance(cond, Mapping) else type(cond).__name__
+            raise ValueError(f"a condition is a mapping of {', '.join(null)}; got {names}")
         for name, buffer in null.items():
-            wanted = (x.shape[0], *buffer.shape)
-            if cond[name].shape != wanted:
+            expected = (x.shape[0], *buffer.shape)
+            if cond[name].shape != expected:
                 raise ValueError(
-                    f"cond[{name!r}] has shape {tuple(cond[name].shape)}, expected {wanted}"
+                    f"cond[{name!r}] has shape {tuple(cond[name].shape)}, expected {expected}"
                 )
         return {name: cond[name].to(x) for name in null}
 
     def forward(self, x: Tensor, label: Tensor, cond: Cond = None) -> Tensor:
-        told = self.arguments(x, label, self.conditions(x, cond))
-        out: Tensor = self.net(self.laid_out(x), **told, return_dict=False)[0]
+        """The prediction (B, C, H, W) for x (B, C, H, W), label (B,) and cond.
+
+        A learned variance is dropped. Raises ValueError for a condition of another form.
+        """
+        arguments = self.arguments(x, label, self.conditions(x, cond))
+        out: Tensor = self.net(self.laid_out(x), **arguments, return_dict=False)[0]
         out = self.put_back(out, x.shape)
         # half of the channels is a learned variance, which diffusers' samplers drop too
         return out.chunk(2, 1)[0] if out.shape[1] == 2 * x.shape[1] else out
 
     def encode(self, x: Tensor, label: Tensor, cond: Cond = None) -> Tensor:
-        """The features alone; what comes after them is not computed."""
+        """The encoder features alone; later layers are not computed."""
         found: list[Tensor] = []
 
         def stop(features: Tensor) -> None:
@@ -159,14 +169,14 @@ class Adapter(nn.Module, ABC):
         self, x: Tensor, label: Tensor, cond: Cond = None
     ) -> tuple[Tensor, Tensor]:
         """(F(x, label, cond), features) from one pass."""
-        found: list[Tensor] = []
-        with self._tap(found.append):
+        features: list[Tensor] = []
+        with self._tap(features.append):
             out = self(x, label, cond)
-        return out, found[0]
+        return out, features[0]
 
     @contextmanager
     def _tap(self, hear: Callable[[Tensor], None]) -> Iterator[None]:
-        """Within the block, `hear` gets what `middle` is called with, channels first."""
+        """Within the block, `hear` is called with the input of `middle`, channels first."""
 
         def hook(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
             features: Tensor = args[0] if args else named["hidden_states"]

@@ -1,6 +1,6 @@
-"""The networks of diffusers as F(x, label, cond): one class a calling convention.
+"""Networks of diffusers as F(x, label, cond): one class for each calling convention.
 
-What is common to them is in `fewstep.teachers.diffusers.adapter_base`.
+What they share is in `fewstep.teachers.diffusers.adapter_base`.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ class UNet(Adapter):
             self.register_buffer("time_ids", sizes, persistent=False)
 
     def shapes(self, tokens: int) -> dict[str, tuple[int, ...]]:
+        """prompt (tokens, D) and, in SDXL, pooled (P,)."""
         config = self.config
         prompt = {"prompt": (tokens, config.cross_attention_dim)}
         if config.addition_embed_type != "text_time":
@@ -47,36 +48,41 @@ class UNet(Adapter):
         return {**prompt, "pooled": (config.projection_class_embeddings_input_dim - sizes,)}
 
     def arguments(self, x: Tensor, label: Tensor, cond: dict[str, Tensor]) -> dict[str, Any]:
-        told: dict[str, Any] = {"timestep": label, "encoder_hidden_states": cond["prompt"]}
+        """Timestep and embedded prompt; in SDXL also the pooled prompt and the picture size."""
+        arguments: dict[str, Any] = {"timestep": label, "encoder_hidden_states": cond["prompt"]}
         if "pooled" in cond:
             ids = self.time_ids.to(x).expand(x.shape[0], 6)  # type: ignore[operator]
-            told["added_cond_kwargs"] = {"text_embeds": cond["pooled"], "time_ids": ids}
-        return told
+            arguments["added_cond_kwargs"] = {"text_embeds": cond["pooled"], "time_ids": ids}
+        return arguments
 
     @property
     def feature_shape(self) -> tuple[int, ...]:
+        """(F, h, w) of the input of the middle block."""
         widths, side = self.config.block_out_channels, self.config.sample_size
         for _ in widths[1:]:
             side = (side + 1) // 2
         return widths[-1], side, side
 
     def middle(self) -> nn.Module:
+        """The middle block."""
         return self.net.mid_block  # type: ignore[return-value]
 
 
 class _Transformer(Adapter):
-    """A stack of blocks on tokens."""
+    """A transformer: a stack of blocks on tokens."""
 
     def middle(self) -> nn.Module:
+        """The block half way through the stack."""
         blocks: Any = self.net.transformer_blocks
         out: nn.Module = blocks[len(blocks) // 2]
         return out
 
 
 class _Joint(Adapter):
-    """One that attends to samples and prompt together, beside one pooled vector."""
+    """A transformer with joint attention to samples and prompt, beside one pooled vector."""
 
     def shapes(self, tokens: int) -> dict[str, tuple[int, ...]]:
+        """prompt (tokens, D) and pooled (P,)."""
         config = self.config
         return {
             "prompt": (tokens, config.joint_attention_dim),
@@ -85,9 +91,10 @@ class _Joint(Adapter):
 
 
 class SD3(_Joint, _Transformer):
-    """SD3Transformer2DModel, a flow; it is told 1000 t."""
+    """SD3Transformer2DModel, a flow; its timestep is 1000 t."""
 
     def arguments(self, x: Tensor, label: Tensor, cond: dict[str, Tensor]) -> dict[str, Any]:
+        """Timestep 1000 t, embedded and pooled prompt."""
         return {
             "timestep": 1000 * label,
             "encoder_hidden_states": cond["prompt"],
@@ -96,16 +103,18 @@ class SD3(_Joint, _Transformer):
 
 
 class PixArt(_Transformer):
-    """PixArtTransformer2DModel; the 1024 pixel model is told the size of the picture too."""
+    """PixArtTransformer2DModel; the 1024 pixel model also takes the size of the picture."""
 
     flow = False
     only: ClassVar[Mapping[str, tuple[Any, ...]]] = {"attention_type": ("default",)}
     learned_variance = True
 
     def shapes(self, tokens: int) -> dict[str, tuple[int, ...]]:
+        """prompt (tokens, D) and its mask (tokens,)."""
         return {"prompt": (tokens, self.config.caption_channels), "mask": (tokens,)}
 
     def arguments(self, x: Tensor, label: Tensor, cond: dict[str, Tensor]) -> dict[str, Any]:
+        """Timestep, embedded prompt and mask; resolution and aspect ratio where they are used."""
         size: dict[str, Tensor | None] = {"resolution": None, "aspect_ratio": None}
         if getattr(self.net, "use_additional_conditions", False):
             size = {
@@ -121,15 +130,17 @@ class PixArt(_Transformer):
 
 
 class Sana(_Transformer):
-    """SanaTransformer2DModel, a flow; it is told 1000 t, times its own scale."""
+    """SanaTransformer2DModel, a flow; its timestep is 1000 t times `timestep_scale`."""
 
     only: ClassVar[Mapping[str, tuple[Any, ...]]] = {"guidance_embeds": (False,)}
     learned_variance = True
 
     def shapes(self, tokens: int) -> dict[str, tuple[int, ...]]:
+        """prompt (tokens, D) and its mask (tokens,)."""
         return {"prompt": (tokens, self.config.caption_channels), "mask": (tokens,)}
 
     def arguments(self, x: Tensor, label: Tensor, cond: dict[str, Tensor]) -> dict[str, Any]:
+        """Scaled timestep, embedded prompt and mask."""
         return {
             "timestep": 1000 * label * self.config.timestep_scale,
             "encoder_hidden_states": cond["prompt"],
@@ -138,15 +149,16 @@ class Sana(_Transformer):
 
 
 class Flux(_Joint):
-    """FluxTransformer2DModel, a flow on squares of 2x2, laid out as tokens here; it is told t.
+    """FluxTransformer2DModel, a flow on 2x2 squares as tokens, packed here; its timestep is t.
 
-    Its configuration names no size; the stock pipeline's, 128, is changed by "sample_size". A
-    network with distilled guidance (FLUX.1-dev) is told the scale that its pipeline has by
-    default, 3.5: that is a student's input too, and its pipeline is called with it.
+    Its configuration names no size: the stock pipeline's 128 is used unless "sample_size" says
+    otherwise. A network with distilled guidance (FLUX.1-dev) gets its pipeline's default scale,
+    3.5; a student gets the same input, and its pipeline is called with it.
     """
 
     @staticmethod
     def shape(config: Mapping[str, Any]) -> tuple[int, int, int]:
+        """(C, H, W) of a sample before it is packed into tokens of 4 C channels."""
         channels, size = config.get("in_channels", 64), config.get("sample_size", 128)
         if not (isinstance(size, int) and isinstance(channels, int)) or size % 2 or channels % 4:
             raise ValueError(
@@ -157,14 +169,17 @@ class Flux(_Joint):
 
     @staticmethod
     def channels(config: Mapping[str, Any]) -> int:
+        """Channels of the output, unpacked."""
         out = config.get("out_channels")
         return int(config["in_channels"] if out is None else out) // 4
 
     @staticmethod
     def patch(config: Mapping[str, Any]) -> int:
+        """Side of the square that is one token: 2."""
         return 2
 
     def arguments(self, x: Tensor, label: Tensor, cond: dict[str, Tensor]) -> dict[str, Any]:
+        """Timestep, embedded and pooled prompt, positions of tokens, and the guidance scale."""
         rows, columns = x.shape[2] // 2, x.shape[3] // 2
         places = torch.cartesian_prod(torch.arange(1), torch.arange(rows), torch.arange(columns))
         scale = self.call["guidance_scale"]
@@ -179,16 +194,20 @@ class Flux(_Joint):
 
     @property
     def call(self) -> dict[str, float]:
+        """Arguments of the stock pipeline of a student: guidance scale and picture size."""
         scale = 3.5 if self.config.guidance_embeds else 0.0
         return {"guidance_scale": scale, "height": self.pixels, "width": self.pixels}
 
     def laid_out(self, x: Tensor) -> Tensor:
+        """Pack (B, C, H, W) into tokens (B, H W / 4, 4 C)."""
         return F.pixel_unshuffle(x, 2).flatten(2).mT
 
     def put_back(self, out: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """Unpack tokens (B, H W / 4, 4 C) to (B, C, H, W)."""
         return F.pixel_shuffle(out.mT.unflatten(2, (shape[-2] // 2, shape[-1] // 2)), 2)
 
     def middle(self) -> nn.Module:
+        """The block half way through both stacks."""
         net: Any = self.net
         blocks = [*net.transformer_blocks, *net.single_transformer_blocks]
         out: nn.Module = blocks[len(blocks) // 2]

@@ -33,7 +33,7 @@ REFUSED = ("auto_map", "quantization_config", "transformers_weights", "configura
 
 @dataclass(frozen=True)
 class PipelineFolder:
-    """A folder that has been looked at."""
+    """A pipeline folder whose files were found and whose classes are known."""
 
     path: Path
     pipeline: str
@@ -47,7 +47,7 @@ class PipelineFolder:
 
     @property
     def family(self) -> Family:
-        """What is known of such pipelines."""
+        """The entry of `FAMILIES` for this kind of pipeline."""
         return FAMILIES[self.pipeline]
 
     def config_path(self, part: str) -> Path:
@@ -56,9 +56,9 @@ class PipelineFolder:
         return self.path / part / name
 
     def config(self, part: str) -> dict[str, Any]:
-        """The completed configuration of a part that is diffusers' own.
+        """The completed configuration of a part that belongs to diffusers.
 
-        Raises ValueError for a file that says something nobody knows.
+        Raises ValueError for a file that describes something unknown.
         """
         family, where = self.family, self.config_path(part)
         raw = configuration(where)
@@ -77,7 +77,7 @@ class PipelineFolder:
         cls = getattr(require_library("transformers"), self.parts[part])
         try:
             return cls.config_class.from_pretrained(where.parent, local_files_only=True)
-        except Exception as error:  # whatever another library raises about a stranger's file
+        except Exception as error:  # any error another library raises
             raise ValueError(
                 f"{where} is not the configuration of a {cls.__name__}: {first_line(error)}"
             ) from None
@@ -93,17 +93,17 @@ class PipelineFolder:
 
     @property
     def unread(self) -> list[str]:
-        """Weights that lie in the folder and are not read, by their names in it."""
+        """Weights in the folder that are not read, as paths relative to it."""
         return [str(p.relative_to(self.path)) for w in self.files.values() for p in w.unread]
 
     @property
     def left_out(self) -> list[str]:
-        """Optional parts that are not there, which stock diffusers wants to be told."""
+        """Optional parts that are missing, which stock diffusers must be given as None."""
         return [part for part in self.family.optional if part not in self.parts]
 
     @property
     def encoders(self) -> list[str]:
-        """The text encoders that are there."""
+        """Names of the text encoders in the folder."""
         return [part for part in self.family.text if part in self.files]
 
     @cached_property
@@ -124,16 +124,16 @@ class PipelineFolder:
         return total.hexdigest()
 
     def read(self, parts: Sequence[str]) -> list[Path]:
-        """The files of these parts that are read, in order: weights, configurations and words."""
-        found = []
+        """Files of these parts that are read, in order: weights, configurations, vocabularies."""
+        files = []
         for part in parts:
             weights = self.files.get(part)
             unread = weights.unread if weights else ()
             for path in sorted(p for p in (self.path / part).rglob("*") if p.is_file()):
                 text = path.suffix in (".json", ".txt", ".model") and path not in unread
                 if text or (weights and path in weights.files):
-                    found.append(path)
-        return found
+                    files.append(path)
+        return files
 
 
 SINGLE = {
@@ -145,7 +145,7 @@ SINGLE = {
 
 
 def refuse_single_file(path: Path | str) -> None:
-    """A ValueError with the way out where `path` is a checkpoint of a whole pipeline in one file.
+    """Raise ValueError, with the remedy, for a whole pipeline in one file.
 
     Those are .safetensors or .ckpt; the latter is not opened.
     """
@@ -162,12 +162,12 @@ def refuse_single_file(path: Path | str) -> None:
 
 
 def is_pipeline(path: Path | str) -> bool:
-    """Whether a folder says that it is a diffusers pipeline."""
+    """Whether a folder is a diffusers pipeline, by its model_index.json."""
     return (Path(path) / "model_index.json").is_file()
 
 
 def open_folder(path: Path | str) -> PipelineFolder:
-    """Look at a local pipeline folder; a ValueError says what is missing or not allowed."""
+    """Examine a local pipeline folder; ValueError says what is missing or not allowed."""
     path = Path(path)
     if not is_pipeline(path):
         raise ValueError(f"{path} is no pipeline folder (no model_index.json in it)")
@@ -190,7 +190,7 @@ def open_folder(path: Path | str) -> PipelineFolder:
 
 
 def _weights(path: Path, pipeline: str, parts: Mapping[str, str]) -> dict[str, Weights]:
-    """Part -> its weights, all of them whole files of numbers."""
+    """The weights of each part; ValueError where they are quantised."""
     family = FAMILIES[pipeline]
     homes = {
         part: "transformers" if part in family.text else "diffusers"
@@ -200,19 +200,19 @@ def _weights(path: Path, pipeline: str, parts: Mapping[str, str]) -> dict[str, W
     variant = variant_of(
         {path / part: variants(path / part, kind) for part, kind in homes.items()}
     )
-    found = {part: resolve(path / part, kind, variant) for part, kind in homes.items()}
-    for part, weights in found.items():
+    by_part = {part: resolve(path / part, kind, variant) for part, kind in homes.items()}
+    for part, weights in by_part.items():
         for name, kind in weights.header().types.items():
             if kind in ("I8", "U8", "BOOL") or kind.startswith("F4"):
                 raise ValueError(
                     f"{path / part} holds quantised weights ({name} is {kind}), which fewstep "
                     "does not load; take the folder in half or full precision"
                 )
-    return found
+    return by_part
 
 
 def _allowed(path: Path, pipeline: str, parts: Mapping[str, list[Any]]) -> dict[str, str]:
-    """Part -> class, of the parts that will be loaded; all are there and all are known."""
+    """Name -> class of the parts that are loaded; ValueError for a missing or unknown one."""
     family = FAMILIES[pipeline]
     known = {
         family.network: (family.network_class, *family.older),
@@ -220,18 +220,18 @@ def _allowed(path: Path, pipeline: str, parts: Mapping[str, list[Any]]) -> dict[
         "scheduler": SCHEDULERS,
         **family.text,
     }
-    found: dict[str, str] = {}
+    classes: dict[str, str] = {}
     for name, entry in parts.items():
         if name in NEVER_LOADED or entry == [None, None]:
             continue
         if name not in known:
             raise ValueError(f"{path}: a {pipeline} has no part {name!r}")
         origin, cls = map(str, entry) if len(entry) == 2 else ("", "")
-        wanted, home = known[name], "transformers" if name in family.text else "diffusers"
-        if origin != home or cls not in wanted:
+        allowed, home = known[name], "transformers" if name in family.text else "diffusers"
+        if origin != home or cls not in allowed:
             raise ValueError(
                 f"{path}: {name} is {origin}.{cls}, which fewstep does not load; "
-                f"it knows {', '.join(wanted)}"
+                f"it knows {', '.join(allowed)}"
             )
         if not (path / name).is_dir():
             more = f', or write "{name}": [null, null] there' if name in family.optional else ""
@@ -239,17 +239,17 @@ def _allowed(path: Path, pipeline: str, parts: Mapping[str, list[Any]]) -> dict[
                 f"{path} has no folder {name}, which its model_index.json names; fetch that "
                 f"too{more}"
             )
-        found[name] = cls
-    missing = known.keys() - found.keys()
-    if not found.keys() & set(family.optional):
+        classes[name] = cls
+    missing = known.keys() - classes.keys()
+    if not classes.keys() & set(family.optional):
         missing -= set(family.optional)
     if missing:
         raise ValueError(f"{path}: a {pipeline} needs {', '.join(sorted(missing))}")
-    return found
+    return classes
 
 
 def configuration(where: Path) -> dict[str, Any]:
-    """What a configuration file says; one that asks for something else is refused."""
+    """The contents of a configuration file; ValueError where it asks for other code."""
     if where.is_file():
         fetched(where)
     config = read_json(where, finite=False)
@@ -268,5 +268,5 @@ def plain(config: Any, where: Path) -> dict[str, Any]:
 
 
 def first_line(error: Exception) -> str:
-    """What an exception of another library says, in a line."""
+    """The first line of an exception of another library, cut to 200 characters."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

@@ -1,6 +1,6 @@
 """A diffusers folder as a teacher.
 
-    teacher = load("stable-diffusion-v1-5")
+    teacher = load_pipeline("stable-diffusion-v1-5")
     pictures = teacher.sample(range(2), cond=teacher.text(["a red cube", "a blue ball"]))
 
 The network becomes a `Denoiser` once, here; text encoders and VAE are those of the stock
@@ -32,9 +32,15 @@ from fewstep.teachers.diffusers.text_and_vae import TextAndVAE
 
 
 def load_pipeline(path: Path | str, device: torch.device | str = "cpu") -> Generator:
-    """The generator in a local pipeline folder, in float32.
+    """The teacher in a local folder of a diffusers pipeline, in float32 and evaluation mode.
 
-    Raises ValueError for a folder that is not of a known pipeline, or holds code.
+    Arguments:
+        path: the folder, with model_index.json and weights in safetensors.
+        device: where the network is, and its text encoders and VAE once they are used.
+    Returns a `Generator` of latents; `text` encodes prompts to conditions, `decode` and `encode`
+    convert latents (N, C, h, w) and pictures (N, 3, H, W), `release` frees text encoders and VAE.
+    Raises ValueError where diffusers is missing, or the folder is of no known pipeline, holds
+    code, is not complete, or its parts do not fit each other.
     """
     folder = open_folder(path)
     model = describe_network(folder)
@@ -70,49 +76,52 @@ def with_text_and_vae(generator: Generator) -> Generator:
 
 
 def origin_folder(generator: Generator) -> PipelineFolder:
-    """The folder that a student was distilled from; ValueError as in `dressed`."""
-    told = pipeline_card(generator.card)
-    if "folder" not in told or not is_pipeline(told["folder"]):
+    """The folder that a student was distilled from.
+
+    Raises ValueError where it is gone, or holds other text encoders or another VAE now.
+    """
+    card = pipeline_card(generator.card)
+    if "folder" not in card or not is_pipeline(card["folder"]):
         raise ValueError(
-            f"this model needs the text encoders and VAE of {told.get('folder', 'a pipeline')}, "
+            f"this model needs the text encoders and VAE of {card.get('folder', 'a pipeline')}, "
             "which is not there; put it back"
         )
-    folder = open_folder(told["folder"])
-    if folder.vae_digest != told.get("vae", folder.vae_digest):
+    folder = open_folder(card["folder"])
+    if folder.vae_digest != card.get("vae", folder.vae_digest):
         raise ValueError(f"{folder.path} has another VAE than this model was trained with")
-    if folder.text_digest != told.get("text"):
+    if folder.text_digest != card.get("text"):
         raise ValueError(f"{folder.path} has other text encoders than this model was trained with")
     return folder
 
 
 def pipeline_card(card: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What the card of a pipeline's student, or of its student in turn, tells of the pipeline."""
+    """The entry of a student's card on the pipeline, also of a student's student."""
     while "folder" not in card and "teacher" in card:
         card = card["teacher"]
     return card
 
 
 def read_schedule(folder: PipelineFolder) -> Schedule:
-    """What the scheduler says about the network."""
+    """The noise path, prediction type and shift that the scheduler of a folder describes."""
     config, kind = folder.config(folder.family.network), ADAPTERS[folder.family.network_class]
     side = _shape(folder)[1] // kind.patch(config)
     where = folder.config_path("scheduler")
     try:
-        found = schedule_of(folder.config("scheduler"), folder.parts["scheduler"], side**2)
+        schedule = schedule_of(folder.config("scheduler"), folder.parts["scheduler"], side**2)
     except ValueError as error:
         text = str(error)
         raise ValueError(text if str(where) in text else f"{where}: {text}") from None
-    if isinstance(found.path, Flow) != kind.flow:
+    if isinstance(schedule.path, Flow) != kind.flow:
         said, trained = ("betas", "a flow") if kind.flow else ("a flow", "betas")
         raise ValueError(
             f"{folder.path}: a {folder.family.network_class} is trained on {trained}, but its "
             f"{folder.parts['scheduler']} says {said}; put the right scheduler back"
         )
-    return found
+    return schedule
 
 
 def _shape(folder: PipelineFolder) -> tuple[int, int, int]:
-    """Shape of a sample."""
+    """Shape (C, H, W) of a sample."""
     try:
         config = folder.config(folder.family.network)
         return ADAPTERS[folder.family.network_class].shape(config)
@@ -140,7 +149,7 @@ def describe_network(folder: PipelineFolder) -> Model:
 
 
 def origin_card(folder: PipelineFolder) -> dict[str, Any]:
-    """What is known of origin: where the folder was, what it is, its text encoders and VAE."""
+    """The card of a pipeline: its folder, what it is, digests of text encoders and VAE."""
     return {
         "pipeline": folder.pipeline,
         "folder": str(folder.path.resolve()),
@@ -156,7 +165,7 @@ def network_weights(folder: PipelineFolder) -> dict[str, Tensor]:
 
 
 def network(folder: PipelineFolder) -> Any:
-    """The network of a folder as diffusers has it, in float32."""
+    """The network of a folder as an object of diffusers, in float32."""
     name, kind = folder.family.network, folder.family.network_class
     net = parts.built(kind, folder.config(name), folder.path / name, meta=False)
     net.load_state_dict(network_weights(folder))

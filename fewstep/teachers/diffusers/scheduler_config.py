@@ -58,9 +58,10 @@ SMALLEST = 2.0**-24
 
 @dataclass(frozen=True)
 class Timesteps(VP):
-    """VP whose network is told the timestep t itself, 0 .. steps - 1."""
+    """VP path whose network takes the timestep t itself, 0 .. steps - 1."""
 
     def label(self, t: Tensor) -> Tensor:
+        """t itself."""
         return t
 
 
@@ -73,7 +74,7 @@ class Schedule:
     shift: float = 1.0
 
     def sampler(self) -> Sampler:
-        """How the teacher is sampled by default: by DDIM, 28 steps of a flow, or 50 on betas."""
+        """The default sampler of the teacher: DDIM with 50 steps on betas, 28 of a flow."""
         if isinstance(self.path, Flow):
             return Heun(Shifted(self.shift, self.path.t_min), steps=28, order=1)
         top = self.path.t_max
