@@ -99,7 +99,7 @@ def _run(argv: list[str]) -> int:
 
 
 def _abandon_output() -> None:
-    """What is still to be written to standard output cannot be: Python need not try at its end."""
+    """Discard pending standard output that cannot be written, so that exit does not retry."""
     with suppress(OSError, ValueError):
         sys.stdout.flush()
         return

@@ -8,7 +8,7 @@ from fewstep.cli.parser import verb_parser
 
 
 def run(args: list[str]) -> int:
-    """A model folder of a snapshot."""
+    """Write a model folder from a published snapshot; returns the exit code."""
     parser = verb_parser(
         "convert",
         "Make a model folder (safetensors and JSON) of a snapshot of EDM, EDM2, SiD or SiDA, "
@@ -22,9 +22,9 @@ def run(args: list[str]) -> int:
     parser.add_argument(
         "--student", action="store_true", help="a one-step generator, as of SiD and SiDA"
     )
-    own = parser.parse_args(args)
+    flags = parser.parse_args(args)
     from fewstep.teachers.snapshots import convert as write
 
-    write(own.file, own.out, own.object, own.student)
-    print(own.out)
+    write(flags.file, flags.out, flags.object, flags.student)
+    print(flags.out)
     return 0

@@ -53,22 +53,22 @@ def parser() -> Parser:
 
 
 def run(args: list[str]) -> int:
-    """`fewstep data args`; the exit code."""
-    own = parser().parse_args(args)
-    return pack(own) if own.what == "pack" else check(own)
+    """Run `fewstep data` with these arguments; returns the exit code."""
+    flags = parser().parse_args(args)
+    return pack(flags) if flags.what == "pack" else check(flags)
 
 
 def pack(own: Namespace) -> int:
-    """Write one zip file."""
+    """Pack a set of pictures into one zip file; returns the exit code."""
     from fewstep.data import labels
     from fewstep.data.pack import Packer
     from fewstep.data.readers import reader_of
 
     reader = reader_of(own.source)
-    found = reader.labels if own.labels == "auto" else None
+    assigned = reader.labels if own.labels == "auto" else None
     if own.labels not in ("auto", "none"):
-        found = labels.from_file(Path(own.labels), reader.names)
-    packer = Packer(reader, own.out, own.resolution, own.crop, found)
+        assigned = labels.from_file(Path(own.labels), reader.names)
+    packer = Packer(reader, own.out, own.resolution, own.crop, assigned)
     for title, steps in (("looking", packer.look()), ("packing", packer.write())):
         with stopping() as stop, closing(steps) as progress, Bar(title, len(reader)) as bar:
             for done in progress:
@@ -123,7 +123,7 @@ def check(own: Namespace) -> int:
 
 
 def printable_facts(facts: dict[str, Any]) -> str:
-    """Facts about a set as lines for a person."""
+    """Facts about a data set as aligned lines."""
     channels, height, width = facts["shape"]
     kind = "grey" if channels == 1 else "RGB"
     lines = [f"{facts['pictures']:,} pictures of {width}x{height} pixels, {kind}; all sound"]

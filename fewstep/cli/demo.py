@@ -25,8 +25,8 @@ def run(args: list[str]) -> int:
     )
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="the run folder")
     parser.add_argument("--seed", type=int, default=0, help="seed of everything (default: 0)")
-    own = parser.parse_args(args)
-    return demonstrate(own.out, own.seed, command_line(["fewstep", "demo", *args]))
+    flags = parser.parse_args(args)
+    return demonstrate(flags.out, flags.seed, command_line(["fewstep", "demo", *args]))
 
 
 def few_threads() -> None:

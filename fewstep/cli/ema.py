@@ -23,13 +23,13 @@ def run(args: list[str]) -> int:
     parser.add_argument("--out", type=Path, required=True, help="the folder, new or empty")
     parser.add_argument("--teacher", default="", help=TEACHER)
     code_flag(parser)
-    own = parser.parse_args(args)
+    flags = parser.parse_args(args)
     from fewstep.runs.averages import write_average
     from fewstep.storage.user_code import trust
 
-    trust(own.code, [own.run])
-    if own.teacher:
-        found_again(own.run, own.teacher)
-    say(write_average(own.run, own.sigma_rel, own.out))
-    print(own.out)
+    trust(flags.code, [flags.run])
+    if flags.teacher:
+        found_again(flags.run, flags.teacher)
+    say(write_average(flags.run, flags.sigma_rel, flags.out))
+    print(flags.out)
     return 0

@@ -45,25 +45,25 @@ def run(args: list[str]) -> int:
     )
     group.add_argument("--guidance", type=float, help=GUIDANCE)
     group.add_argument("--device", help="such as cuda or mps (default: cpu)")
-    own = parser.parse_args(args)
-    trust(own.code, [own.run])
-    if own.teacher:
-        found_again(own.run, own.teacher)
-    if own.prompts:
-        return _prompted(own)
+    flags = parser.parse_args(args)
+    trust(flags.code, [flags.run])
+    if flags.teacher:
+        found_again(flags.run, flags.teacher)
+    if flags.prompts:
+        return _prompted(flags)
     for flag in ("clip", "side"):
-        if getattr(own, flag) is not None:
+        if getattr(flags, flag) is not None:
             fail(f"--{flag} needs --prompts FILE")
-    own.draws = 3 if own.draws is None else own.draws
-    if own.protocol:
-        return _published(own)
+    flags.draws = 3 if flags.draws is None else flags.draws
+    if flags.protocol:
+        return _published(flags)
     for flag in ("reference", "features", "vae", "batch", "guidance", "device"):
-        if getattr(own, flag) is not None:
+        if getattr(flags, flag) is not None:
             fail(f"--{flag} needs --protocol fid50k, or --prompts")
-    samples = 5000 if own.samples is None else own.samples
-    if samples < 100 or own.draws < 1:
+    samples = 5000 if flags.samples is None else flags.samples
+    if samples < 100 or flags.draws < 1:
         fail("evaluate needs --samples of at least 100 and --draws of at least 1")
-    print(table(measured(own.run, samples, own.draws)))
+    print(table(measured(flags.run, samples, flags.draws)))
     return 0
 
 

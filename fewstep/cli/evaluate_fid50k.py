@@ -114,17 +114,17 @@ def evaluate_protocol(
 
 
 def at(guidance: float) -> str:
-    """What a file's name says of a scale."""
+    """The suffix of a file name for a guidance scale, "" for 1."""
     return "" if guidance == 1 else f"-cfg{guidance:g}"
 
 
 def about(path: Path, real: Reference) -> dict[str, Any]:
-    """What is stored of a reference."""
+    """The record of a reference: file name, SHA-256 and number of pictures."""
     return {"file": path.name, "sha256": real.sha256, "pictures": real.count}
 
 
 def make_parts(protocol: Protocol) -> None:
-    """Make what is missing, with a bar."""
+    """Sample and measure the missing parts of a protocol, with a progress bar."""
     missing = protocol.missing()
     there = len(protocol.parts()) - len(missing)
     if there:

@@ -31,11 +31,11 @@ def run(args: list[str]) -> int:
         help="of a pipeline as pt2 or onnx: the VAE's decoder is a part of the program",
     )
     code_flag(parser)
-    own = parser.parse_args(args)
-    trust(own.code, [own.run])
-    off = write(own.run, own.out, own.to, own.rank, own.pictures)
+    flags = parser.parse_args(args)
+    trust(flags.code, [flags.run])
+    off = write(flags.run, flags.out, flags.to, flags.rank, flags.pictures)
     say(f"differs from the student by {off:.1g} of its range")
-    for note in notes(own.run, own.to):
+    for note in notes(flags.run, flags.to):
         say(note)
-    print(own.out)
+    print(flags.out)
     return 0

@@ -41,8 +41,8 @@ def wrong(flag: str, hint: Any, present: Any, got: str) -> str:
     if hint is bool:
         home, dot, name = flag.removeprefix("--").rpartition(".")
         return f"{flag} takes no value: write {flag} or --{home}{dot}no-{name}; got {short(got)}"
-    came = f"got {short(got)}" if got else "nothing came after it"
-    return f"{flag} is {kind}, written like {command_line([flag, *example])}; {came}"
+    given = f"got {short(got)}" if got else "nothing came after it"
+    return f"{flag} is {kind}, written like {command_line([flag, *example])}; {given}"
 
 
 def written(hint: Any, present: Any = None) -> tuple[str, list[str]]:

@@ -13,9 +13,11 @@ def run(args: list[str]) -> int:
     parser = verb_parser("inspect", "Tell what is inside a model, without executing any of it.")
     parser.add_argument("model", type=Path, help="a .pkl, .pt or .safetensors file, or a folder")
     parser.add_argument("--json", action="store_true", help="for machines")
-    own = parser.parse_args(args)
+    flags = parser.parse_args(args)
     from fewstep.runs.inspection import as_lines, inspect_model
 
-    facts = inspect_model(own.model)
-    print(json.dumps(facts, indent=2) if own.json else "\n".join(map(printable, as_lines(facts))))
+    facts = inspect_model(flags.model)
+    print(
+        json.dumps(facts, indent=2) if flags.json else "\n".join(map(printable, as_lines(facts)))
+    )
     return 0

@@ -30,7 +30,7 @@ def printable(text: str) -> str:
 
 
 def fail(message: str) -> NoReturn:
-    """One sentence on standard error, exit code 2."""
+    """Print one sentence to standard error and exit with code 2."""
     print(f"fewstep: {printable(' '.join(message.split()))}", file=sys.stderr)
     raise SystemExit(2)
 
@@ -79,12 +79,12 @@ class Parser(argparse.ArgumentParser):
         return flag_syntax.wrong(flag, hint, present, came[1] if came else "")
 
     def flags(self) -> list[str]:
-        """The long flags."""
+        """The long flags of this parser."""
         return [name for name in self._option_string_actions if name.startswith("--")]
 
 
 def code_flag(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
-    """--code FILE, any number of times.
+    """Add --code FILE, which may be given several times.
 
     The verb passes them to `fewstep.storage.user_code.trust`.
     """

@@ -20,7 +20,7 @@ RATE = 80.0
 
 
 def run(args: list[str]) -> int:
-    """The verb."""
+    """Print what each way of distilling a teacher takes; returns the exit code."""
     parser = verb_parser(
         "plan",
         "Tell the memory and time of each way to distil a teacher on given GPUs, before anything "
@@ -48,29 +48,29 @@ def run(args: list[str]) -> int:
         help=f"10^12 operations a second a GPU sustains in bf16 (default: {RATE:g})",
     )
     code_flag(parser)
-    own, rest = parser.parse_known_args(args)
-    gpus = GPUs.parse(own.gpus)
-    if min(own.at_once) < 1 or not own.tflops > 0:
+    flags, rest = parser.parse_known_args(args)
+    gpus = GPUs.parse(flags.gpus)
+    if min(flags.at_once) < 1 or not flags.tflops > 0:
         fail("--at-once and --tflops are positive")
-    where = local(own.teacher)
-    trust(own.code, [where])
+    where = local(flags.teacher)
+    trust(flags.code, [where])
     model = describe_model(where)
     for note in notes_on(where):
         say(note)
-    name = own.recipe or recipe_for(model)
-    prog = f"fewstep plan {own.teacher}"
+    name = flags.recipe or recipe_for(model)
+    prog = f"fewstep plan {flags.teacher}"
     wanted = resolve(recipe(name)(), rest, prog, parser.flags())
     if not wanted.distils:
         fail(f"{name} trains a teacher; plan is for recipes that distil one")
     wanted = replace(wanted, model=model)
     suit(wanted, name, every())
-    found, refused = _rehearsed(wanted, own.at_once, gpus, own.tflops * 1e12)
+    found, refused = _rehearsed(wanted, flags.at_once, gpus, flags.tflops * 1e12)
     print(_head(wanted, name, gpus))
     print(_table(found, wanted))
     for reason in refused:
         print(f"not possible: {reason}")
     row = best(found)
-    print(_end(None if row is None else command(row, wanted, name, own.teacher, gpus, rest)))
+    print(_end(None if row is None else command(row, wanted, name, flags.teacher, gpus, rest)))
     return 0
 
 
@@ -139,12 +139,12 @@ def _table(found: list[Row], run: Run) -> str:
 
 
 def memory(size: float) -> str:
-    """Bytes for people."""
+    """A number of bytes as text."""
     return f"{size / GiB:.2f} GiB" if size >= GiB else f"{size / 2**20:.1f} MiB"
 
 
 def span(seconds: float) -> str:
-    """Seconds for people: "3.2 ms", "41 s", "2.5 h", "11 days"."""
+    """A duration as text: "3.2 ms", "41 s", "2.5 h", "11 days"."""
     for unit, size in (("days", 86400), ("h", 3600), ("min", 60), ("s", 1)):
         if seconds >= 2 * size:
             return f"{_digits(seconds / size)} {unit}"

@@ -1,4 +1,4 @@
-"""What a person sees while something runs: a bar with time left, or plain lines in a log file."""
+"""Progress for the user: a bar with the time left, or plain lines in a log file."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Bar:
             self.rich.stop()
 
     def update(self, done: int, note: str = "") -> None:
-        """`done` of the total are finished."""
+        """Show that `done` of the total are finished."""
         self.done = done
         if self.start is None:  # what was before is no work of this kind
             self.start, self.began = done, time.perf_counter()
@@ -76,7 +76,7 @@ class Bar:
             say(f"{self.title}: {done}/{self.total}{left}  {note}".rstrip())
 
     def beside(self, what: str, done: int, total: int) -> None:
-        """`done` of the `total` of something that comes first are finished, and not yet all."""
+        """Show progress of a preliminary piece of work: `done` of `total`, still unfinished."""
         if self.rich is None:
             self.others.setdefault(what, Bar(what, total)).update(done)
             return
@@ -85,7 +85,7 @@ class Bar:
         self.rich.update(self.tasks[what], completed=done)
 
     def say(self, text: str) -> None:
-        """A line above the bar."""
+        """Print a line above the bar."""
         if self.rich:
             self.rich.console.print(text, highlight=False)
         else:
@@ -93,13 +93,13 @@ class Bar:
 
 
 def say(text: str) -> None:
-    """A line for the person who waits, on standard error; results go to standard output."""
+    """Print a line for the user to standard error; results go to standard output."""
     if not silent():
         last_words(text)
 
 
 def silent() -> bool:
-    """Whether this is one of several processes, and not the one that speaks for them."""
+    """Whether this process is a distributed one other than rank 0, which alone prints."""
     return os.environ.get("RANK", "0") != "0"
 
 

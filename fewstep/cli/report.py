@@ -15,12 +15,12 @@ def run(args: list[str]) -> int:
     parser.add_argument("run", type=Path, help="a run folder")
     parser.add_argument("--teacher", default="", help=TEACHER)
     code_flag(parser)
-    own = parser.parse_args(args)
+    flags = parser.parse_args(args)
     from fewstep.report.page import write_report
     from fewstep.storage.user_code import trust
 
-    trust(own.code, [own.run])
-    if own.teacher:
-        found_again(own.run, own.teacher)
-    print(write_report(own.run))
+    trust(flags.code, [flags.run])
+    if flags.teacher:
+        found_again(flags.run, flags.teacher)
+    print(write_report(flags.run))
     return 0

@@ -48,11 +48,11 @@ def run(args: list[str]) -> int:
     parser.add_argument("--guidance", type=float, default=1.0, help=GUIDANCE)
     parser.add_argument("--device", default="cpu", help="such as cuda or mps (default: cpu)")
     code_flag(parser)
-    own = parser.parse_args(args)
-    trust(own.code, [own.model])
-    given = (own.vae, own.prompts, own.guidance, own.device)
-    make(own.model, own.seeds, own.labels, own.out, *given)
-    print(own.out)
+    flags = parser.parse_args(args)
+    trust(flags.code, [flags.model])
+    given = (flags.vae, flags.prompts, flags.guidance, flags.device)
+    make(flags.model, flags.seeds, flags.labels, flags.out, *given)
+    print(flags.out)
     return 0
 
 

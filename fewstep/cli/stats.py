@@ -24,7 +24,7 @@ def run(args: list[str]) -> int:
     )
     parser.add_argument("--batch", type=int, default=100, help="pictures at a time (default: 100)")
     parser.add_argument("--device", default="cpu", help="such as cuda or mps (default: cpu)")
-    own = parser.parse_args(args)
-    make_stats(own.data, own.features, own.out, own.keep, own.device, own.batch)
-    print(own.out)
+    flags = parser.parse_args(args)
+    make_stats(flags.data, flags.features, flags.out, flags.keep, flags.device, flags.batch)
+    print(flags.out)
     return 0

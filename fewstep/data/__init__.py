@@ -1,1 +1,1 @@
-"""Where batches come from: pure functions of the draws, hence resumable anywhere."""
+"""Sources of batches: pure functions of random draws, so that any step can be resumed."""

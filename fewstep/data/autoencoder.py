@@ -31,7 +31,7 @@ PART = 8
 
 @dataclass(frozen=True, eq=False)
 class Autoencoder:
-    """x0 (B, 4, H, W) <-> pictures (B, 3, 8 H, 8 W) in [-1, 1]."""
+    """A VAE between latents x0 (B, 4, H, W) and pictures (B, 3, 8 H, 8 W) in [-1, 1]."""
 
     vae: Any
     """An AutoencoderKL of diffusers."""
@@ -40,13 +40,13 @@ class Autoencoder:
 
     @torch.no_grad()
     def decode(self, x0: Tensor) -> Tensor:
-        """Pictures of standardised latents."""
+        """Pictures (B, 3, 8 H, 8 W) in [-1, 1] of standardised latents (B, 4, H, W)."""
         parts = [self.vae.decode(part).sample for part in restored(x0).split(PART)]
         return 2 * torch.cat(parts).clamp(0, 1) - 1
 
     @torch.no_grad()
     def encode(self, pictures: Tensor) -> Tensor:
-        """Standardised latents, each the mean of its posterior."""
+        """Standardised posterior means (B, 4, H, W) of pictures (B, 3, 8 H, 8 W) in [-1, 1]."""
         parts = (pictures / 2 + 0.5).split(PART)
         latents = torch.cat([self.vae.encode(part).latent_dist.mean for part in parts])
         return standardised(latents)

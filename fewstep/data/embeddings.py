@@ -35,12 +35,12 @@ SHARD = 256
 
 
 def key(prompt: str) -> str:
-    """What a prompt is found by."""
+    """The SHA-256 that identifies a prompt."""
     return hashlib.sha256(prompt.encode()).hexdigest()
 
 
 class Embeddings:
-    """The conditions in one folder, of one set of encoders."""
+    """Conditions of prompts in one folder, made by one set of encoders."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -50,7 +50,7 @@ class Embeddings:
             self._add(path)
 
     def _add(self, path: Path) -> None:
-        """Take up a shard; one that is cut short is set aside, to be encoded again."""
+        """Open a shard; a damaged one is renamed, and its prompts are encoded again."""
         try:
             tensors_header(path)
             file = safe_open(path, "pt")
@@ -65,13 +65,13 @@ class Embeddings:
         self.places |= {name: (path, row) for row, name in enumerate(keys)}
 
     def missing(self, prompts: Sequence[str]) -> list[str]:
-        """Which of the prompts are not there yet, each once."""
+        """The prompts that are not stored yet, without duplicates."""
         return [p for p in dict.fromkeys(prompts) if key(p) not in self.places]
 
     def fill(
         self, prompts: Sequence[str], encode: Encode, batch: int = 32, what: str = "prompts"
     ) -> Iterator[int]:
-        """Encode what is missing; yields how many of it are done, after each shard."""
+        """Encode the missing prompts; yields the number done after each shard."""
         todo = self.missing(prompts)
         self.folder.mkdir(parents=True, exist_ok=True)
         for torn in self.folder.glob(".shard-*.partial-*"):

@@ -1,4 +1,4 @@
-"""All that is wrong with a set of pictures, told at once: by reason, the first few by name."""
+"""Collect everything that is wrong with a set of pictures into one error, by reason."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ FEW = 3
 
 
 class Unfit(ValueError):
-    """One picture cannot be used; the message is the reason, `detail` what is special here."""
+    """A picture that cannot be used; the message is the reason, `detail` its specifics."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(reason)
@@ -15,7 +15,7 @@ class Unfit(ValueError):
 
 
 class Problems:
-    """Collects reasons and offenders; memory stays small however many there are."""
+    """Counts offenders by reason and keeps the first few names, in bounded memory."""
 
     def __init__(self, origin: object) -> None:
         self.origin = origin

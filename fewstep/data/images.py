@@ -49,12 +49,12 @@ _among = threading.local()
 
 
 class Alone(Exception):
-    """A picture that unpacks to much more than its size, met while others are being decoded."""
+    """Raised for a picture that unpacks to much more than its size while others are decoded."""
 
 
 @contextmanager
 def among_others() -> Iterator[None]:
-    """Within the block thin pictures and members are not unpacked; `Alone` is raised instead."""
+    """Within the block pictures that unpack to much more than their size raise `Alone`."""
     _among.others = True
     try:
         yield
@@ -63,13 +63,13 @@ def among_others() -> Iterator[None]:
 
 
 def alone(unpacked: int, packed: int) -> None:
-    """`Alone` where so many pixels, or bytes, come of so few bytes `among_others`."""
+    """Raise `Alone` within `among_others` where few bytes unpack to very many."""
     if unpacked > max(SMALL, THIN * packed) and getattr(_among, "others", False):
         raise Alone
 
 
 class Head(NamedTuple):
-    """What a picture says of itself, width and height as it is seen upright."""
+    """Mode, channels and size of a picture, upright."""
 
     mode: str
     channels: int
@@ -78,7 +78,7 @@ class Head(NamedTuple):
 
 
 def peek(data: bytes) -> Image.Image:
-    """The picture, its header read and its size bounded, not decoded; `Unfit` says why not."""
+    """Open a picture and bound its size, without decoding it; `Unfit` says why not."""
     if data[:4] == b"RIFF" and (declared := _webp_pixels(data)) > PIXELS:
         raise Unfit(_oversized(), f"{declared:,} pixels")  # the decoder allocates as it opens
     try:
@@ -172,7 +172,7 @@ def pixels(image: Image.Image) -> np.ndarray:
 
 
 def standard(image: Image.Image) -> Image.Image:
-    """Grey or RGB of any kind of picture: what is transparent lies on white.
+    """Any kind of picture as grey or RGB; transparent parts become white.
 
     16-bit and floating-point pictures are `Unfit`: which range they use is not known.
     """

@@ -72,7 +72,7 @@ def labels(archive: ZipArchive, count: int) -> Tensor | None:
 
 
 class Header(NamedTuple):
-    """What stands before the numbers of an array."""
+    """The header of an array."""
 
     shape: tuple[int, ...]
     fortran: bool

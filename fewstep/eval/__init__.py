@@ -1,1 +1,1 @@
-"""How good is it: distances between sets of pictures, always beside two anchors."""
+"""Evaluation: distances between sets of pictures, reported beside two anchors."""

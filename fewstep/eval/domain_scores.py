@@ -29,8 +29,8 @@ from fewstep.eval.metrics import (
 class SampleMetrics:
     """How samples of one domain are measured.
 
-    `distance` names the Frechet distance after its features ("fd_digits"), so that a number of
-    one domain is never read as another's, and none as an FID.
+    `distance` names the Frechet distance after its features ("fd_digits"), so that a number of one
+    domain is never read as another's, and none as an FID.
     """
 
     distance: str

@@ -1,4 +1,4 @@
-"""Where an export is put: beside first, and in its place only when it has been found right."""
+"""Write an export to a temporary place, and move it to its own once it has been checked."""
 
 from __future__ import annotations
 

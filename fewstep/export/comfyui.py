@@ -97,13 +97,15 @@ def to_comfyui(run: Path, out: Path) -> float:
         flow = workflow(student, name, base)
         write_json(place / "workflow.json", flow)
         network_file(student, folder, place / "diffusion_models" / name)
-        found = workflow_difference(read_json(place / "workflow.json"), student)
-        if not found <= TOLERANCE:
-            raise ValueError(f"the workflow differs from the student by {found:.2g} of its range")
+        difference = workflow_difference(read_json(place / "workflow.json"), student)
+        if not difference <= TOLERANCE:
+            raise ValueError(
+                f"the workflow differs from the student by {difference:.2g} of its range"
+            )
         assert student.model is not None
         facts = {"sigmas": _sigmas(student), "caution": caution(student.model) or None}
         write(place / "README.md", card(student, run, _use(out.name, name, base), facts))
-    return found
+    return difference
 
 
 def caution(model: Model) -> str:
@@ -113,10 +115,10 @@ def caution(model: Model) -> str:
     config, known = json.loads(net.config), PUBLISHED[net.class_name]
     if any(all(config.get(key) == size for key, size in sizes.items()) for sizes in known):
         return ""
-    ours = ", ".join(f"{key} {config.get(key)}" for key in known[0])
+    dimensions = ", ".join(f"{key} {config.get(key)}" for key in known[0])
     return (
         "ComfyUI's UNETLoader tells a network by the published sizes of Stable Diffusion 1 and 2, "
-        f"SDXL and SD3, and this one has others ({ours}); it will likely not be loaded"
+        f"SDXL and SD3, and this one has others ({dimensions}); it will likely not be loaded"
     )
 
 
@@ -193,10 +195,10 @@ def sigma_table() -> Tensor:
 def check_workflow(nodes: Workflow) -> None:
     """A ValueError unless every node has the inputs it takes, of the types they have."""
     for number, node in nodes.items():
-        wanted, _ = NODES[node["class_type"]]
-        if node["inputs"].keys() != wanted.keys():
-            raise ValueError(f"{node['class_type']} takes {', '.join(wanted)}")
-        for name, kind in wanted.items():
+        inputs, _ = NODES[node["class_type"]]
+        if node["inputs"].keys() != inputs.keys():
+            raise ValueError(f"{node['class_type']} takes {', '.join(inputs)}")
+        for name, kind in inputs.items():
             value = node["inputs"][name]
             if isinstance(value, list) != bool(kind):
                 raise ValueError(f"node {number}: {name} is not of type {kind or 'value'}")
@@ -210,9 +212,9 @@ def workflow_difference(nodes: Workflow, student: Generator) -> float:
     z, noise = inputs.pop("z"), inputs.pop("noise", None)
     noises = () if noise is None else noise.unbind(1)
     with torch.no_grad():
-        ours = student.sampler(student.denoiser, z, inputs, Given(z, noises=noises))
+        reference = student.sampler(student.denoiser, z, inputs, Given(z, noises=noises))
         theirs = run_workflow(nodes, student.denoiser.net, z, noises, inputs)
-    return float((theirs - ours).abs().max() / ours.abs().max())
+    return float((theirs - reference).abs().max() / reference.abs().max())
 
 
 def run_workflow(

@@ -1,4 +1,4 @@
-"""A student as a pipeline folder that stock diffusers loads, and gets right.
+"""A student as a pipeline folder that stock diffusers loads and samples correctly.
 
     DiffusionPipeline.from_pretrained(out)(prompt, num_inference_steps=K, guidance_scale=0)
 
@@ -79,7 +79,7 @@ network.load_state_dict(load_file("{out.name}"))
 
 
 def network_file(student: Generator, folder: PipelineFolder, path: Path) -> float:
-    """Write the network under diffusers' names; the largest difference found when it is read."""
+    """Write the network under diffusers' names; the largest difference on reading it again."""
     from safetensors.torch import load_file, save
 
     state = {k: v.contiguous() for k, v in student.denoiser.net.net.state_dict().items()}
@@ -168,7 +168,7 @@ def compare_pipelines(folder: Path, student: Generator, prompt: str = "a small r
 
 @torch.no_grad()
 def against(pipe: Any, student: Generator, prompt: str = "a small red cube") -> float:
-    """The same of a pipeline that is loaded already."""
+    """As `compare_pipelines`, for a pipeline that is loaded already."""
     steps = student.sampler.calls
     net: Adapter = student.denoiser.net
     shape = net.laid_out(torch.empty(1, *student.shape)).shape
@@ -183,8 +183,8 @@ def against(pipe: Any, student: Generator, prompt: str = "a small red cube") -> 
     assert speaking.text is not None
     cond = speaking.text([prompt])
     draws = Given(torch.zeros(1, dtype=torch.int64), noises=tuple(noises))
-    ours = finite(student.sampler(student.denoiser, z, cond, draws))
-    return float((theirs - ours).abs().max() / ours.abs().max())
+    reference = finite(student.sampler(student.denoiser, z, cond, draws))
+    return float((theirs - reference).abs().max() / reference.abs().max())
 
 
 def stock(folder: Path) -> Any:
@@ -206,52 +206,54 @@ def sampled(pipe: Any, prompt: str, z: Tensor, steps: int, net: Adapter) -> Tens
     """
     more = {"use_resolution_binning": False} if hasattr(pipe, "_clean_caption") else {}
     size = {"height": net.pixels, "width": net.pixels}
-    told = {**size, **net.call, "latents": z, "output_type": "latent", **more}
-    out: Tensor = pipe(prompt, num_inference_steps=steps, **told).images
+    arguments = {**size, **net.call, "latents": z, "output_type": "latent", **more}
+    out: Tensor = pipe(prompt, num_inference_steps=steps, **arguments).images
     return out
 
 
 def made_of(folder: PipelineFolder, *without: str) -> str:
     """Python that loads the teacher's pipeline from where it was, without some of its parts."""
-    told = [json.dumps(str(folder.path), ensure_ascii=False)]
+    arguments = [json.dumps(str(folder.path), ensure_ascii=False)]
     if folder.variant:
-        told.append(f'variant="{folder.variant}"')
+        arguments.append(f'variant="{folder.variant}"')
     missing = [
         part
         for part, entry in _parts(folder).items()
         if part in NEVER_LOADED and entry != [None, None] and not (folder.path / part).is_dir()
     ]
-    told += [f"{part}=None" for part in (*without, *missing, *folder.left_out)]
-    return f"pipe = DiffusionPipeline.from_pretrained({', '.join(told)})  # the teacher's folder"
+    arguments += [f"{part}=None" for part in (*without, *missing, *folder.left_out)]
+    return (
+        f"pipe = DiffusionPipeline.from_pretrained({', '.join(arguments)})  # the teacher's folder"
+    )
 
 
 def embedded(folder: PipelineFolder) -> str:
     """Python that makes the tensors of a condition, by their names, of a prompt."""
     stock = TextAndVAE(folder)
     takes = inspect.signature(stock.kind.encode_prompt).parameters
-    told = ['"a prompt"']
+    arguments = ['"a prompt"']
     for key, value in {"device": "cpu", "num_images_per_prompt": 1, **stock.settings}.items():
         if value != takes[key].default:
             call = f'inspect.signature(pipe.__call__).parameters["{key}"].default'
-            told.append(f"{key}={call if isinstance(value, list) else repr(value)}")
+            arguments.append(f"{key}={call if isinstance(value, list) else repr(value)}")
     names = [name if name in folder.family.tensors else "_" for name in folder.family.encoded]
     return f"""{made_of(folder, folder.family.network, "vae")}
 with torch.no_grad():
-    {", ".join(names)} = pipe.encode_prompt({", ".join(told)})
+    {", ".join(names)} = pipe.encode_prompt({", ".join(arguments)})
 """
 
 
 def picture(student: Generator, folder: PipelineFolder) -> str:
-    """Python that calls the pipeline `pipe`, as its family is called.
+    """Python code that calls the pipeline `pipe` with the arguments of its family.
 
     Those that move the size to the nearest of a list, which begins at 512, are told it.
     """
     net: Adapter = student.denoiser.net
-    told = {name: f"{value:g}" for name, value in net.call.items()}
+    arguments = {name: f"{value:g}" for name, value in net.call.items()}
     if "use_resolution_binning" in inspect.signature(TextAndVAE(folder).kind.__call__).parameters:
-        told |= {"height": f"{net.pixels}", "width": f"{net.pixels}"}
-        told |= {"use_resolution_binning": "False"}
-    call = ", ".join(f"{name}={value}" for name, value in told.items())
+        arguments |= {"height": f"{net.pixels}", "width": f"{net.pixels}"}
+        arguments |= {"use_resolution_binning": "False"}
+    call = ", ".join(f"{name}={value}" for name, value in arguments.items())
     return f"""torch.manual_seed(0)  # some pipelines pass no generator on to their scheduler
 picture = pipe("a prompt", num_inference_steps={student.sampler.calls}, {call}).images[0]"""
 

@@ -1,4 +1,4 @@
-"""A student as an adapter of its teacher's pipeline, for those who have the pipeline already.
+"""A student as a LoRA adapter of its teacher's pipeline, for users who have the pipeline.
 
 A student that was trained with adapters (`fewstep.nets.lora`) has them beside it. Of one that was
 trained whole, the change of each layer is replaced by the nearest product of rank r,
@@ -64,7 +64,7 @@ Factors = dict[str, tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class Parts:
-    """What is exported: a student, the pipeline it is an adapter of, and how that is sampled."""
+    """A student as an adapter: its factors, and the pipeline and scheduler they belong to."""
 
     student: Generator
     folder: PipelineFolder
@@ -75,11 +75,11 @@ class Parts:
 
     @property
     def rank(self) -> int:
-        """That of all layers."""
+        """The rank of all layers."""
         return len(next(iter(self.factors.values()))[0])
 
     def facts(self) -> dict[str, str]:
-        """What the file says about itself; the headers of safetensors hold words."""
+        """The metadata of the file, as texts."""
         described = {"base": self.folder.path.name, "sampler": repr(self.student.sampler)}
         described |= {"rank": str(self.rank), "alpha": str(self.rank)}
         return {"format": "pt", **described, "card": json.dumps(dict(self.student.card))}
@@ -91,43 +91,47 @@ def to_lora(run: Path, out: Path, rank: int | None = None) -> float:
     rank: of the adapters made of a student that was trained whole, or smaller ones of one that
     was trained with adapters; None: those it has.
     """
-    found = parts(run, rank)
-    name, (kind, config) = found.folder.family.network, found.scheduler
+    adapter = parts(run, rank)
+    name, (kind, config) = adapter.folder.family.network, adapter.scheduler
     state = {}
-    for layer, (down, up) in found.factors.items():
+    for layer, (down, up) in adapter.factors.items():
         state[f"{name}.{layer}.lora_A.weight"] = down
         state[f"{name}.{layer}.lora_B.weight"] = up
     with new_output(out) as place:
         place.mkdir()
-        write(place / FILE, save(state, found.facts()))
+        write(place / FILE, save(state, adapter.facts()))
         getattr(require_library("diffusers"), kind)(**config).save_pretrained(place / "scheduler")
-        told = {**FRONT, "library_name": "diffusers", "pipeline_tag": "text-to-image"}
-        text = card(found.student, run, use(found, out.name, True), {"rank": found.rank}, told)
+        front = {**FRONT, "library_name": "diffusers", "pipeline_tag": "text-to-image"}
+        text = card(
+            adapter.student, run, use(adapter, out.name, True), {"rank": adapter.rank}, front
+        )
         write(place / "README.md", text)
-        return verified(found, place / FILE)
+        return verified(adapter, place / FILE)
 
 
 def to_kohya(run: Path, out: Path, rank: int | None = None) -> float:
     """Write the file `out`, of a U-Net; what a pipeline that loads it differs by."""
-    found = parts(run, rank)
-    if found.folder.family.network != "unet":
+    adapter = parts(run, rank)
+    if adapter.folder.family.network != "unet":
         raise ValueError(
-            f"kohya's names are those of U-Nets, and a {found.folder.pipeline} has none; "
+            f"kohya's names are those of U-Nets, and a {adapter.folder.pipeline} has none; "
             "use --to lora"
         )
     state = {}
-    for layer, (down, up) in found.factors.items():
+    for layer, (down, up) in adapter.factors.items():
         name = f"lora_unet_{layer.replace('.', '_')}"
         state[f"{name}.lora_down.weight"] = down
         state[f"{name}.lora_up.weight"] = up
         state[f"{name}.alpha"] = torch.tensor(float(len(down)))
-    facts = {"ss_network_module": "networks.lora", "ss_network_dim": str(found.rank)}
-    facts |= {"ss_network_alpha": str(found.rank), **found.facts()}
+    facts = {"ss_network_module": "networks.lora", "ss_network_dim": str(adapter.rank)}
+    facts |= {"ss_network_alpha": str(adapter.rank), **adapter.facts()}
     with new_output(out, ".safetensors") as place:
         write(place, save(state, facts))
-        text = card(found.student, run, use(found, out.name, False), {"rank": found.rank}, FRONT)
+        text = card(
+            adapter.student, run, use(adapter, out.name, False), {"rank": adapter.rank}, FRONT
+        )
         write(place.with_name(f"{out.name}.md"), text)
-        return verified(found, place)
+        return verified(adapter, place)
 
 
 def parts(run: Path, rank: int | None = None) -> Parts:
@@ -201,9 +205,9 @@ def factored(change: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
 
 def verified(found: Parts, file: Path) -> float:
-    """Load the file as its readers do; how far the pipeline is from the student.
+    """Load the file as its users do; the difference of the pipeline from the student.
 
-    Raises ValueError where it is not what the teacher's weights and the factors make.
+    Raises ValueError where it is not what the teacher's weights and the factors give.
     """
     student, (kind, config) = found.student, found.scheduler
     pipe = TextAndVAE(found.folder).pipeline(network(found.folder))

@@ -53,8 +53,8 @@ def card(
     sampler = student.sampler
     many = f"{sampler.calls} step{'s' * (sampler.calls > 1)}"
     homes = [home for home in (run, run.parent) if (home / "run.json").is_file()]
-    found = read_run(homes[0]) if homes else None  # of another model in a run, such as best/, too
-    rows = [*_facts(student, found), *_more(facts), ("licence", _licence(licence))]
+    data = read_run(homes[0]) if homes else None  # of another model in a run, such as best/, too
+    rows = [*_facts(student, data), *_more(facts), ("licence", _licence(licence))]
     return "\n".join(
         [
             "---",
@@ -68,7 +68,7 @@ def card(
             "",
             f"```python\n{use.strip()}\n```",
             "",
-            *_measured(found if homes[:1] == [run] else None),
+            *_measured(data if homes[:1] == [run] else None),
             *_cited(student),
         ]
     )

@@ -100,10 +100,10 @@ def to_onnx(run: Path, out: Path, pictures: bool = False) -> float:
             feed = {name: tensor.numpy() for name, tensor in inputs.items()}
             return torch.from_numpy(session.run(["x"], feed)[0])
 
-        found = _near(difference(student, ran), ONNX_TOLERANCE)
+        worst = _near(difference(student, ran), ONNX_TOLERANCE)
         use = _onnx_use(student, out, facts)
         write(place.with_name(f"{out.name}.md"), card(student, run, use, facts))
-    return found
+    return worst
 
 
 def opened(run: Path, pictures: bool) -> Generator:
@@ -154,7 +154,7 @@ def needed(name: str) -> ModuleType:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without what torch.onnx says of libraries that are not used here."""
+    """Silence torch.onnx warnings about libraries that are not used here."""
     log = logging.getLogger("torch.onnx")
     before = log.level
     log.setLevel(logging.ERROR)

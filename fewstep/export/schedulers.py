@@ -97,8 +97,8 @@ def call(kind: str, config: Config) -> str:
     takes = inspect.signature(getattr(require_library("diffusers"), kind).__init__).parameters
     changed = {key: repr(value) for key, value in config.items() if value != takes[key].default}
     if "trained_betas" in changed:
-        own, last = config["trained_betas"], config["trained_betas"][-1]
+        trained, last = config["trained_betas"], config["trained_betas"][-1]
         below = f".clamp(max={last!r})" if last > 0.5 else ""
-        changed["trained_betas"] = f"pipe.scheduler.betas[:{len(own)}]{below}.tolist()"
+        changed["trained_betas"] = f"pipe.scheduler.betas[:{len(trained)}]{below}.tolist()"
     lines = "".join(f"    {key}={value},\n" for key, value in changed.items())
     return f"{kind}(\n{lines})"

@@ -31,12 +31,12 @@ Inputs = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Given(Draws):
-    """Draws that hand out noise made elsewhere, in order."""
+    """Draws that return the given noise in order, instead of random numbers."""
 
     noises: tuple[Tensor, ...] = ()
 
     def normal(self, purpose: str, shape: Any, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Noise number k for the purpose "epsk"."""
+        """The k-th given noise for the purpose "epsk"."""
         return self.noises[int(purpose.removeprefix("eps")) - 1]
 
 
@@ -53,7 +53,7 @@ class Program(nn.Module):
         self.sampler, self.decode = student.sampler, student.decode
 
     def forward(self, inputs: Inputs) -> Tensor:
-        """x_0: (B, *), decoded as the student does."""
+        """Samples x_0 (B, *), decoded as the student decodes."""
         remaining = dict(inputs)
         z = remaining.pop("z")
         noise = remaining.pop("noise", None)
@@ -63,7 +63,7 @@ class Program(nn.Module):
 
 
 def examples(student: Generator, count: int, seed: int = 0) -> Inputs:
-    """`count` inputs of its program, of plausible values: a pure function of `seed`."""
+    """`count` plausible inputs of its program: a pure function of `seed`."""
     draws = Draws.range(0, count, seed)
     inputs = {"z": draws.normal("z", student.shape)}
     sampler = student.sampler
@@ -81,7 +81,7 @@ def examples(student: Generator, count: int, seed: int = 0) -> Inputs:
 
 
 def traced(student: Generator) -> torch.export.ExportedProgram:
-    """The program as a graph in which the batch is free."""
+    """The program as a graph with a free batch size."""
     inputs = examples(student, 2)
     program = Program(student).eval()
     with torch.no_grad():
@@ -94,15 +94,15 @@ def traced(student: Generator) -> torch.export.ExportedProgram:
 
 
 def batches(program: torch.export.ExportedProgram) -> int | None:
-    """The largest batch that the graph takes; None: any."""
+    """The largest batch that the graph accepts; None: any."""
     ends = [int(r.upper) for r in program.range_constraints.values() if r.upper.is_Integer]
     return min(ends, default=None)
 
 
 def difference(student: Generator, run: Any, counts: tuple[int, ...] = (1, 3)) -> float:
-    """Largest difference between `run(inputs)` and the student, relative to its largest number.
+    """The largest difference between `run(inputs)` and the student, relative to its maximum.
 
-    Over batches of other sizes than that which was traced.
+    counts: batch sizes to compare at, other than the traced one.
     """
     worst = 0.0
     for count in counts:
@@ -116,7 +116,7 @@ def difference(student: Generator, run: Any, counts: tuple[int, ...] = (1, 3)) -
 
 
 def described(student: Generator, inputs: Inputs, most: int | None) -> dict[str, Any]:
-    """What a file of the program says about itself, as JSON values."""
+    """The metadata of a program, as JSON values."""
     return {
         "what": "a few-step generator: inputs -> "
         + ("x_0" if student.text is None else "pictures in [-1, 1]"),

@@ -1,4 +1,4 @@
-"""What a distillation may be run as on given GPUs, and what each choice takes."""
+"""Ways to run a distillation on given GPUs, and what each of them takes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SLACK = 1.05
 
 @dataclass(frozen=True)
 class GPUs:
-    """`count` of them with `memory` bytes each."""
+    """Number of GPUs, and the memory of each in bytes."""
 
     count: int
     memory: float
@@ -37,13 +37,13 @@ class GPUs:
     @classmethod
     def parse(cls, text: str) -> GPUs:
         """ "2x24GB": two of 24 GiB, as cards are sold."""
-        found = re.fullmatch(r"(\d+)x(\d+(?:\.\d+)?)(?:GB|GiB|G)", text.strip(), re.IGNORECASE)
-        if not found or int(found[1]) < 1 or not float(found[2]):
+        match = re.fullmatch(r"(\d+)x(\d+(?:\.\d+)?)(?:GB|GiB|G)", text.strip(), re.IGNORECASE)
+        if not match or int(match[1]) < 1 or not float(match[2]):
             raise ValueError(
                 f"--gpus is written like 1x24GB or 8x80GB, got {text!r}; what a run takes on a "
                 "CPU is told by 'fewstep distill ... --dry-run'"
             )
-        return cls(int(found[1]), float(found[2]) * GiB)
+        return cls(int(match[1]), float(match[2]) * GiB)
 
 
 PLANNED = {
@@ -55,7 +55,7 @@ PLANNED = {
 
 @dataclass(frozen=True)
 class Choice:
-    """One way of running it."""
+    """One way of running a distillation."""
 
     lora: bool
     recompute: bool
@@ -68,7 +68,7 @@ class Choice:
     """Of Adam's moments."""
 
     def of(self, run: Run) -> Run:
-        """`run` in this way, with a part of its batch for a batch."""
+        """`run` changed to this choice; its batch becomes what one GPU computes at once."""
         fake = run.fake_optim and replace(run.fake_optim, bits=self.bits)
         return replace(
             run,
@@ -85,7 +85,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Row:
-    """A choice and what it takes."""
+    """A choice with its memory and time."""
 
     choice: Choice
     memory: float
@@ -112,7 +112,7 @@ def choices(model: Model, batches: Sequence[int]) -> list[Choice]:
 
 
 def holds(model: Model) -> Held:
-    """bf16, if the weights of such a network can be held so while they are frozen."""
+    """ "bf16" if frozen weights of such a network can be stored in bf16, else "fp32"."""
     with torch.device("meta"):
         net = model.build()
     try:

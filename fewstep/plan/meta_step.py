@@ -28,7 +28,7 @@ from fewstep.training.loop import State
 
 @dataclass(frozen=True)
 class StepCost:
-    """Of one process whose part of a batch is computed at once."""
+    """Memory and computation of one process, which computes its batch at once."""
 
     peak: int
     """Bytes, at the worst moment of the steps."""
@@ -43,10 +43,13 @@ class StepCost:
 
 
 def measure_step(run: Run, gpu: bool = False) -> StepCost:
-    """The cost of `run`, whose model is known; its teacher's weights and its data are not needed.
+    """The cost of a training step of `run`, found without weights or data of its teacher.
 
-    gpu: as on an accelerator, where Adam updates all tensors at once and autocast keeps
-    normalisations in float32. Raises ValueError as `prepare` does.
+    Arguments:
+        run: its model must be known.
+        gpu: count as on an accelerator, where Adam updates all tensors at once and autocast keeps
+            normalisations in float32.
+    Raises ValueError as `prepare` does.
     """
     lower = None if run.precision == "fp32" else torch.bfloat16
     ledger = MetaMemory()
@@ -59,7 +62,7 @@ def measure_step(run: Run, gpu: bool = False) -> StepCost:
 
 
 def prepared(run: Run, device: str = "cpu") -> PreparedRun:
-    """What the runner makes of `run` where teacher and data are only described."""
+    """The prepared run, with teacher and data that are only described."""
     return prepare(replace(run, domain=Unseen(run.model, device)), "plan", "", device)
 
 

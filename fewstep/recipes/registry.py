@@ -33,7 +33,7 @@ def in_module(module: object) -> dict[str, Recipe]:
 
 
 def by_module() -> dict[str, dict[str, Recipe]]:
-    """The recipes of this package, by name, under what their module says of itself."""
+    """Recipes of this package by name, grouped under the first line of their module."""
     groups = {}
     for name in (m.name for m in pkgutil.iter_modules(recipes.__path__)):
         if name not in ("find", "run"):
@@ -63,5 +63,5 @@ def recipe(name: str) -> Recipe:
 
 
 def summary(make: Recipe) -> str:
-    """The first line of a recipe's documentation."""
+    """The first line of the docstring of a recipe."""
     return (inspect.getdoc(make) or "").partition("\n")[0]

@@ -73,15 +73,19 @@ class Setup:
 
 def song(size: int, channel_mult: list[int], dropout: float, classes: int = 0) -> dict[str, Any]:
     """DDPM++ as EDM trained it."""
-    found: dict[str, Any] = {
+    arguments: dict[str, Any] = {
         "img_resolution": size,
         "img_channels": 3,
         "label_dim": classes,
         "augment_dim": 9,
     }
-    found |= {"model_type": "SongUNet", "embedding_type": "positional", "model_channels": 128}
-    found |= {"encoder_type": "standard", "decoder_type": "standard", "channel_mult_noise": 1}
-    return found | {"resample_filter": [1, 1], "channel_mult": channel_mult, "dropout": dropout}
+    arguments |= {"model_type": "SongUNet", "embedding_type": "positional", "model_channels": 128}
+    arguments |= {"encoder_type": "standard", "decoder_type": "standard", "channel_mult_noise": 1}
+    return arguments | {
+        "resample_filter": [1, 1],
+        "channel_mult": channel_mult,
+        "dropout": dropout,
+    }
 
 
 def edm2(channels: int, dropout: float) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Did it work? Checks with stated thresholds, and the headline that follows from them.
+"""Checks with stated thresholds: whether a run worked, and the headline that follows.
 
 Every check is shown with its number and its limit, passed or not, so that a reader can disagree.
 The limits are rules of thumb; `Check.why` says where each comes from.
@@ -42,7 +42,7 @@ LOOKS = 3
 
 @dataclass(frozen=True)
 class Check:
-    """One question asked of a run."""
+    """One check of a run: value, limit and verdict."""
 
     name: str
     value: str
@@ -57,7 +57,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Headline:
-    """The first thing a reader sees."""
+    """The title of a report, with its verdict and first sentence."""
 
     mark: str
     """ "good", "mixed", "bad" or "open"."""
@@ -66,7 +66,10 @@ class Headline:
 
 
 def checks(f: RunData, diversity: Mapping[str, float]) -> list[Check]:
-    """All checks that this run allows. `diversity` is by role: real, teacher, student."""
+    """All checks that the measurements of a run allow.
+
+    diversity: of samples by role: real, teacher, student.
+    """
     results = [
         _distance(f),
         _share(f, "precision", "some samples look like no real one"),
@@ -215,7 +218,7 @@ def informed(f: RunData) -> list[dict[str, Any]]:
         path = decode(f.model.get("path"), NoisePath)
     except ValueError:
         return []
-    found = []
+    chosen = []
     for look in f.gauges:
         shares = []
         for level in f.levels(look):
@@ -228,18 +231,18 @@ def informed(f: RunData) -> list[dict[str, Any]]:
             if gap > 0 and not math.isnan(gain):
                 shares.append(gain / gap)
         if shares and statistics.median(shares) <= LEARNING:
-            found.append(look)
-    return found
+            chosen.append(look)
+    return chosen
 
 
 def _series(f: RunData, looks: Sequence[Mapping[str, Any]]) -> list[list[float]]:
     """The positive Fisher estimates of each level, look after look."""
     levels = [f.levels(look) for look in looks]
-    found = []
+    series_by_level = []
     for place in range(len(levels[-1]) if levels else 0):
         values = [number(level[place], "fisher") for level in levels if place < len(level)]
-        found.append([value for value in values if value > 0])
-    return [series for series in found if len(series) >= 2]
+        series_by_level.append([value for value in values if value > 0])
+    return [series for series in series_by_level if len(series) >= 2]
 
 
 def rise(f: RunData, looks: Sequence[Mapping[str, Any]]) -> float:
@@ -249,18 +252,18 @@ def rise(f: RunData, looks: Sequence[Mapping[str, Any]]) -> float:
 
 
 def trends(f: RunData, looks: Sequence[Mapping[str, Any]]) -> list[float]:
-    """By which factor each level's Fisher estimate changes over `looks`.
+    """The factor by which the Fisher estimate of each level changes over `looks`.
 
     exp of the median slope of its logarithm between any two looks (Theil and Sen's estimator),
     times their number less one.
     """
-    found = []
+    factors = []
     for series in _series(f, looks):
         logs = [math.log(value) for value in series]
         pairs = [(i, j) for j in range(len(logs)) for i in range(j)]
         slope = statistics.median((logs[j] - logs[i]) / (j - i) for i, j in pairs)
-        found.append(math.exp(slope * (len(logs) - 1)))
-    return found
+        factors.append(math.exp(slope * (len(logs) - 1)))
+    return factors
 
 
 def _fisher(f: RunData) -> Check | None:

@@ -26,22 +26,22 @@ def headline(f: RunData, checks: Sequence[Check], few: int = 0) -> Headline:
         text = f"Run the same command again to continue it. {_quick(f)}"
         return Headline("mixed" if warned else "open", title, text.strip())
     if math.isnan(f.score(f.role, f.distance)):
-        if found := _protocol(f):
-            return Headline("mixed" if warned else "measured", "Finished and measured.", found)
+        if sentence := _protocol(f):
+            return Headline("mixed" if warned else "measured", "Finished and measured.", sentence)
         title = "Finished, but not measured yet."
         text = f"{_quick(f)} Measure it with: {measuring(f)}"
         return Headline("mixed" if warned else "open", title, text.strip())
     if f.role == "student" and not math.isnan(f.score("teacher", f.distance)):
         return _student(f, warned, few)
-    ours = f.score(f.role, f.distance)
-    text = f"{f.distance} {short(ours)}{_beside(f, few)}"
+    distance = f.score(f.role, f.distance)
+    text = f"{f.distance} {short(distance)}{_beside(f, few)}"
     if warned:
         return Headline("mixed", f"The {f.role} is trained, with {_warnings(warned)}.", text)
     return Headline("good", f"The {f.role} is trained, and passes every check.", text)
 
 
 def measuring(f: RunData) -> str:
-    """The command that measures the run: on its own prompts, and by its CLIP, where it has them.
+    """The command that measures the run, with its own prompts and CLIP where it has them.
 
     What run.json does not name is a word in capitals.
     """

@@ -45,7 +45,7 @@ def write_report(path: Path) -> Path:
 
 
 def render(f: RunData) -> str:
-    """The page of one run."""
+    """The HTML page of one run."""
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 

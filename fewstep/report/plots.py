@@ -1,4 +1,4 @@
-"""Which charts a run gets: quality, gauges by noise level, training."""
+"""The charts of a report: quality, gauges by noise level, training."""
 
 from __future__ import annotations
 

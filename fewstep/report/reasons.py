@@ -1,4 +1,4 @@
-"""Why a report has no quick scores, or no gauges: from what the run says of itself."""
+"""Explanations in a report of missing quick scores or gauges."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run folder tells a report: its small files, read once and without trust.
+"""Read the small files of a run folder for a report, checking every value.
 
 A run may be unfinished, unmeasured, or without gauges; then lists are empty and numbers are nan.
 A folder that is no run is refused with a sentence.
@@ -31,7 +31,7 @@ EVALUATION = ("best", "mean", "std", "reference")
 
 
 def number(line: Line | None, key: str) -> float:
-    """line[key] as a float; "inf" and "nan" are numbers, everything else that is none is nan."""
+    """line[key] as a float, "inf" and "nan" included; nan for anything that is no number."""
     value = None if line is None else line.get(key)
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         return math.nan
@@ -42,14 +42,14 @@ def number(line: Line | None, key: str) -> float:
 
 
 def whole(line: Line | None, key: str) -> int:
-    """line[key] as a whole number; 0 where it is none."""
+    """line[key] as a whole number; 0 for anything that is no finite number."""
     value = number(line, key)
     return int(value) if math.isfinite(value) else 0
 
 
 @dataclass(frozen=True)
 class RunData:
-    """One run folder, read."""
+    """The contents of one run folder."""
 
     path: Path
     facts: dict[str, Any]
@@ -64,7 +64,7 @@ class RunData:
 
     @property
     def run(self) -> dict[str, Any]:
-        """The encoded `Run`."""
+        """The run, as encoded in run.json."""
         run: dict[str, Any] = self.facts["run"]
         return run
 
@@ -76,7 +76,7 @@ class RunData:
 
     @property
     def prompted(self) -> bool:
-        """Whether what the run makes takes prompts and makes latents."""
+        """Whether the model of the run takes prompts and makes latents."""
         net = self.model.get("net")
         return isinstance(net, Mapping) and net.get("type") == DiffusersNet.__name__
 
@@ -98,7 +98,7 @@ class RunData:
 
     @property
     def steps(self) -> int:
-        """Steps the run is to have."""
+        """The number of training steps of the run."""
         return whole(self.run, "steps")
 
     @property
@@ -138,16 +138,16 @@ class RunData:
 
     @property
     def last(self) -> dict[str, Any] | None:
-        """The last look at the student."""
+        """The last evaluation of the student, a line of gauges.jsonl."""
         return self.gauges[-1] if self.gauges else None
 
     def levels(self, look: Line | None) -> list[dict[str, Any]]:
-        """The gauges by noise level of one look."""
+        """The gauges by noise level of one evaluation."""
         levels = look.get("levels") if look else None
         return [x for x in levels if isinstance(x, dict)] if isinstance(levels, list) else []
 
     def score(self, role: str, name: str) -> float:
-        """One measured mean, or nan."""
+        """The mean of a measured score, or nan."""
         return number(self.metrics.get(role), name)
 
     @property
@@ -157,13 +157,13 @@ class RunData:
         Of the same prompts, as many, in the same features; guided or not.
         """
         alike = {tuple(map(e.get, COMPARED)) for e in self.evaluations.values()}
-        found: dict[str, dict[str, Any]] = {}
+        stored: dict[str, dict[str, Any]] = {}
         with suppress(ValueError, OSError):
-            found = _evaluations(Path(f"{self.facts.get('teacher')}.evaluation"))
-        return {file: e for file, e in found.items() if tuple(map(e.get, COMPARED)) in alike}
+            stored = _evaluations(Path(f"{self.facts.get('teacher')}.evaluation"))
+        return {file: e for file, e in stored.items() if tuple(map(e.get, COMPARED)) in alike}
 
     def still(self, evaluation: Mapping[str, Any]) -> bool:
-        """Whether an evaluation is one of the finished model as it is now."""
+        """Whether an evaluation is of the finished model as it is now."""
         manifest = self.path / "student" / "manifest.json"
         return self.finished and evaluation.get("model") == digest(manifest)
 
@@ -222,7 +222,7 @@ def _metrics(path: Path) -> tuple[Scores, dict[str, Any]]:
 
 def _evaluations(folder: Path) -> dict[str, dict[str, Any]]:
     """The results of `fewstep evaluate --protocol` and `--prompts`, by file."""
-    found = {}
+    by_file = {}
     for path in sorted(folder.glob("*.json"), key=lambda path: path.stem):
         stored = read_json(path)
         parts = [stored.get(key) for key in EVALUATION] if isinstance(stored, dict) else [None]
@@ -231,8 +231,8 @@ def _evaluations(folder: Path) -> dict[str, dict[str, Any]]:
         sound = all(isinstance(text, (str, int)) for text in texts)
         if not (sound and runs and all(isinstance(run, dict) for run in runs)):
             raise Damaged(f"{path} does not hold an evaluation")
-        found[path.stem] = _named(stored)
-    return found
+        by_file[path.stem] = _named(stored)
+    return by_file
 
 
 def _named(stored: dict[str, Any]) -> dict[str, Any]:

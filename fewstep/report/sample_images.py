@@ -76,7 +76,7 @@ def picture(image: Image.Image, title: str, alt: str, note: str = "") -> Picture
 
 
 def sample(f: RunData) -> Samples:
-    """Load what the run made and came from, and draw the same seeds and labels from each."""
+    """Load the model of the run and its teacher; sample both with the same seeds and labels."""
     domain, notes = _domain(f)
     generators: dict[str, Generator] = {}
     if f.role == "student":
@@ -222,15 +222,15 @@ def column_labels(s: Samples) -> list[int]:
 
 
 def film(f: RunData) -> list[Picture]:
-    """The same noise at up to six moments, the first two rows of each grid in one line."""
-    found: list[tuple[int, Path]] = []
+    """Samples of the same noise at up to six steps, two rows of each grid in one line."""
+    grids: list[tuple[int, Path]] = []
     for path in sorted((f.path / "grids").glob("step-*.png")):
         if match := re.fullmatch(r"step-(\d+)\.png", path.name):
-            found.append((int(match[1]), path))
+            grids.append((int(match[1]), path))
     out = []
     images = {number(line, "step"): number(line, "images") for line in f.log}
-    for place in moments(len(found), MOMENTS):
-        step, path = found[place]
+    for place in moments(len(grids), MOMENTS):
+        step, path = grids[place]
         try:
             with Image.open(io.BytesIO(path.read_bytes())) as opened:
                 strip = _strip(opened.convert("L" if opened.mode == "L" else "RGB"))

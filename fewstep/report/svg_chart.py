@@ -43,7 +43,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Anchor:
-    """A horizontal line to compare with."""
+    """A horizontal reference line."""
 
     y: float
     label: str
@@ -53,7 +53,7 @@ class Anchor:
 
 @dataclass(frozen=True)
 class Axis:
-    """What an axis shows, with its unit."""
+    """The quantity on an axis, with its unit."""
 
     label: str
     log: bool = False
@@ -65,7 +65,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Chart:
-    """A finished chart with its words."""
+    """A finished chart with its title and description."""
 
     title: str
     svg: Markup
@@ -73,7 +73,7 @@ class Chart:
 
 
 def require() -> None:
-    """A ValueError that names the cure where matplotlib is missing."""
+    """Raise ValueError, with the remedy, where matplotlib is missing."""
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError:
@@ -223,7 +223,7 @@ def _summary(lines: Sequence[Series]) -> str:
 
 
 def compact_value(value: float) -> str:
-    """Three significant digits."""
+    """A number with three significant digits."""
     return f"{value:.3g}"
 
 

@@ -24,7 +24,7 @@ ORDER = (
 
 @dataclass(frozen=True)
 class Cell:
-    """A number: as shown, as stored."""
+    """A number as it is shown, and as it is stored."""
 
     text: str
     exact: str = ""
@@ -95,7 +95,7 @@ def _cell(scores: Mapping[str, float], role: str, name: str) -> Cell:
 
 def evaluations(f: RunData) -> list[Evaluation]:
     """Every result that is stored; what may be called an FID, `fewstep.eval.features` says."""
-    found = []
+    results = []
     for file, stored in f.evaluations.items():
         title = f"As papers report it: {file}"
         if on_prompts(file):
@@ -103,11 +103,11 @@ def evaluations(f: RunData) -> list[Evaluation]:
         note = ""
         if not f.still(stored):
             note = " Measured on another model than the one that is in this folder now."
-        found.append(_evaluation(title, stored, note))
+        results.append(_evaluation(title, stored, note))
     for file, stored in f.beside.items():
         title = f"The teacher on the same prompts: {file.removeprefix('prompts-')}"
-        found.append(_evaluation(title, stored))
-    return found
+        results.append(_evaluation(title, stored))
+    return results
 
 
 def _evaluation(title: str, stored: Mapping[str, Any], more: str = "") -> Evaluation:

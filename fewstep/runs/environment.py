@@ -11,7 +11,7 @@ PACKAGES = ("fewstep", "torch", "numpy", "safetensors", "pillow", "scikit-learn"
 
 
 def environment() -> dict[str, str]:
-    """Versions of what is installed and a line about the machine; no names, no paths."""
+    """Versions of libraries and a line about the machine, without names or paths."""
     import torch
 
     facts = {"python": platform.python_version(), "system": platform.platform()}

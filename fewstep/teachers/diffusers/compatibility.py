@@ -1,4 +1,4 @@
-"""Do the parts of a folder belong together? Asked before anything is loaded or encoded.
+"""Check that the parts of a pipeline folder fit each other, before anything is loaded.
 
 A part of another pipeline often does not fail: prompts are cut or padded, latents have another
 scale, tokens that the encoder does not have become the unknown one. So sizes are compared, from
@@ -25,7 +25,7 @@ LONGEST = 10_000
 
 
 def check(folder: PipelineFolder, adapter: Adapter) -> None:
-    """A ValueError in a sentence where parts of `folder` do not fit each other.
+    """Raise ValueError, in a sentence, where parts of `folder` do not fit each other.
 
     adapter: its network, on any device; no number of it is read.
     """
@@ -88,7 +88,7 @@ def moments(folder: PipelineFolder) -> tuple[list[float], list[float]]:
 
 
 def _widths(folder: PipelineFolder, adapter: Adapter, encoders: dict[str, Any]) -> None:
-    """What encoders say is as wide as what the network hears."""
+    """Check that the widths of the encoders are those that the network's condition has."""
     family = folder.family
     wanted = adapter.shapes(1)
     if wanted.keys() != set(family.tensors):
@@ -141,7 +141,7 @@ def _words(folder: PipelineFolder, name: str, words: Any, part: str, config: Any
 
 
 def longest(folder: PipelineFolder, name: str, words: Any) -> int:
-    """Tokens that a tokenizer makes of a text at most, as its configuration says."""
+    """The largest number of tokens that a tokenizer makes of a text, by its configuration."""
     length = words.model_max_length
     if isinstance(length, bool) or not isinstance(length, int) or not 1 <= length <= LONGEST:
         raise ValueError(

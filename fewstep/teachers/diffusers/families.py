@@ -1,4 +1,4 @@
-"""The pipelines that are understood: a table, and an allow-list.
+"""The supported pipelines: a table that is also the allow-list of classes.
 
 A folder names the classes of its parts. They are looked up here and nowhere else; a class that
 does not stand here is refused, whoever wrote it.
@@ -42,7 +42,7 @@ SCHEDULERS = (
 
 @dataclass(frozen=True)
 class Family:
-    """One kind of pipeline."""
+    """One supported kind of pipeline."""
 
     network: str
     """The name of its part that denoises."""
@@ -67,7 +67,7 @@ class Family:
 
     @property
     def tensors(self) -> tuple[str, ...]:
-        """The tensors of a condition."""
+        """Names of the tensors of a condition."""
         return tuple(name for name in self.encoded if name and name[0] != "-")
 
 

@@ -1,4 +1,4 @@
-"""Which prompts are longer than a pipeline hears, and which become equal by that.
+"""Which prompts a pipeline truncates, and which become equal by that.
 
 A text encoder hears so many tokens (77 of CLIP, 120 to 512 of T5 and Gemma) and is not told the
 rest. Stock pipelines cut prompts there; two prompts that differ only behind it are one condition.
@@ -22,12 +22,12 @@ PART = 1000
 
 
 class Heard(NamedTuple):
-    """What is lost of some prompts."""
+    """How many prompts are truncated or become equal."""
 
     prompts: int
     """Different ones."""
     tokens: int
-    """That are heard of each, at most."""
+    """Tokens of each prompt that are used, at most."""
     cut: int
     """Prompts of which no tokenizer of the pipeline takes all."""
     equal: int
@@ -35,7 +35,7 @@ class Heard(NamedTuple):
 
 
 def heard(folder: PipelineFolder, prompts: Sequence[str]) -> Heard:
-    """What the pipeline in `folder` hears of the prompts; each is counted once."""
+    """Count the prompts that the pipeline in `folder` truncates; duplicates count once."""
     words, stock = _tokenizers(folder), TextAndVAE(folder)
     limits = [_limit(stock, tokenizer) for tokenizer in words]
     lowers = hasattr(stock.kind, "_text_preprocessing")
@@ -46,13 +46,13 @@ def heard(folder: PipelineFolder, prompts: Sequence[str]) -> Heard:
         texts = different[start : start + PART]
         if lowers:
             texts = [text.lower().strip() for text in texts]
-        found = [tokenizer(texts, verbose=False)["input_ids"] for tokenizer in words]
+        whole = [tokenizer(texts, verbose=False)["input_ids"] for tokenizer in words]
         short = [
             tokenizer(texts, truncation=True, max_length=limit)["input_ids"]
             for tokenizer, limit in zip(words, limits, strict=True)
         ]
         for i in range(len(texts)):
-            cut += all(len(ids[i]) > limit for ids, limit in zip(found, limits, strict=True))
+            cut += all(len(ids[i]) > limit for ids, limit in zip(whole, limits, strict=True))
             name = hashlib.sha256(repr([ids[i] for ids in short]).encode()).digest()
             equal += name in seen
             seen.add(name)
@@ -71,7 +71,7 @@ def _tokenizers(folder: PipelineFolder) -> list[Any]:
 
 
 def _limit(stock: TextAndVAE, tokenizer: Any) -> int:
-    """Tokens of a prompt that its encoder hears, those of start and end among them."""
+    """The number of tokens of a prompt that its encoder takes, start and end included."""
     long = inspect.signature(stock.kind.__call__).parameters.get("max_sequence_length")
     if long is None or type(tokenizer).__name__.startswith("CLIP"):
         return int(tokenizer.model_max_length)
@@ -80,7 +80,7 @@ def _limit(stock: TextAndVAE, tokenizer: Any) -> int:
 
 
 def lost(card: Mapping[str, Any], prompts: Sequence[str]) -> str:
-    """A sentence on the prompts that the pipeline of a card does not hear whole, or ""."""
+    """A sentence on prompts that the pipeline of a card truncates, or ""."""
     where = pipeline_card(card).get("folder")
     if where is None or not is_pipeline(where):
         return ""

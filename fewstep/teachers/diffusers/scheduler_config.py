@@ -67,7 +67,7 @@ class Timesteps(VP):
 
 @dataclass(frozen=True)
 class Schedule:
-    """What a scheduler's configuration says about the network."""
+    """Noise path, prediction type and shift of a network, from its scheduler."""
 
     path: NoisePath
     predicts: Predicts

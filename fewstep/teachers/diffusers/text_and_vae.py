@@ -1,4 +1,4 @@
-"""What a folder brings beside its network: text encoders and VAE, by the stock pipeline's code.
+"""Text encoders and VAE of a pipeline folder, run by the code of the stock pipeline.
 
 Prompts are turned into conditions by the pipeline's own `encode_prompt`, so that a student hears
 exactly what it will hear when it is shipped. Both are loaded when first needed; text encoders
@@ -26,7 +26,7 @@ _AS_CALLED = ("max_sequence_length", "clean_caption", "complex_human_instruction
 
 @dataclass
 class TextAndVAE:
-    """Text encoders and VAE of a folder, float32."""
+    """Text encoders and VAE of a folder in float32, loaded at first use."""
 
     folder: PipelineFolder
     device: torch.device | str = "cpu"
@@ -41,7 +41,7 @@ class TextAndVAE:
 
     @property
     def tokens(self) -> int:
-        """Length of a prompt's embedding."""
+        """Number of tokens in the embedding of a prompt."""
         long = inspect.signature(self.kind.__call__).parameters.get("max_sequence_length")
         if long is not None and "text_encoder_3" not in self.folder.family.text:
             return int(long.default)  # all but SD3, which puts CLIP's words before T5's
@@ -50,18 +50,18 @@ class TextAndVAE:
 
     @property
     def scale(self) -> int:
-        """Pixels a side of one place of the latent."""
+        """Pixels along a side of one latent position."""
         config = self.folder.config("vae")
         blocks = config.get("block_out_channels") or config["encoder_block_out_channels"]
         return int(2 ** (len(blocks) - 1))
 
     def release(self) -> None:
-        """Let go of what was loaded."""
+        """Free the loaded text encoders and VAE."""
         self._text = self._vae = None
 
     @torch.no_grad()
     def prompts(self, texts: Sequence[str]) -> dict[str, Tensor]:
-        """A condition of (N, *) tensors for N prompts."""
+        """Encode N prompts to a condition of (N, *) tensors."""
         return self._encoded(list(texts), "")
 
     @torch.no_grad()
@@ -81,7 +81,7 @@ class TextAndVAE:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What encode_prompt is told beside the prompts, as a plain call of the pipeline does."""
+        """Arguments of encode_prompt beside the prompts, as in a plain call of the pipeline."""
         call = inspect.signature(self.kind.__call__).parameters
         takes = inspect.signature(self.kind.encode_prompt).parameters
         more: dict[str, Any] = {key: call[key].default for key in _AS_CALLED if key in takes}

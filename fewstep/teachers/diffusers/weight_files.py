@@ -34,7 +34,7 @@ _SHARD = re.compile(r"-\d+-of-\d+$")
 
 @dataclass(frozen=True)
 class Weights:
-    """The weights of one part."""
+    """The weight files of one part."""
 
     files: tuple[Path, ...]
     """One, or the shards."""
@@ -50,13 +50,13 @@ class Weights:
         types: dict[str, str] = {}
         shapes: dict[str, tuple[int, ...]] = {}
         for path in self.files:
-            told = header(path)
-            types |= told.types
-            shapes |= told.shapes
+            head = header(path)
+            types |= head.types
+            shapes |= head.shapes
         return Tensors(types, shapes, {})
 
     def plain_name(self, path: Path) -> str:
-        """The name that a file has without the variant."""
+        """The name of a file without its variant."""
         return path.name.replace(f".{self.variant}", "", 1) if self.variant else path.name
 
 
