@@ -88,7 +88,7 @@ def evaluate_prompts(path: Path, asked: Asked) -> str:
     protocol = Protocol(generator, joined, place, made_by, len(prompts), asked.runs, asked.batch)
     with locked(place):
         make_parts(protocol)
-        scores = _scored(protocol, clip, prompts, features, real)
+        measured = _scored(protocol, clip, prompts, features, real)
     report: dict[str, Any] = {
         "features": joined.name,
         "samples": len(prompts),
@@ -97,7 +97,7 @@ def evaluate_prompts(path: Path, asked: Asked) -> str:
         "reference": about(asked.reference, real) if asked.reference and real else {},
         "resized": f"to {asked.side} by Lanczos' filter" if features and asked.side else "",
         "model": model,
-        **scores,
+        **measured,
     }
     write_json(home / f"{place.name}.json", report)
     spread = report["diversity"]

@@ -97,14 +97,14 @@ def _meant(cls: Any, text: str) -> str:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         value = text
-    own = list(vars(cls).get("__annotations__", ()))
-    hints = {n: h for n, h in typing.get_type_hints(cls).items() if n in own and is_plain(h)}
+    annotated = list(vars(cls).get("__annotations__", ()))
+    hints = {n: h for n, h in typing.get_type_hints(cls).items() if n in annotated and is_plain(h)}
     for name in sorted(hints, key=lambda name: hints[name] is not type(value)):
         try:
-            found = cls(**{name: config.conform(value, hints[name], name)})
+            configuration = cls(**{name: config.conform(value, hints[name], name)})
         except (ValueError, TypeError):
             continue
-        return f"{cls.__name__}({name}={getattr(found, name)!r})"
+        return f"{cls.__name__}({name}={getattr(configuration, name)!r})"
     return ""
 
 
@@ -131,16 +131,16 @@ def field_of(node: Any, path: Iterable[str]) -> tuple[Any, Any] | None:
 
 def unset(node: Any, prefix: str = "--") -> list[tuple[str, Any, str]]:
     """Parts that are not there unless they are given: (flag, class, what the field means)."""
-    found = []
+    parts = []
     for field in fields(node):
         value, hint = getattr(node, field.name), typing.get_type_hints(type(node))[field.name]
         flag = f"{prefix}{field.name.replace('_', '-')}"
         if is_dataclass(value):
-            found += unset(value, f"{flag}.")
+            parts += unset(value, f"{flag}.")
         elif value is None:
             options = [option for option in typing.get_args(hint) if is_dataclass(option)]
-            found += [(flag, option, _meaning(type(node), field.name)) for option in options]
-    return found
+            parts += [(flag, option, _meaning(type(node), field.name)) for option in options]
+    return parts
 
 
 def _meaning(cls: type, name: str) -> str:

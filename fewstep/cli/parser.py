@@ -57,9 +57,9 @@ class Parser(argparse.ArgumentParser):
 
     def _misspelt(self, message: str) -> str:
         """How the flag or argument is written whose value could not be read, or ""."""
-        found = re.fullmatch(r"argument ([^:]+): (invalid|expected) (.*)", message)
-        action = next((a for a in self._actions if found and _name(a) == found[1]), None)
-        if found is None or action is None:
+        match = re.fullmatch(r"argument ([^:]+): (invalid|expected) (.*)", message)
+        action = next((a for a in self._actions if match and _name(a) == match[1]), None)
+        if match is None or action is None:
             return ""
         hint: Any = Literal[tuple(action.choices)] if action.choices else action.type or str
         many = isinstance(action.nargs, int) or action.nargs in ("+", "*")
@@ -68,15 +68,14 @@ class Parser(argparse.ArgumentParser):
             hint = tuple[hint, ...]
         elif isinstance(present, (list, tuple)):
             present = None
-        came = re.search(r"(?:value|choice): '(.*?)'(?: \(choose|$)", found[3])
+        value = re.search(r"(?:value|choice): '(.*?)'(?: \(choose|$)", match[3])
         if not action.option_strings:
-            return (
-                f"{found[1]} is {flag_syntax.written(hint)[0]}; got {came[1] if came else 'none'}"
-            )
-        if came is None and hint in (str, Path):
+            kind = flag_syntax.written(hint)[0]
+            return f"{match[1]} is {kind}; got {value[1] if value else 'none'}"
+        if value is None and hint in (str, Path):
             return f"{action.option_strings[-1]} needs a value: {action.help}"
         flag = action.option_strings[-1]
-        return flag_syntax.wrong(flag, hint, present, came[1] if came else "")
+        return flag_syntax.wrong(flag, hint, present, value[1] if value else "")
 
     def flags(self) -> list[str]:
         """The long flags of this parser."""

@@ -59,18 +59,18 @@ def run(args: list[str]) -> int:
         say(note)
     name = flags.recipe or recipe_for(model)
     prog = f"fewstep plan {flags.teacher}"
-    wanted = resolve(recipe(name)(), rest, prog, parser.flags())
-    if not wanted.distils:
+    planned = resolve(recipe(name)(), rest, prog, parser.flags())
+    if not planned.distils:
         fail(f"{name} trains a teacher; plan is for recipes that distil one")
-    wanted = replace(wanted, model=model)
-    suit(wanted, name, every())
-    found, refused = _rehearsed(wanted, flags.at_once, gpus, flags.tflops * 1e12)
-    print(_head(wanted, name, gpus))
-    print(_table(found, wanted))
+    planned = replace(planned, model=model)
+    suit(planned, name, every())
+    table_rows, refused = _rehearsed(planned, flags.at_once, gpus, flags.tflops * 1e12)
+    print(_head(planned, name, gpus))
+    print(_table(table_rows, planned))
     for reason in refused:
         print(f"not possible: {reason}")
-    row = best(found)
-    print(_end(None if row is None else command(row, wanted, name, flags.teacher, gpus, rest)))
+    row = best(table_rows)
+    print(_end(None if row is None else command(row, planned, name, flags.teacher, gpus, rest)))
     return 0
 
 
@@ -78,19 +78,19 @@ def _rehearsed(
     run: Run, at_once: list[int], gpus: GPUs, rate: float
 ) -> tuple[list[Row], list[str]]:
     """All rows, and the reasons why some choices have none."""
-    found: list[Row] = []
+    measured: list[Row] = []
     refused: dict[str, None] = {}
     chosen = choices(run.model, at_once)
     with Bar("rehearsing", len(chosen)) as bar:
         for done, choice in enumerate(chosen, 1):
             try:
-                found += rows(run, choice, gpus, rate)
+                measured += rows(run, choice, gpus, rate)
             except ValueError as error:
                 refused[str(error)] = None
             bar.update(done)
-    if not found:
+    if not measured:
         fail(next(iter(refused)))
-    return found, list(refused)
+    return measured, list(refused)
 
 
 def _head(run: Run, name: str, gpus: GPUs) -> str:
@@ -152,15 +152,15 @@ def span(seconds: float) -> str:
 
 
 def _end(command: str | None) -> str:
-    told = (
+    lines = (
         f"\nIt fits where {RESERVE / GiB:g} GiB and 5 % are left for the driver and the allocator."
     )
     if command is None:
         return (
-            f"{told}\nNothing fits: compute fewer samples at once (--at-once 1), take more GPUs, "
+            f"{lines}\nNothing fits: compute fewer samples at once (--at-once 1), take more GPUs, "
             "or try --offload, which keeps the teacher in main memory and is not planned here."
         )
-    return f"{told}\n\n{command}"
+    return f"{lines}\n\n{command}"
 
 
 def _digits(value: float) -> str:

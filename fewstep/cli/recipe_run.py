@@ -54,17 +54,17 @@ def run_recipe(verb: Literal["train", "distill"], args: list[str]) -> int:
     _machine_flags(parser)
     parser.add_argument("--dry-run", action="store_true", help="print the run and its cost only")
     parser.add_argument("-h", "--help", action="store_true", help="this, and the recipe's fields")
-    own, rest = parser.parse_known_args(args)
-    if own.recipe is None:
+    flags, rest = parser.parse_known_args(args)
+    if flags.recipe is None:
         example = "digits" if verb == "distill" else "digits_teacher"
-        if not own.help:
+        if not flags.help:
             fail(f"{verb} needs a recipe, such as '{example}'; 'fewstep recipes' lists them")
         print(parser.format_help())
         print(f"fewstep {verb} RECIPE --help lists every field of the recipe.")
         return 0
-    name = own.recipe
+    name = flags.recipe
     run = recipe(name)()
-    if own.help:
+    if flags.help:
         print(parser.format_help())
         print(help_text(run, f"fewstep {verb} {name}"))
         print(
@@ -72,18 +72,18 @@ def run_recipe(verb: Literal["train", "distill"], args: list[str]) -> int:
             '--method my_file.py:MyMethod, --fake-optim "Optim(lr=1e-5)".'
         )
         return 0
-    teacher, init = local(getattr(own, "teacher", "")), getattr(own, "init", "")
-    trust(getattr(own, "code", []), (teacher, init))
+    teacher, init = local(getattr(flags, "teacher", "")), getattr(flags, "init", "")
+    trust(getattr(flags, "code", []), (teacher, init))
     run = resolve(like_teacher(run, teacher), rest, f"fewstep {verb} {name}", parser.flags())
     suit(run, name, every())
     right = "distill" if run.distils else "train"
     if verb != right:
         does = "distils" if run.distils else "trains"
         fail(f"{name} {does} a teacher; the command is: fewstep {right} {name}")
-    out = Path(own.out.replace("{recipe}", Path(name.partition(":")[0]).stem))
+    out = Path(flags.out.replace("{recipe}", Path(name.partition(":")[0]).stem))
     command = command_line(["fewstep", verb, *args])
-    machine = {"device": own.device, "timeout": own.timeout, "parts": own.shard}
-    return perform(run, out, name, teacher, command, own.dry_run, init=init, **machine)
+    machine = {"device": flags.device, "timeout": flags.timeout, "parts": flags.shard}
+    return perform(run, out, name, teacher, command, flags.dry_run, init=init, **machine)
 
 
 def _machine_flags(parser: ArgumentParser) -> None:

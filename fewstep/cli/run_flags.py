@@ -93,12 +93,12 @@ def _misspelt(run: Run, words: Sequence[str], told: str) -> str:
         names = [name for name, values in given if stray[1] in values]
     short = {full: name for name, full in SHORT.items()}
     for name in names:
-        found = flag_syntax.field_of(run, _path(name))
+        field = flag_syntax.field_of(run, _path(name))
         values = next((v for n, v in given if _path(n) == _path(name)), None)
-        if found is None or values is None:
+        if field is None or values is None:
             continue
-        if not stray or found[0] is bool or len(values) > 1:
-            return flag_syntax.wrong(short.get(name, name), *found, " ".join(values))
+        if not stray or field[0] is bool or len(values) > 1:
+            return flag_syntax.wrong(short.get(name, name), *field, " ".join(values))
     return ""
 
 
@@ -109,14 +109,14 @@ def _path(name: str) -> list[str]:
 
 def _given(words: Sequence[str]) -> list[tuple[str, list[str]]]:
     """Each flag with the words that follow it, or come after its "="."""
-    found: list[tuple[str, list[str]]] = []
+    flags: list[tuple[str, list[str]]] = []
     for word in words:
         if re.match(r"--[A-Za-z]", word):
             name, equals, value = word.partition("=")
-            found.append((name, [value] if equals else []))
-        elif found:
-            found[-1][1].append(word)
-    return found
+            flags.append((name, [value] if equals else []))
+        elif flags:
+            flags[-1][1].append(word)
+    return flags
 
 
 def help_text(run: Run, prog: str) -> str:
@@ -139,8 +139,8 @@ def _unset(run: Run) -> str:
     lines = [" parts that are not there unless they are given, whole", f" {78 * '-'}"]
     for flag, cls, meaning in flag_syntax.unset(run):
         lines.append(f"  {flag} {cls.__name__.upper()}")
-        told = f"{meaning} Such as {command_line([flag, flag_syntax.example(cls)])}"
-        lines += textwrap.wrap(told, 79, initial_indent=27 * " ", subsequent_indent=27 * " ")
+        text = f"{meaning} Such as {command_line([flag, flag_syntax.example(cls)])}"
+        lines += textwrap.wrap(text, 79, initial_indent=27 * " ", subsequent_indent=27 * " ")
     return "\n".join(lines) + "\n"
 
 

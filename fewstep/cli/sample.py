@@ -88,14 +88,14 @@ def paired(prompts: str, texts: list[str], index: list[int]) -> str:
     few = 3
     pairs = [f"seed {seed}: {text[:40]!r}" for seed, text in zip(index, texts, strict=True)]
     more = ", ..." if len(pairs) > few else ""
-    told = f"prompts and seeds are paired in order ({', '.join(pairs[:few])}{more})"
+    sentence = f"prompts and seeds are paired in order ({', '.join(pairs[:few])}{more})"
     total = len(_texts(prompts))
     if total > len(index):
         left = total - len(index)
-        told += f"; the last {left:,} of {total:,} prompts have no seed and get no picture"
+        sentence += f"; the last {left:,} of {total:,} prompts have no seed and get no picture"
     elif 1 < total < len(index):
-        told += f"; the {total:,} prompts are taken in turn for {len(index):,} seeds"
-    return told
+        sentence += f"; the {total:,} prompts are taken in turn for {len(index):,} seeds"
+    return sentence
 
 
 def at_scale(generator: Generator, kappa: float) -> Generator:

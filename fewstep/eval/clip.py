@@ -79,8 +79,8 @@ class Clip(PublishedFeatures):
     def __call__(self, pictures: Tensor) -> tuple[Tensor, None]:
         x = middle(channels_first(pictures, self.device), self.side)
         x = (x / 255 - self.mean) / self.deviation
-        found = self.model.vision_model(pixel_values=x).pooler_output
-        return F.normalize(self.model.visual_projection(found), dim=1), None
+        pooled = self.model.vision_model(pixel_values=x).pooler_output
+        return F.normalize(self.model.visual_projection(pooled), dim=1), None
 
     @torch.no_grad()
     def text(self, prompts: Sequence[str]) -> Tensor:
@@ -92,8 +92,8 @@ class Clip(PublishedFeatures):
             max_length=self.longest,
             return_tensors="pt",
         ).to(self.device)
-        found = self.model.text_model(**tokens).pooler_output
-        return F.normalize(self.model.text_projection(found), dim=1)
+        pooled = self.model.text_model(**tokens).pooler_output
+        return F.normalize(self.model.text_projection(pooled), dim=1)
 
 
 def middle(x: Tensor, side: int) -> Tensor:
@@ -147,5 +147,5 @@ def load_clip(folder: Path, device: torch.device | str = "cpu") -> Clip:
 def _moments(folder: Path) -> tuple[Sequence[float], Sequence[float]]:
     """Mean and deviation of pictures, as the folder says."""
     path = folder / "preprocessor_config.json"
-    told = read_json(path) if path.is_file() else {}
-    return told.get("image_mean", MEAN), told.get("image_std", DEVIATION)
+    config = read_json(path) if path.is_file() else {}
+    return config.get("image_mean", MEAN), config.get("image_std", DEVIATION)

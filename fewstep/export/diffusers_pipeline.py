@@ -260,10 +260,10 @@ picture = pipe("a prompt", num_inference_steps={student.sampler.calls}, {call}).
 
 def _use(student: Generator, folder: PipelineFolder, name: str) -> str:
     """Python that samples the folder of this name."""
-    told = [f'"{name}"', *(f"{part}=None" for part in folder.left_out)]
+    arguments = [f'"{name}"', *(f"{part}=None" for part in folder.left_out)]
     return f"""import torch
 from diffusers import DiffusionPipeline
 
-pipe = DiffusionPipeline.from_pretrained({", ".join(told)})
+pipe = DiffusionPipeline.from_pretrained({", ".join(arguments)})
 {picture(student, folder)}
 """

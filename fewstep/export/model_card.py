@@ -97,9 +97,9 @@ def licences(student: Generator) -> dict[str, str]:
 
     {"licence": ...} where it is a sentence; nothing where it is not known.
     """
-    card = pipeline_card(student.card)
-    if "folder" in card:
-        return _front_matter(Path(str(card["folder"])) / "README.md")
+    origin = pipeline_card(student.card)
+    if "folder" in origin:
+        return _front_matter(Path(str(origin["folder"])) / "README.md")
     stated = _first(student.card).get("licence")
     return {"licence": str(stated)} if stated else {}
 
@@ -111,14 +111,14 @@ def _front_matter(path: Path) -> dict[str, str]:
     lines = path.read_text(encoding="utf-8", errors="replace")[:4000].splitlines()
     if not lines or lines[0].strip() != "---":
         return {}
-    found: dict[str, str] = {}
+    fields: dict[str, str] = {}
     for line in lines[1:]:
         if line.strip() == "---":
             break
         key, colon, value = line.partition(":")
         if colon and key in LICENCE_KEYS and value.strip():
-            found[key] = value.strip()
-    return found
+            fields[key] = value.strip()
+    return fields
 
 
 def _licence(licence: Mapping[str, str]) -> str:
@@ -185,8 +185,8 @@ def _more(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _method(card: Mapping[str, Any]) -> type[Method] | None:
     """The class of the student's method, where it is one of the package."""
-    found = known().get(str(card.get("method", "")).partition("(")[0])
-    return found if found is not None and issubclass(found, Method) else None
+    method = known().get(str(card.get("method", "")).partition("(")[0])
+    return method if method is not None and issubclass(method, Method) else None
 
 
 _GUIDANCE = {

@@ -59,10 +59,10 @@ def to_pt2(run: Path, out: Path, pictures: bool = False) -> float:
         torch.export.save(program, whole, extra_files={FACTS: json.dumps(facts)})
         write(place, whole.getvalue())
         again: Any = torch.export.load(io.BytesIO(place.read_bytes())).module()
-        found = _near(difference(student, again), PT2_TOLERANCE)
+        worst = _near(difference(student, again), PT2_TOLERANCE)
         use = _pt2_use(student, out, facts)
         write(place.with_name(f"{out.name}.md"), card(student, run, use, facts))
-    return found
+    return worst
 
 
 def to_onnx(run: Path, out: Path, pictures: bool = False) -> float:
@@ -171,7 +171,7 @@ def _feed(facts: dict[str, Any], made: tuple[str, ...], ending: str) -> str:
 
     made: those that were made before, under their own names; others are examples.
     """
-    told = []
+    entries = []
     for name, about in facts["inputs"].items():
         shape = ", ".join(map(str, [1, *about["shape"][1:]]))
         if name in made:
@@ -180,8 +180,8 @@ def _feed(facts: dict[str, Any], made: tuple[str, ...], ending: str) -> str:
             value = f"torch.zeros({shape}, dtype=torch.int64)"
         else:
             value = f"torch.{'randn' if name in ('z', 'noise') else 'zeros'}({shape})"
-        told.append(f'"{name}": {value}{ending}')
-    return "{" + ", ".join(told) + "}"
+        entries.append(f'"{name}": {value}{ending}')
+    return "{" + ", ".join(entries) + "}"
 
 
 def _spoken(student: Generator) -> tuple[str, str, tuple[str, ...]]:

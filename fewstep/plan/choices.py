@@ -197,8 +197,8 @@ def recipe_for(model: Model) -> str:
     made = {name: make() for name, make in every().items()}
     known = {name: run.model for name, run in made.items() if run.distils}
     for like in (lambda m: m, lambda m: (m.shape, m.classes, m.path)):
-        for name, found in known.items():
-            if like(found) == like(model):
+        for name, candidate in known.items():
+            if like(candidate) == like(model):
                 return name
     raise ValueError(
         f"no recipe distils a model of {model.shape} with {model.classes} classes; name one with "

@@ -259,6 +259,6 @@ def _attention(
     """By the fused kernel, which keeps q, k, v, the answer and one number for each query."""
     if attn_mask is not None and attn_mask.dtype is torch.bool:
         attn_mask = attn_mask.to(query.dtype)
-    told = {"attn_mask": attn_mask, "scale": scale}
-    out: Tensor = FLASH(query, key, value, dropout_p, is_causal, **told)[0]
+    options = {"attn_mask": attn_mask, "scale": scale}
+    out: Tensor = FLASH(query, key, value, dropout_p, is_causal, **options)[0]
     return out

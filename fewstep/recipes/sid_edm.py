@@ -90,8 +90,8 @@ def song(size: int, channel_mult: list[int], dropout: float, classes: int = 0) -
 
 def edm2(channels: int, dropout: float) -> dict[str, Any]:
     """EDM2 for the latents of ImageNet 512."""
-    found = {"img_resolution": 64, "img_channels": 4, "label_dim": 1000, "sigma_data": 0.5}
-    return found | {"model_channels": channels, "dropout": dropout, "logvar_channels": 128}
+    arguments = {"img_resolution": 64, "img_channels": 4, "label_dim": 1000, "sigma_data": 0.5}
+    return arguments | {"model_channels": channels, "dropout": dropout, "logvar_channels": 128}
 
 
 ADM = {
@@ -224,12 +224,12 @@ def sim_cifar10_cond() -> Run:
 
 
 def _sim(name: str) -> Run:
-    found = _run("sid", SETUPS[name])
-    assert isinstance(found.method, SiD)
-    assert found.fake_optim is not None
-    method = SIM(fake=found.method.fake)
-    eps = found.fake_optim.eps
-    return replace(found, method=method, optim=replace(found.optim, eps=eps))
+    run = _run("sid", SETUPS[name])
+    assert isinstance(run.method, SiD)
+    assert run.fake_optim is not None
+    method = SIM(fake=run.method.fake)
+    eps = run.fake_optim.eps
+    return replace(run, method=method, optim=replace(run.optim, eps=eps))
 
 
 RECIPES = {f"{kind}_{name}": _recipe(kind, s) for kind in KINDS for name, s in SETUPS.items()}

@@ -85,25 +85,25 @@ def checks(f: RunData, diversity: Mapping[str, float]) -> list[Check]:
 
 
 def _distance(f: RunData) -> Check | None:
-    ours, anchor = f.score("student", f.distance), f.score("teacher", f.distance)
+    distance, anchor = f.score("student", f.distance), f.score("teacher", f.distance)
     if f.role != "student" or not f.metrics:
         return None
-    ratio = ours / anchor if anchor > 0 else math.nan
+    ratio = distance / anchor if anchor > 0 else math.nan
     return Check(
         "Distance",
         f"{short(ratio)} times the teacher's",
         f"at most {RATIO} times",
         f"{f.distance} of the student over that of the teacher; {RATIO} is fewstep's own mark.",
         None if math.isnan(ratio) else ratio <= RATIO,
-        f"{f.distance} is {short(ratio)} times the teacher's ({short(ours)} against "
+        f"{f.distance} is {short(ratio)} times the teacher's ({short(distance)} against "
         f"{short(anchor)}): the student's pictures are measurably not its teacher's.",
     )
 
 
 def _share(f: RunData, name: str, meaning: str) -> Check | None:
     anchor, slack = ("teacher", SHARE) if f.role == "student" else ("real", SHARE_REAL)
-    ours, theirs = f.score(f.role, name), f.score(anchor, name)
-    if math.isnan(ours) or math.isnan(theirs):
+    share, theirs = f.score(f.role, name), f.score(anchor, name)
+    if math.isnan(share) or math.isnan(theirs):
         return None
     whose = "the teacher's" if anchor == "teacher" else "held-out data's"
     reason = (
@@ -113,33 +113,33 @@ def _share(f: RunData, name: str, meaning: str) -> Check | None:
     )
     return Check(
         name.capitalize(),
-        short(ours),
+        short(share),
         f"at least {short(theirs - slack)}",
         f"{whose.capitalize()} {short(theirs)} less {slack:.2f}: {reason}.",
-        ours >= theirs - slack,
-        f"{name.capitalize()} is {short(ours)}, {whose} is {short(theirs)}: {meaning}.",
+        share >= theirs - slack,
+        f"{name.capitalize()} is {short(share)}, {whose} is {short(theirs)}: {meaning}.",
     )
 
 
 def _accuracy(f: RunData) -> Check | None:
-    ours, real = f.score(f.role, "accuracy"), f.score("real", "accuracy")
-    if math.isnan(ours) or math.isnan(real):
+    accuracy, real = f.score(f.role, "accuracy"), f.score("real", "accuracy")
+    if math.isnan(accuracy) or math.isnan(real):
         return None
     return Check(
         "Label accuracy",
-        f"{ours:.1%}",
+        f"{accuracy:.1%}",
         f"at least {real - ACCURACY:.1%}",
         f"Real held-out pictures are read correctly in {real:.1%}; less one percentage point.",
-        ours >= real - ACCURACY,
-        f"Only {ours:.1%} of the pictures are read as the label they were asked for; "
+        accuracy >= real - ACCURACY,
+        f"Only {accuracy:.1%} of the pictures are read as the label they were asked for; "
         f"real ones are in {real:.1%}.",
     )
 
 
 def _nearest(f: RunData) -> Check | None:
-    ours, real = f.score(f.role, "nn"), f.score("real", "nn")
+    gap, real = f.score(f.role, "nn"), f.score("real", "nn")
     teacher = f.score("teacher", "nn") if f.role == "student" else math.nan
-    if math.isnan(ours) or math.isnan(real):
+    if math.isnan(gap) or math.isnan(real):
         return None
     low = max(COPIES_REAL * real, 0.0 if math.isnan(teacher) else COPIES_TEACHER * teacher)
     high = UNLIKE * max(real, 0.0 if math.isnan(teacher) else teacher)
@@ -150,31 +150,31 @@ def _nearest(f: RunData) -> Check | None:
     )
     return Check(
         "Neither copies nor strangers",
-        f"{short(ours)} to the nearest training sample",
+        f"{short(gap)} to the nearest training sample",
         f"{short(low)} to {short(high)}",
         f"From {COPIES_REAL} of held-out data's {short(real)}{beside}, to {UNLIKE} times the "
         f"larger. A copy has distance 0, so one in five pulls the mean down to {COPIES_REAL}. "
         "Somewhat below held-out data is usual: what models make is smoother.",
-        low <= ours <= high,
-        f"Samples lie {short(ours)} from the nearest training sample, real held-out ones "
-        f"{short(real)}: {copies if ours < low else 'many are unlike any training sample'}.",
+        low <= gap <= high,
+        f"Samples lie {short(gap)} from the nearest training sample, real held-out ones "
+        f"{short(real)}: {copies if gap < low else 'many are unlike any training sample'}.",
     )
 
 
 def _diversity(f: RunData, diversity: Mapping[str, float]) -> Check | None:
     anchor = "teacher" if f.role == "student" and "teacher" in diversity else "real"
-    ours, theirs = diversity.get(f.role, math.nan), diversity.get(anchor, math.nan)
-    if math.isnan(ours) or math.isnan(theirs):
+    spread, theirs = diversity.get(f.role, math.nan), diversity.get(anchor, math.nan)
+    if math.isnan(spread) or math.isnan(theirs):
         return None
     whose = "the teacher's" if anchor == "teacher" else "real data's"
     return Check(
         "Diversity",
-        short(ours),
+        short(spread),
         f"at least {short(DIVERSITY * theirs)}",
         f"Mean difference between two samples of the same label; half of {whose} "
         f"{short(theirs)}. A collapsing model makes one picture for all noises and falls to 0.",
-        ours >= DIVERSITY * theirs,
-        f"Diversity is {short(ours)}, less than half of {whose} {short(theirs)}: "
+        spread >= DIVERSITY * theirs,
+        f"Diversity is {short(spread)}, less than half of {whose} {short(theirs)}: "
         "the pictures of a label are nearly the same (collapse).",
     )
 

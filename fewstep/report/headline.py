@@ -79,8 +79,8 @@ def kept(f: RunData) -> str:
 
 
 def _student(f: RunData, warned: int, few: int) -> Headline:
-    ours, teacher = f.score("student", f.distance), f.score("teacher", f.distance)
-    ratio = ours / teacher if teacher > 0 else math.inf
+    distance, teacher = f.score("student", f.distance), f.score("teacher", f.distance)
+    ratio = distance / teacher if teacher > 0 else math.inf
     calls = saving(f)
     if ratio > FAR:
         mark, title = "bad", "It did not work: far from the teacher."
@@ -91,7 +91,7 @@ def _student(f: RunData, warned: int, few: int) -> Headline:
     else:
         mark, title = "good", f"It worked: {calls[0].lower()}{calls[1:]}."
     text = (
-        f"{f.distance} {short(ours)} against the teacher's {short(teacher)} "
+        f"{f.distance} {short(distance)} against the teacher's {short(teacher)} "
         f"({short(ratio, 2)} times){_beside(f, few)}"
     )
     return Headline(mark, title, text)

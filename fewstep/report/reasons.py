@@ -54,7 +54,7 @@ def _calls(f: RunData) -> int:
     method = f.run.get("method")
     sampler = method.get("sampler") if isinstance(method, Mapping) else None
     try:
-        found = decode(sampler)
+        decoded = decode(sampler)
     except ValueError:
         return 0
-    return int(getattr(found, "calls", 0))
+    return int(getattr(decoded, "calls", 0))

@@ -146,9 +146,9 @@ def _folder(path: Path) -> Facts:
     manifest = read_folder(path)
     files = {name: _stored(path / name, sha) for name, sha in manifest["sha256"].items()}
     if manifest.get("kind") == KIND:
-        description = read_json(path / "model.json")
-        description = description if isinstance(description, dict) else {}
-        return {"what": "finished model, digests correct", "folder": str(path), **description} | {
+        details = read_json(path / "model.json")
+        details = details if isinstance(details, dict) else {}
+        return {"what": "finished model, digests correct", "folder": str(path), **details} | {
             "files": files
         }
     counters = {key: manifest[key] for key in (*COUNTERS, "method") if key in manifest}

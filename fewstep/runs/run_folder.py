@@ -285,8 +285,8 @@ class RunFolder:
         if (self.path / "run.json").exists() or not self.path.is_dir():
             return
         torn = (path.name for pattern in TORN for path in self.path.glob(pattern))
-        ours = {"grids", ".lock", *torn}
-        for name in sorted({p.name for p in self.path.iterdir()} - ours):
+        expected = {"grids", ".lock", *torn}
+        for name in sorted({p.name for p in self.path.iterdir()} - expected):
             if not (self.path / name / "run.json").exists():
                 raise ValueError(
                     f"{self.path} is in use: it holds {name} but no run; "
@@ -402,5 +402,5 @@ def first_difference(old: Any, new: Any, where: str) -> str:
             if old.get(key) != new[key]:
                 return first_difference(old.get(key), new[key], f"{where}.{key}")
     short = [v.get("type", v) if isinstance(v, dict) else v for v in (old, new)]
-    told = [v if v or v == 0 else "nothing" for v in short]
-    return f"{where} was {told[0]}, now {told[1]}"
+    values = [v if v or v == 0 else "nothing" for v in short]
+    return f"{where} was {values[0]}, now {values[1]}"

@@ -163,14 +163,14 @@ def refuse_other(method: Method, described: dict[str, str], made: dict[str, str]
     names = [n for n in {**described, **made} if described.get(n) != made.get(n)]
     if not names:
         return
-    told = [
+    shown = [
         f"{name} is {made.get(name, 'missing')}, described as {described.get(name, 'not there')}"
         for name in names[:3]
     ]
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     raise ValueError(
         f"{type(method).__name__}.init makes a {method.output!r} that is not the network of the "
-        f"run ({'; '.join(told)}{more}), so that it could not be read when it is finished; start "
+        f"run ({'; '.join(shown)}{more}), so that it could not be read when it is finished; start "
         "from `net`, or describe the other network by --model"
     )
 
@@ -354,8 +354,8 @@ def _train(work: PreparedRun, state: State, folder: RunFolder) -> Iterator[Progr
     """Train from `state` to the end on every rank; yields notes and steps."""
     run, folder = work.run, folder.anchored()
     watch = Monitor(run, folder, work.teacher, work.source)
-    told = (folder.origin, folder.check, folder.note_saved)
-    with checkpoint.Writer(folder.checkpoints, run.method, *told) as writer:
+    guards = (folder.origin, folder.check, folder.note_saved)
+    with checkpoint.Writer(folder.checkpoints, run.method, *guards) as writer:
         session = Session(run, folder, work.teacher, state, watch, writer)
         session.begin()
         try:
@@ -385,11 +385,11 @@ def _continue(work: PreparedRun, state: State, folder: RunFolder) -> list[str]:
     same = (state, run.method, run.optims(state.nets), folder.origin)
 
     def newest() -> tuple[str, list[str]]:
-        found, notes = checkpoint.resume_newest(folder.checkpoints, *same)
-        if found is None:
+        newest_path, notes = checkpoint.resume_newest(folder.checkpoints, *same)
+        if newest_path is None:
             return "", folder.start_anew()
         began = f"continuing from step {state.step} of {run.steps}"
-        return str(found), [*notes, began, *folder.again(state.step)]
+        return str(newest_path), [*notes, began, *folder.again(state.step)]
 
     path, notes = distributed.on_rank_zero(newest)
     if path and distributed.rank():

@@ -155,15 +155,15 @@ class Adapter(nn.Module, ABC):
 
     def encode(self, x: Tensor, label: Tensor, cond: Cond = None) -> Tensor:
         """The encoder features alone; later layers are not computed."""
-        found: list[Tensor] = []
+        captured: list[Tensor] = []
 
         def stop(features: Tensor) -> None:
-            found.append(features)
+            captured.append(features)
             raise _Heard
 
         with self._tap(stop), suppress(_Heard):
             self(x, label, cond)
-        return found[0]
+        return captured[0]
 
     def forward_with_features(
         self, x: Tensor, label: Tensor, cond: Cond = None

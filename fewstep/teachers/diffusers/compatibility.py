@@ -30,8 +30,8 @@ def check(folder: PipelineFolder, adapter: Adapter) -> None:
     adapter: its network, on any device; no number of it is read.
     """
     home = folder.path / folder.family.network
-    came = parts.tensors(folder.files[folder.family.network], meta=True)
-    parts.fit(adapter.net.state_dict(), came, home)
+    stored = parts.tensors(folder.files[folder.family.network], meta=True)
+    parts.fit(adapter.net.state_dict(), stored, home)
     _latents(folder, adapter)
     encoders = {part: folder.text_config(part) for part in folder.encoders}
     _widths(folder, adapter, encoders)
@@ -90,28 +90,28 @@ def moments(folder: PipelineFolder) -> tuple[list[float], list[float]]:
 def _widths(folder: PipelineFolder, adapter: Adapter, encoders: dict[str, Any]) -> None:
     """Check that the widths of the encoders are those that the network's condition has."""
     family = folder.family
-    wanted = adapter.shapes(1)
-    if wanted.keys() != set(family.tensors):
+    shapes = adapter.shapes(1)
+    if shapes.keys() != set(family.tensors):
         raise ValueError(
-            f"{folder.path}: {family.network} hears {', '.join(wanted)}, but a {folder.pipeline} "
+            f"{folder.path}: {family.network} hears {', '.join(shapes)}, but a {folder.pipeline} "
             f"says {', '.join(family.tensors)}; this network is of another kind of pipeline"
         )
     for tensor, sources in family.widths.items():
         there = [part for part in sources if part in encoders]
         if there != list(sources):
             continue  # an encoder that may be missing, whose words are zeros then
-        found = sum(_width(folder, part, encoders[part], tensor) for part in there)
-        if found != wanted[tensor][-1]:
+        width = sum(_width(folder, part, encoders[part], tensor) for part in there)
+        if width != shapes[tensor][-1]:
             raise ValueError(
                 f"{folder.path}: {' and '.join(there)} {'make' if len(there) > 1 else 'makes'} "
-                f"a {tensor} of width {found}, but {family.network} hears "
-                f"{wanted[tensor][-1]}; they are of different pipelines"
+                f"a {tensor} of width {width}, but {family.network} hears "
+                f"{shapes[tensor][-1]}; they are of different pipelines"
             )
     padded = sum(_width(folder, part, encoders[part], "prompt") for part in family.padded)
-    if padded > wanted["prompt"][-1]:
+    if padded > shapes["prompt"][-1]:
         raise ValueError(
             f"{folder.path}: {' and '.join(family.padded)} make a prompt of width {padded}, more "
-            f"than the {wanted['prompt'][-1]} that {family.network} hears"
+            f"than the {shapes['prompt'][-1]} that {family.network} hears"
         )
 
 

@@ -31,8 +31,8 @@ def local(name: str) -> str:
     """
     if not name.startswith(PREFIX):
         return name
-    found = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", name[len(PREFIX) :])
-    if not found:
+    match = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", name[len(PREFIX) :])
+    if not match:
         raise ValueError(f"a pipeline on the hub is named {PREFIX}ORG/NAME[@REVISION], got {name}")
     require_library("diffusers")
     from huggingface_hub import snapshot_download
@@ -40,8 +40,8 @@ def local(name: str) -> str:
     try:
         return str(
             snapshot_download(
-                found[1],
-                revision=found[2],
+                match[1],
+                revision=match[2],
                 allow_patterns=list(WANTED),
                 ignore_patterns=list(UNWANTED),
             )

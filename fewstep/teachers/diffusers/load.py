@@ -134,7 +134,7 @@ def describe_network(folder: PipelineFolder) -> Model:
 
     Raises ValueError where parts of the folder do not fit each other.
     """
-    found = read_schedule(folder)
+    schedule = read_schedule(folder)
     family, stock = folder.family, TextAndVAE(folder)
     config, shape = folder.config(family.network), _shape(folder)
     words = json.dumps(config, sort_keys=True)
@@ -145,7 +145,7 @@ def describe_network(folder: PipelineFolder) -> Model:
     except ValueError as error:
         raise ValueError(f"{folder.config_path(family.network)}: {error}") from None
     check(folder, adapter)
-    return Model(net, shape, 0, found.path, found.predicts)
+    return Model(net, shape, 0, schedule.path, schedule.predicts)
 
 
 def origin_card(folder: PipelineFolder) -> dict[str, Any]:
@@ -160,8 +160,8 @@ def origin_card(folder: PipelineFolder) -> dict[str, Any]:
 
 def network_weights(folder: PipelineFolder) -> dict[str, Tensor]:
     """The network's tensors in float32, under diffusers' names."""
-    found = parts.tensors(folder.files[folder.family.network])
-    return {name: t.to(torch.float32) for name, t in found.items()}
+    stored = parts.tensors(folder.files[folder.family.network])
+    return {name: t.to(torch.float32) for name, t in stored.items()}
 
 
 def network(folder: PipelineFolder) -> Any:

@@ -25,14 +25,14 @@ def require_library(name: str) -> ModuleType:
 
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # which they import where it is
     try:
-        found = importlib.import_module(name)
+        module = importlib.import_module(name)
     except ImportError:
         raise ValueError(
             f"pipelines need {name}, which is not installed: pip install 'fewstep[t2i]'"
         ) from None
-    found.utils.logging.disable_progress_bar()
-    found.utils.logging.set_verbosity_error()
-    return found
+    module.utils.logging.disable_progress_bar()
+    module.utils.logging.set_verbosity_error()
+    return module
 
 
 EXTRA = {"FluxTransformer2DModel": ("sample_size",)}
@@ -73,9 +73,9 @@ class DiffusersNet(Net):
             )
         cls = getattr(require_library("diffusers"), self.class_name)
         known = set(inspect.signature(cls.__init__).parameters) - {"self"}
-        told = {key: value for key, value in self.arguments().items() if value is not None}
+        given = {key: value for key, value in self.arguments().items() if value is not None}
         config = {key: value for key, value in self.arguments().items() if key in known}
-        strange = sorted(told.keys() - known - set(EXTRA.get(self.class_name, ())))
+        strange = sorted(given.keys() - known - set(EXTRA.get(self.class_name, ())))
         if strange:
             raise ValueError(f"{self.class_name} has no argument {strange[0]!r}")
         ADAPTERS[self.class_name].suits(config)

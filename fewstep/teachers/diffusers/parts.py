@@ -29,8 +29,8 @@ def tensors(weights: Weights, meta: bool = False) -> dict[str, Tensor]:
         return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
     from safetensors.torch import load_file
 
-    found = [load_file(path) for path in weights.files]
-    return {name: t for file in found for name, t in file.items()}
+    files = [load_file(path) for path in weights.files]
+    return {name: t for file in files for name, t in file.items()}
 
 
 def text_encoder(folder: PipelineFolder, part: str, meta: bool = False) -> Any:
@@ -41,7 +41,7 @@ def text_encoder(folder: PipelineFolder, part: str, meta: bool = False) -> Any:
     state = tensors(weights, meta)
     more = {"device_map": "meta"} if meta else {}
     try:
-        net, told = cls.from_pretrained(
+        net, loading = cls.from_pretrained(
             None,
             config=config,
             state_dict=state,
@@ -52,9 +52,9 @@ def text_encoder(folder: PipelineFolder, part: str, meta: bool = False) -> Any:
         )
     except Exception as error:  # whatever another library raises about a stranger's file
         raise ValueError(f"{home} holds no usable text encoder: {first_line(error)}") from None
-    wanted = {n: tuple(t.shape) for n, t in net.state_dict().items()}
-    wrong = {n: ("nothing", wanted.get(n, "something")) for n in told["missing_keys"]}
-    wrong |= {n: (tuple(came), tuple(shape)) for n, came, shape in told["mismatched_keys"]}
+    expected = {n: tuple(t.shape) for n, t in net.state_dict().items()}
+    wrong = {n: ("nothing", expected.get(n, "something")) for n in loading["missing_keys"]}
+    wrong |= {n: (tuple(stored), tuple(shape)) for n, stored, shape in loading["mismatched_keys"]}
     _refuse(home, wrong)
     return net.requires_grad_(False).eval()
 
@@ -66,10 +66,10 @@ def vae(folder: PipelineFolder, meta: bool = False) -> Any:
     state = tensors(weights, meta)
     if weights.index is None:
         net._fix_state_dict_keys_on_load(state)  # of attention as it was named in 2022
-    wanted = net.state_dict()
-    fit(wanted, {n: t for n, t in state.items() if n in wanted}, folder.path / "vae")
+    expected = net.state_dict()
+    fit(expected, {n: t for n, t in state.items() if n in expected}, folder.path / "vae")
     if not meta:
-        net.load_state_dict({name: state[name].float() for name in wanted})
+        net.load_state_dict({name: state[name].float() for name in expected})
     return net.requires_grad_(False).eval()
 
 
@@ -95,10 +95,10 @@ def _refuse(home: Path, wrong: Mapping[str, tuple[Any, Any]]) -> None:
     """A ValueError where there are tensors (found, expected) that do not fit."""
     if wrong:
         name = min(wrong)
-        found, expected = wrong[name]
+        stored, expected = wrong[name]
         raise ValueError(
             f"{home}: the weights do not fit the configuration in {len(wrong)} places, first "
-            f"{name}: expected {expected}, found {found}"
+            f"{name}: expected {expected}, found {stored}"
         )
 
 

@@ -84,15 +84,17 @@ def lost(card: Mapping[str, Any], prompts: Sequence[str]) -> str:
     where = pipeline_card(card).get("folder")
     if where is None or not is_pipeline(where):
         return ""
-    found = heard(open_folder(where), prompts)
+    counts = heard(open_folder(where), prompts)
     parts = []
-    if found.cut:
-        are = "is" if found.cut == 1 else "are"
+    if counts.cut:
+        are = "is" if counts.cut == 1 else "are"
         parts.append(
-            f"{found.cut:,} of {found.prompts:,} different prompts {are} longer than the "
-            f"{found.tokens} tokens that the text encoder hears, and cut there"
+            f"{counts.cut:,} of {counts.prompts:,} different prompts {are} longer than the "
+            f"{counts.tokens} tokens that the text encoder hears, and cut there"
         )
-    if found.equal:
-        which = f"{found.equal:,}" + ("" if parts else f" of {found.prompts:,} different prompts")
+    if counts.equal:
+        which = f"{counts.equal:,}" + (
+            "" if parts else f" of {counts.prompts:,} different prompts"
+        )
         parts.append(f"{which} cannot be told from an earlier one by the text encoder")
     return "; ".join(parts)

@@ -164,10 +164,10 @@ def _trained(betas: Any, kind: str) -> tuple[float, ...]:
     """Betas that are listed one by one."""
     if not isinstance(betas, list | tuple) or not 2 <= len(betas) <= 100_000:
         raise ValueError(f"{kind}: trained_betas should be a list of numbers, got {betas!r:.80}")
-    found = tuple(number({"trained_betas": beta}, "trained_betas", kind) for beta in betas)
-    if not all(0 < beta < 1 for beta in found):
+    trained = tuple(number({"trained_betas": beta}, "trained_betas", kind) for beta in betas)
+    if not all(0 < beta < 1 for beta in trained):
         raise ValueError(f"{kind}: trained_betas should be between 0 and 1")
-    return found
+    return trained
 
 
 def _even(start: float, end: float, steps: int, power: float) -> tuple[float, ...]:

@@ -138,9 +138,9 @@ class TextAndVAE:
     def encode(self, x: Tensor) -> Tensor:
         """Pictures (N, 3, H, W) in [-1, 1] -> the means of their latents (N, C, h, w)."""
         x = x.to(self.vae.device)
-        found = self.vae.encode(x, return_dict=False)[0]
+        posterior = self.vae.encode(x, return_dict=False)[0]
         mean, std = self._affine(x)
-        z: Tensor = found if isinstance(found, Tensor) else found.mode()
+        z: Tensor = posterior if isinstance(posterior, Tensor) else posterior.mode()
         return (z - mean) / std
 
     def _affine(self, like: Tensor) -> tuple[Tensor, Tensor]:

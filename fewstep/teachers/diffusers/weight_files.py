@@ -67,15 +67,15 @@ def variants(home: Path, library: str) -> Variants:
     index = re.compile(rf"{base}\.safetensors\.index(?:\.([^.]+))?\.json")
     legacy = re.compile(rf"{base}\.safetensors\.([^.]+)\.index\.json")
     order = [single, legacy, index] if library == "diffusers" else [index, single]
-    found: dict[str, Path] = {}
+    by_variant: dict[str, Path] = {}
     for pattern in order:  # later ones win
         for path in sorted(home.iterdir()):
             name = pattern.fullmatch(path.name)
             if name and not _SHARD.search(name[1] or ""):
-                found[name[1] or ""] = path
-    if not found:
+                by_variant[name[1] or ""] = path
+    if not by_variant:
         raise ValueError(_nothing(home, base))
-    return found
+    return by_variant
 
 
 def variant_of(parts: Mapping[Path, Variants]) -> str:
@@ -83,10 +83,10 @@ def variant_of(parts: Mapping[Path, Variants]) -> str:
 
     parts: folder of a part -> the variants in which it is there.
     """
-    lacking = {home: found for home, found in parts.items() if "" not in found}
+    lacking = {home: available for home, available in parts.items() if "" not in available}
     if not lacking:
         return ""
-    fitting = sorted(set.intersection(*(set(found) for found in lacking.values())))
+    fitting = sorted(set.intersection(*(set(available) for available in lacking.values())))
     if len(fitting) == 1:
         return fitting[0]
     names = ", ".join(sorted(home.name for home in lacking))
@@ -118,9 +118,9 @@ def resolve(home: Path, library: str, variant: str) -> Weights:
 
     Raises ValueError where the index names other than whole files of this folder.
     """
-    found = variants(home, library)
-    chosen = variant if variant in found else ""
-    path = found[chosen]
+    available = variants(home, library)
+    chosen = variant if variant in available else ""
+    path = available[chosen]
     index = path if path.suffix == ".json" else None
     files = (path,) if index is None else _shards(index)
     read = {path, *files}
