@@ -1,4 +1,9 @@
-"""A run, described completely: frozen, typed, overridable field by field, stored as JSON."""
+"""A run, described completely: frozen, typed, overridable field by field, stored as JSON.
+
+A `Run` is a frozen dataclass of frozen dataclasses, kept in run.json. Method, model, domain and
+number of steps are required; every other field has a default. The docstring of the class is
+printed by `--help`, so what it refuses is said at its check.
+"""
 
 from __future__ import annotations
 
@@ -22,20 +27,9 @@ from fewstep.runs.early_stopping import Best, Spikes
 from fewstep.domains.domain import Domain
 
 
-
-
 @dataclass(frozen=True)
 class Run:
-    """One training run: what `train` and `distill` execute and `report` shows.
-
-    A frozen dataclass of frozen dataclasses, stored as JSON in run.json. Method, model, domain and
-    number of steps are required; every other field has a default. `execute` trains it in a folder.
-
-    Raises ValueError for sizes below 1, a `batch` that `accumulate` does not divide, a
-    `keep_every` that is not a multiple of `save_every`, a seed outside 0 .. 2^63 - 1, and settings
-    that exclude each other: bf16 frozen weights without a bf16 distillation, LoRA without a
-    teacher or with `offload`.
-    """
+    """One training run: what `train` and `distill` execute and `report` shows."""
 
     method: Method
     """The algorithm and all its settings."""
@@ -93,6 +87,12 @@ class Run:
         return {net: self.optim if net == self.method.output else other for net in nets}
 
     def __post_init__(self) -> None:
+        """Raise ValueError for sizes out of range and for settings that exclude each other.
+
+        Sizes below 1, a `batch` that `accumulate` does not divide, a `keep_every` that is no
+        multiple of `save_every`, a seed outside 0 .. 2^63 - 1; bf16 frozen weights without a bf16
+        distillation, LoRA without a teacher or with `offload`.
+        """
         for name in ("steps", "batch", "accumulate", "sample_every", "save_every", "patience"):
             if getattr(self, name) < 1:
                 raise ValueError(f"Run.{name} must be at least 1, got {getattr(self, name)}")
