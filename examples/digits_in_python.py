@@ -17,7 +17,7 @@ from fewstep.recipes.digits import digits, digits_teacher
 from fewstep.runs.run import Run
 
 torch.manual_seed(0)
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # on networks this small, threads wait more than they compute
 
 
 def trained(run: Run, teacher: nn.Module | None, net: nn.Module) -> nn.Module:

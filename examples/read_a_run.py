@@ -4,12 +4,13 @@ Run: python examples/read_a_run.py runs/sid    (after: fewstep distill ... --out
 """
 
 import sys
+from pathlib import Path
 
 from fewstep import load_student
 from fewstep.config import decode
 from fewstep.runs.run_folder import RunFolder
 
-folder = RunFolder(sys.argv[1] if len(sys.argv) > 1 else "runs/demo")
+folder = RunFolder(Path(sys.argv[1] if len(sys.argv) > 1 else "runs/demo"))
 facts = folder.facts()
 method = decode(facts["run"]["method"])
 print(f"{facts['recipe']}: {method}")

@@ -93,7 +93,7 @@ if __name__ == "__main__":
     run = replace(
         run,
         domain=Prompts(str(prompts)),
-        method=replace(run.method, sampler=FewStep(999.0, 4)),
+        method=replace(run.method, sampler=FewStep(999.0, 4, unit=True)),
         steps=40,
         batch=8,
         accumulate=2,
