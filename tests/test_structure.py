@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -167,6 +167,67 @@ def test_functions_stay_short() -> None:
                     long[f"{name}.{node.name}"] = size
     assert count > 300
     assert long == {}
+
+
+WITHOUT_TEST_FILE = {
+    "": "signals",
+    "cli": (
+        "convert demo distill doctor dry_run ema evaluate export measure parser plan "
+        "progress_bar recipe_run recipes report run_flags sample stats train"
+    ),
+    "data": "captions digits embeddings errors image_grid labels mnist npz pack readers",
+    "diffusion": "encoder_features generator model pixels types",
+    "distillation": "critic",
+    "domains": "digits domain latents prompts ring",
+    "eval": (
+        "digit_features dinov2 domain_scores fid50k inception_torchscript load_features "
+        "neighbours prompt_scores"
+    ),
+    "export": "atomic_output schedulers",
+    "losses": "weight",
+    "methods": "diff_instruct pretrain sim",
+    "nets": "attention edm2 edm_layers edm_precond mlp precond unet",
+    "recipes": "digits mnist registry text_to_image",
+    "report": "formatting headline plots reasons run_data sample_images svg_chart tables",
+    "runs": "environment inspection monitor run run_folder runner session teacher",
+    "safe_pickle": "allowed_names limits records storages virtual_machine",
+    "storage": "files folder_lock model_folder safetensors_header",
+    "teachers": "edm2",
+    "teachers.diffusers": (
+        "adapter_base adapters compatibility completed_config families network parts text_and_vae"
+    ),
+    "training": "ema gradient optim",
+}
+"""Modules that have no test file of their own name. The list gets shorter, not longer."""
+
+
+def file_of_tests(name: str) -> str:
+    """Where the tests of a module stand: fewstep.losses.score in tests/losses/test_score.py."""
+    *rooms, last = name.split(".")[1:]
+    return "/".join((*rooms, f"test_{last}.py"))
+
+
+def without_test_file(names: Iterable[str], files: Collection[str]) -> set[str]:
+    """Modules whose file is not among `files`; `__init__` and `__main__` need none."""
+    modules = {name for name in names if "." in name and "__" not in name}
+    return {name for name in modules if file_of_tests(name) not in files}
+
+
+def test_every_module_has_a_test_file() -> None:
+    """But for those above: a new one needs its own, and what has one leaves the list."""
+    tests = REPOSITORY / "tests"
+    files = {path.relative_to(tests).as_posix() for path in tests.rglob("test_*.py")}
+    packages = {module_name(path) for path in PACKAGE.rglob("__init__.py")}
+    missing = without_test_file(SOURCES.keys() - packages, files)
+    known = {
+        ".".join(part for part in ("fewstep", room, module) if part)
+        for room, modules in WITHOUT_TEST_FILE.items()
+        for module in modules.split()
+    }
+    assert missing - known == set(), "new modules without a test file"
+    assert known - missing == set(), "these have a test file, or are gone: strike them off"
+    planted = {"fewstep.losses.score", "fewstep.losses.new", "fewstep.new", "fewstep.__main__"}
+    assert without_test_file(planted, files) == {"fewstep.losses.new", "fewstep.new"}
 
 
 BANNED_MODULES = {"pickle", "cPickle", "_pickle", "dill", "marshal", "shelve", "joblib", "yaml"}
