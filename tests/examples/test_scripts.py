@@ -125,7 +125,7 @@ def legible(pictures: np.ndarray, digits: np.ndarray) -> float:
 def test_digits_in_python(tmp_path: Path) -> None:
     """Both are near to real digits, and what is drawn reads 0 to 9 over and over."""
     told = run("digits_in_python.py", tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["student.png", "teacher.png"]
+    assert sorted(p.name for p in tmp_path.glob("*.png")) == ["student.png", "teacher.png"]
     assert number(told, "teacher: 35 network call(s), fd_digits ") < BOUND
     assert number(told, "student: 1 network call(s), fd_digits ") < BOUND
     digits = np.arange(64) % 10
