@@ -44,7 +44,7 @@ def require_encoder_features(net: object) -> HasEncoderFeatures:
     if not isinstance(net, HasEncoderFeatures):
         raise ValueError(
             f"the discriminator is the encoder of the fake score, but {type(net).__name__} has no "
-            "encoder tap; give it the methods encode and forward_with_features "
+            "encoder features; give it the methods encode and forward_with_features "
             "(fewstep.diffusion.encoder_features)"
         )
     return net

@@ -19,20 +19,30 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fewstep.storage.checkpoint import find_checkpoints
-from fewstep.storage.model_folder import load_weights
-from fewstep.diffusion.types import Sampler
-from fewstep.training.power_ema import PowerEMA, beta, combination, gamma_of, update
-from fewstep.storage.files import Damaged, nothing, of_run, origin_of, pack, read_folder, read_manifest, unpack, require_vacant, write_folder
-from fewstep.nets.lora import LoRA
-from fewstep.diffusion.model import Model
-from fewstep.storage.user_code import decoded
-from fewstep.training.distributed import on_rank_zero, local_tensor, rank
-from fewstep.runs.run_folder import RunFolder
 from fewstep.config import decode
-from fewstep.storage.model_folder import save_model
+from fewstep.diffusion.model import Model
+from fewstep.diffusion.types import Sampler
+from fewstep.nets.lora import LoRA
+from fewstep.runs.run_folder import RunFolder
 from fewstep.runs.teacher import base_weights, teacher_of
+from fewstep.storage.checkpoint import find_checkpoints
+from fewstep.storage.files import (
+    Damaged,
+    nothing,
+    of_run,
+    origin_of,
+    pack,
+    read_folder,
+    read_manifest,
+    require_vacant,
+    unpack,
+    write_folder,
+)
+from fewstep.storage.model_folder import load_weights, save_model
+from fewstep.storage.user_code import decoded
+from fewstep.training.distributed import local_tensor, on_rank_zero, rank
 from fewstep.training.loop import State
+from fewstep.training.power_ema import PowerEMA, beta, combination, gamma_of, update
 
 KIND = "fewstep averages"
 GOOD = 0.05
@@ -62,7 +72,9 @@ class Averages:
         """
         self.folder, self.output, self.images = folder, output, state.images
         self.origin = dict(origin)
-        if config.sigma_rel and any(local_tensor(p) is not p for p in state.nets[output].parameters()):
+        if config.sigma_rel and any(
+            local_tensor(p) is not p for p in state.nets[output].parameters()
+        ):
             raise ValueError("power averages need whole networks: leave out --shard, or --power")
         self.nets: dict[float, nn.Module] = {
             sigma: deepcopy(state.nets[output]).requires_grad_(False).eval()

@@ -14,15 +14,15 @@ from typing import Any
 
 from torch import Tensor
 
+from fewstep.runs.run_folder import RunFolder
+from fewstep.safe_pickle import SnapshotObject, read_snapshot
 from fewstep.storage.checkpoint import COUNTERS, find_checkpoints
 from fewstep.storage.files import digest, read_folder, read_json
+from fewstep.storage.model_folder import KIND
 from fewstep.storage.safetensors_header import header
 from fewstep.teachers.diffusers.folder import is_pipeline, open_folder
 from fewstep.teachers.diffusers.load import describe_network
-from fewstep.runs.run_folder import RunFolder
-from fewstep.storage.model_folder import KIND
 from fewstep.teachers.snapshots import LICENCE, description, jsonable
-from fewstep.safe_pickle import SnapshotObject, read_snapshot
 
 Facts = dict[str, Any]
 
@@ -44,7 +44,9 @@ def inspect_model(path: str | Path) -> Facts:
     elif not path.is_file():
         kind = "not a regular file" if path.exists() else "missing"
         raise ValueError(f"{path} is {kind}")
-    elif not path.stat().st_size:  # as files of the system say that are none, such as /proc/self/mem
+    elif (
+        not path.stat().st_size
+    ):  # as files of the system say that are none, such as /proc/self/mem
         raise ValueError(f"{path} is empty")
     else:
         with path.open("rb") as file:
@@ -166,7 +168,9 @@ def _stored(path: Path, sha: str) -> Facts:
 def _run(path: Path) -> Facts:
     folder = RunFolder(path)
     facts = folder.facts()
-    settings = {key: facts[key] for key in ("recipe", "command", "teacher", "run") if facts.get(key)}
+    settings = {
+        key: facts[key] for key in ("recipe", "command", "teacher", "run") if facts.get(key)
+    }
     return {
         "what": "run folder, finished" if folder.finished else "run folder, not finished",
         "folder": str(path),

@@ -10,17 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.training import distributed
-from fewstep.diffusion.types import Source, select_rows
-from fewstep.diffusion.rng import Draws
-from fewstep.eval.domain_scores import SampleMetrics, score
-from fewstep.eval.clip_monitor import PromptMetrics
-from fewstep.storage.files import write
-from fewstep.eval.gauges import by_level, diversity
-from fewstep.diffusion.generator import Generator
-from fewstep.runs.run import Run
 from fewstep.data.image_grid import grid, png
+from fewstep.diffusion.generator import Generator
+from fewstep.diffusion.rng import Draws
+from fewstep.diffusion.types import Source, select_rows
+from fewstep.eval.clip_monitor import PromptMetrics
+from fewstep.eval.domain_scores import SampleMetrics, score
+from fewstep.eval.gauges import by_level, diversity
+from fewstep.runs.run import Run
 from fewstep.runs.run_folder import RunFolder
+from fewstep.storage.files import write
+from fewstep.training import distributed
 from fewstep.training.loop import Record, State
 
 LOOK, SCORED = 500, 1000

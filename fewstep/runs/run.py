@@ -7,24 +7,18 @@ printed by `--help`, so what it refuses is said at its check.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar
 
-from fewstep.distillation.method import Method
-from fewstep.diffusion.types import Source
-from fewstep.training.ema import EMA
-from fewstep.training.power_ema import PowerEMA
-from fewstep.eval.domain_scores import SampleMetrics
-from fewstep.eval.clip_monitor import PromptMetrics
-from fewstep.diffusion.generator import Generator
-from fewstep.nets.lora import LoRA
 from fewstep.diffusion.model import Model
-from fewstep.training.optim import Optim
-from fewstep.training.precision import Held, Precision
-from fewstep.runs.early_stopping import Best, Spikes
+from fewstep.distillation.method import Method
 from fewstep.domains.domain import Domain
+from fewstep.nets.lora import LoRA
+from fewstep.runs.early_stopping import Best, Spikes
+from fewstep.training.ema import EMA
+from fewstep.training.optim import Optim
+from fewstep.training.power_ema import PowerEMA
+from fewstep.training.precision import Held, Precision
 
 
 @dataclass(frozen=True)

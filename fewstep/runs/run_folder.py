@@ -23,17 +23,24 @@ import json
 import os
 import secrets
 import shutil
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from fewstep.storage.files import Damaged, of_run, origin_of, read_folder, read_json, read_lines, read_manifest, write, write_json
-from fewstep.storage.machine_errors import trouble
-from fewstep.training.progress import report_progress
 from fewstep.config import decode, encode
+from fewstep.storage.files import (
+    Damaged,
+    of_run,
+    origin_of,
+    read_folder,
+    read_json,
+    read_lines,
+    read_manifest,
+    write,
+    write_json,
+)
 from fewstep.storage.folder_lock import Hold, locked
 
 FORMAT = 2
@@ -48,8 +55,6 @@ KINDS = {
 """What run.json holds beside the run, by type; older versions did not write all of it."""
 MODELS = ("teacher", "init")
 """What run.json names by folder: whole paths in use, stored relative where inside the run."""
-
-
 
 
 @dataclass(frozen=True)
@@ -373,10 +378,6 @@ class RunFolder:
         if (self.path / name).exists():
             self.check()
             write(self.path / name, "".join(f"{line}\n" for line in kept))
-
-
-
-
 
 
 def _placeless(run: Any, places: Sequence[str]) -> Any:

@@ -6,8 +6,7 @@ the same command again to continue an interrupted run; the same folder never mix
 
 from __future__ import annotations
 
-from collections.abc import Generator as Steps
-from collections.abc import Iterator
+from collections.abc import Generator as Steps, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,27 +15,27 @@ from typing import Any
 import torch
 from torch import nn
 
-from fewstep.storage import checkpoint
-from fewstep.training import distributed
+from fewstep.config import encode, own_files, own_sources
+from fewstep.diffusion.generator import Generator
+from fewstep.diffusion.samplers import FewStep
 from fewstep.diffusion.types import Denoiser, Source
 from fewstep.distillation.method import Method
-from fewstep.runs.environment import environment
-from fewstep.storage.files import origin_of
-from fewstep.diffusion.generator import Generator
 from fewstep.nets.activation_checkpointing import has_blocks, recompute
-from fewstep.training.offload import OffloadedModule
-from fewstep.storage.user_code import keep
-from fewstep.training.precision import store_in_bf16, product_layers
+from fewstep.runs.environment import environment
+from fewstep.runs.monitor import Monitor
 from fewstep.runs.run import Run
 from fewstep.runs.run_folder import FORMAT, MODELS, RunFolder
-from fewstep.storage.folder_lock import locked
-from fewstep.diffusion.samplers import FewStep
 from fewstep.runs.session import Session
-from fewstep.training.sharding import copies, shard
-from fewstep.config import encode, own_files, own_sources
-from fewstep.runs.teacher import digests, load_teacher, load_finite, notes_on, resolve_run
+from fewstep.runs.teacher import digests, load_finite, load_teacher, notes_on, resolve_run
+from fewstep.storage import checkpoint
+from fewstep.storage.files import origin_of
+from fewstep.storage.folder_lock import locked
+from fewstep.storage.user_code import keep
+from fewstep.training import distributed
 from fewstep.training.loop import Record, State, require_divisible, train
-from fewstep.runs.monitor import Monitor
+from fewstep.training.offload import OffloadedModule
+from fewstep.training.precision import product_layers, store_in_bf16
+from fewstep.training.sharding import copies, shard
 
 
 class Progress:
@@ -208,7 +207,9 @@ def device_named(device: str) -> torch.device:
     return torch_device
 
 
-def prepare(run: Run, recipe: str, teacher: str, device: str = "cpu", init: str = "") -> PreparedRun:
+def prepare(
+    run: Run, recipe: str, teacher: str, device: str = "cpu", init: str = ""
+) -> PreparedRun:
     """Load the teacher, the network and the data of a run that `resolve_run` has completed.
 
     Arguments:
@@ -306,7 +307,9 @@ def execute(
         "environment": environment(),
     }
     places, folder = type(run.domain).places, RunFolder(out)
-    facts["digests"] = distributed.on_rank_zero(lambda: _digests(run, teacher, init, folder, facts))
+    facts["digests"] = distributed.on_rank_zero(
+        lambda: _digests(run, teacher, init, folder, facts)
+    )
     if not facts["run"]["domain"].get("sha256"):
         places = ()
     with ExitStack() as held:

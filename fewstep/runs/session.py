@@ -12,18 +12,18 @@ from typing import Any
 
 from torch import Tensor
 
-from fewstep.storage import checkpoint
-from fewstep.training import distributed
+from fewstep.config import encode
 from fewstep.diffusion.generator import Generator
 from fewstep.diffusion.pixels import NotFinite
 from fewstep.runs.averages import Averages
+from fewstep.runs.monitor import Monitor
 from fewstep.runs.run import Run
 from fewstep.runs.run_folder import RunFolder
-from fewstep.config import encode
-from fewstep.storage.model_folder import save_model
 from fewstep.runs.teacher import base_weights, teacher_of
+from fewstep.storage import checkpoint
+from fewstep.storage.model_folder import save_model
+from fewstep.training import distributed
 from fewstep.training.loop import Diverged, Record, State
-from fewstep.runs.monitor import Monitor
 
 COMPARED = 100
 """Steps between two checks that all processes hold the same numbers."""
@@ -225,7 +225,9 @@ class Session:
             )
         self.writer.finish()
         path = checkpoint.checkpoint_path(self.folder.checkpoints, step)
-        checkpoint.load_checkpoint(path, state, run.method, run.optims(state.nets), self.folder.origin)
+        checkpoint.load_checkpoint(
+            path, state, run.method, run.optims(state.nets), self.folder.origin
+        )
         state.drawn = drawn
         state.memory |= {"kept": kept, "rollbacks": [times]}
         self.begin()

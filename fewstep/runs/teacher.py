@@ -10,18 +10,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fewstep.storage.files import digest
 from fewstep.diffusion.generator import Generator
-from fewstep.nets.lora import LoRA, recorded
 from fewstep.diffusion.model import Model, OfTeacher
-from fewstep.teachers.diffusers.folder import is_pipeline, open_folder, refuse_single_file
-from fewstep.teachers.diffusers.load import describe_network, with_text_and_vae, pipeline_card
-from fewstep.teachers.diffusers.load import load_pipeline as load_pipeline
 from fewstep.domains.domain import Domain
+from fewstep.nets.lora import LoRA, recorded
 from fewstep.runs.run import Run
 from fewstep.runs.run_folder import RunFolder, first_difference
+from fewstep.storage.files import digest
 from fewstep.storage.model_folder import stored_card, weights_digest
 from fewstep.teachers import snapshots
+from fewstep.teachers.diffusers.folder import is_pipeline, open_folder, refuse_single_file
+from fewstep.teachers.diffusers.load import (
+    describe_network,
+    load_pipeline as load_pipeline,
+    pipeline_card,
+    with_text_and_vae,
+)
 
 
 def open_generator(path: Path | str, device: torch.device | str = "cpu") -> Generator:

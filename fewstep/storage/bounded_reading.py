@@ -26,11 +26,23 @@ def regular(path: Path) -> BinaryIO:
     # NONBLOCK: what was a file a moment ago could be a pipe by now
     number = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
     try:
-        _refuse_others(path, os.fstat(number).st_mode)
+        facts = os.fstat(number)
+        _refuse_others(path, facts.st_mode)
+        if not facts.st_size and not _readable(number):
+            raise ValueError(f"{path} is a file of the system that cannot be read")
     except ValueError:
         os.close(number)
         raise
     return os.fdopen(number, "rb")
+
+
+def _readable(number: int) -> bool:
+    """Whether a file without size has a first byte or an end; /proc/self/mem has neither."""
+    try:
+        os.pread(number, 1, 0)
+    except OSError:
+        return False
+    return True
 
 
 def _refuse_others(path: Path, mode: int) -> None:

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from fewstep.training import adam_8bit
 from fewstep.runs import runner
 from fewstep.storage.checkpoint import find_checkpoints
 from fewstep.storage.files import unpack
+from fewstep.training import adam_8bit
 from fewstep.training.optim import Optim
 from tests.command import DISTIL, TEACH, fewstep, tree
 
@@ -86,7 +86,10 @@ def test_a_missing_library_is_told_before_the_teacher_is_loaded(
 def test_other_bits_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for flags, sentence in (
-        (("--optim.bits", "16"), "--optim.bits is one of 32, 8, written like --optim.bits 32; got '16'"),
+        (
+            ("--optim.bits", "16"),
+            "--optim.bits is one of 32, 8, written like --optim.bits 32; got '16'",
+        ),
         (("--optim", "Optim(bits=4)"), "Optim.bits is 32 | 8, got 4"),
     ):
         done = fewstep(*RUN, *flags)

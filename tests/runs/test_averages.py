@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from fewstep.training.power_ema import PowerEMA, combination, gamma_of
-from fewstep.runs.averages import reconstruct
+from fewstep.config import encode, parse
 from fewstep.recipes.digits import digits_teacher
+from fewstep.runs.averages import reconstruct
 from fewstep.runs.run import Run
 from fewstep.runs.runner import Step, execute
-from fewstep.config import encode, parse
 from fewstep.storage.model_folder import load_student
+from fewstep.training.power_ema import PowerEMA, combination, gamma_of
 from tests.command import TEACH, bits, fewstep
 from tests.test_docs import ROOT, follow
 

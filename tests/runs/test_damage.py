@@ -16,14 +16,24 @@ from pathlib import Path
 import pytest
 import torch
 
-from fewstep.storage import checkpoint
-from fewstep.storage.files import Damaged, _manifest, pack, read_folder, unpack, write_folder
+from fewstep.config import encode
+from fewstep.diffusion.samplers import FewStep
 from fewstep.methods.sid import SiD
 from fewstep.nets.mlp import MLP
-from fewstep.diffusion.samplers import FewStep
-from fewstep.config import encode
+from fewstep.storage import checkpoint
+from fewstep.storage.files import Damaged, _manifest, pack, read_folder, unpack, write_folder
 from fewstep.storage.model_folder import KIND, load_student, save_student
-from tests.storage.test_checkpoint import METHOD, MODEL, OPTIMS, advance, content, damage, everything, fresh, saved
+from tests.storage.test_checkpoint import (
+    METHOD,
+    MODEL,
+    OPTIMS,
+    advance,
+    content,
+    damage,
+    everything,
+    fresh,
+    saved,
+)
 
 DIGEST = "is damaged: its SHA-256 is not the recorded one"
 

@@ -8,8 +8,8 @@ import math
 import pytest
 import torch
 
-from fewstep.runs.early_stopping import Best, Memory, Spikes
 from fewstep.config import encode, parse
+from fewstep.runs.early_stopping import Best, Memory, Spikes
 
 LINE = {
     "step": 5,

@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 import torch
 
-from fewstep.storage import checkpoint
-from fewstep.training import distributed
 from fewstep.data import picture_set
 from fewstep.data.batches import Latents
+from fewstep.runs.monitor import Monitor
+from fewstep.storage import checkpoint
 from fewstep.storage.files import unpack
 from fewstep.storage.model_folder import load_student
-from fewstep.runs.monitor import Monitor
-from tests.command import Result, bits, fewstep
+from fewstep.training import distributed
 from tests.cli.test_cli import interrupt
+from tests.command import Result, bits, fewstep
 from tests.picture_files import as_folder, encoded, noise
 
 SMALL = ("--model.net.width", "16", "--model.net.blocks", "1", "--batch", "16")
@@ -50,7 +50,10 @@ def stops(monkeypatch: pytest.MonkeyPatch, args: tuple[str, ...], *steps: int) -
 
 
 def names(folder: str) -> list[int]:
-    return [checkpoint.step_of(path) for path in checkpoint.find_checkpoints(Path(folder, "checkpoints"))]
+    return [
+        checkpoint.step_of(path)
+        for path in checkpoint.find_checkpoints(Path(folder, "checkpoints"))
+    ]
 
 
 BEST = ("--sample-every", "2", "--best.metric", "quick.swd")

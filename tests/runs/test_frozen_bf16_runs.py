@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from fewstep.training import precision
+from fewstep.nets.lora import LoRA
 from fewstep.runs import runner
 from fewstep.storage.checkpoint import find_checkpoints
 from fewstep.storage.files import unpack
-from fewstep.nets.lora import LoRA
 from fewstep.storage.model_folder import load_student
-from tests.command import DISTIL, fewstep, bits, tree
+from fewstep.training import precision
+from tests.command import DISTIL, bits, fewstep
 from tests.runs.test_lora_runs import altered
 
 pytestmark = pytest.mark.slow

@@ -102,7 +102,10 @@ def test_sida_from_a_sid_student(
     lines = [json.loads(line) for line in Path("moving/log.jsonl").read_text().splitlines()]
     assert ["student/loss" in line for line in lines] == [False, False, True, True, True, True]
     assert ["student/adversarial" in line for line in lines] == [False] * 4 + [True] * 2
-    assert all(line["fake/discriminator"] > 0 and 0 <= line["fake/discriminator_accuracy"] <= 1 for line in lines)
+    assert all(
+        line["fake/discriminator"] > 0 and 0 <= line["fake/discriminator_accuracy"] <= 1
+        for line in lines
+    )
     assert [line["images"] for line in lines] == [0, 0, 8, 16, 24, 32]
     x, before = (load_student(name).sample(range(8)) for name in ("moving", runs / "sid"))
     assert x.isfinite().all()

@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from fewstep.nets.lora import LoRA, pairs
 from fewstep.storage import files
 from fewstep.storage.checkpoint import find_checkpoints
 from fewstep.storage.files import unpack, write_folder
-from fewstep.nets.lora import LoRA, pairs
 from fewstep.storage.model_folder import load_student
 from tests.command import DISTIL, bits, fewstep, tree
 

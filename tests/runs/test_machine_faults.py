@@ -19,14 +19,14 @@ from typing import Any
 import pytest
 import torch
 
-from fewstep.storage import checkpoint, files
 from fewstep.cli import measure
 from fewstep.data.batches import Latents
-from fewstep.storage.files import pack, read_folder, unpack, write_folder
 from fewstep.runs.monitor import Monitor
-from tests.processes import together
-from tests.command import DISTIL, TEACH, Result, fewstep
+from fewstep.storage import checkpoint, files
+from fewstep.storage.files import pack, read_folder, unpack, write_folder
 from tests.cli.test_cli import WEIGHTS, interrupt
+from tests.command import DISTIL, TEACH, Result, fewstep
+from tests.processes import together
 from tests.storage.test_full_disk import TINY
 
 

@@ -19,13 +19,13 @@ from typing import Any
 
 import pytest
 
+from fewstep.domains.ring import Ring
+from fewstep.runs.monitor import Monitor
+from fewstep.runs.run_folder import RunFolder
 from fewstep.storage import checkpoint, files
 from fewstep.training import distributed
-from fewstep.domains.ring import Ring
-from fewstep.runs.run_folder import RunFolder
-from fewstep.runs.monitor import Monitor
-from tests.command import Result, bits, fewstep, tree
 from tests.cli.test_cli import interrupt
+from tests.command import Result, bits, fewstep, tree
 
 SMALL = ("--model.net.width", "16", "--model.net.blocks", "1", "--batch", "16")
 STEPS = ("--steps", "12", "--save-every", "3", "--sample-every", "6")

@@ -11,16 +11,16 @@ from typing import Any
 
 import pytest
 
-from fewstep.storage import checkpoint
-from fewstep.training import distributed
 from fewstep.data import mnist
 from fewstep.domains.mnist import Mnist
+from fewstep.runs.monitor import Monitor
 from fewstep.runs.run_folder import RunFolder
+from fewstep.storage import checkpoint
 from fewstep.storage.folder_lock import locked
 from fewstep.storage.model_folder import load_student
-from fewstep.runs.monitor import Monitor
-from tests.command import DISTIL, TEACH, Result, fewstep, tree
+from fewstep.training import distributed
 from tests.cli.test_cli import WEIGHTS, interrupt
+from tests.command import DISTIL, TEACH, Result, fewstep, tree
 from tests.picture_files import as_folder, encoded, noise
 
 OTHER = (*TEACH, "--steps", "1", "--seed", "9")
@@ -151,8 +151,8 @@ def test_data_by_another_path_are_the_same_data(
 
 def test_every_domain_with_files_names_its_places() -> None:
     """A field that holds a path is one; a domain that is not digested has none."""
-    from fewstep.domains.domain import Domain
     from fewstep.config import known
+    from fewstep.domains.domain import Domain
 
     domains = [cls for cls in known().values() if issubclass(cls, Domain) and not isabstract(cls)]
     paths = {"path", "file", "folder", "cache", "clip"}
