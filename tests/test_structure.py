@@ -162,6 +162,8 @@ def test_functions_stay_short() -> None:
         for node in ast.walk(tree):
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
                 size = (node.end_lineno or 0) - node.lineno + 1
+                if ast.get_docstring(node) is not None:
+                    size -= (node.body[0].end_lineno or 0) - node.body[0].lineno + 1
                 count += 1
                 if size > MAX_FUNCTION:
                     long[f"{name}.{node.name}"] = size

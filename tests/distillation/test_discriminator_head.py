@@ -280,7 +280,7 @@ def test_what_cannot_have_a_head_is_refused() -> None:
 
     with pytest.raises(ValueError, match=r"shape of the features, which Silent does not tell"):
         DenoiserWithHead(Silent())
-    with pytest.raises(ValueError, match=r"but Linear has no encoder tap"):
+    with pytest.raises(ValueError, match=r"but Linear has no encoder features"):
         DenoiserWithHead(nn.Linear(1, 1))
 
 
