@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fewstep.runs.run_folder import RunFolder
 from fewstep.safe_pickle import SnapshotObject, read_snapshot
+from fewstep.storage.bounded_reading import regular
 from fewstep.storage.checkpoint import COUNTERS, find_checkpoints
 from fewstep.storage.files import digest, read_folder, read_json
 from fewstep.storage.model_folder import KIND
@@ -44,12 +45,8 @@ def inspect_model(path: str | Path) -> Facts:
     elif not path.is_file():
         kind = "not a regular file" if path.exists() else "missing"
         raise ValueError(f"{path} is {kind}")
-    elif (
-        not path.stat().st_size
-    ):  # as files of the system say that are none, such as /proc/self/mem
-        raise ValueError(f"{path} is empty")
     else:
-        with path.open("rb") as file:
+        with regular(path) as file:
             head = file.read(16)
         if head[:1] == b"\x80" or head[:2] == b"PK":
             facts = _snapshot(path)
