@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from fewstep.storage.bounded_reading import tensors_header
+from fewstep.storage.bounded_reading import regular, tensors_header
 
 LARGEST, LONGEST = 16 << 20, 1 << 20
 """Bytes of a JSON file, and of a line where each is a value, that are read at most."""
@@ -139,8 +139,11 @@ def read_json(path: Path, finite: bool = True) -> Any:
         raise Damaged(f"{path} is missing")
     if not path.is_file():
         raise Damaged(f"{path} is not a regular file")
-    with path.open("rb") as file:
-        data = file.read(LARGEST + 1)
+    try:
+        with regular(path) as file:
+            data = file.read(LARGEST + 1)
+    except ValueError as error:
+        raise Damaged(str(error)) from None
     if len(data) > LARGEST:
         raise Damaged(f"{path} is larger than {LARGEST >> 20} MiB, too large for what it holds")
     try:
