@@ -83,12 +83,12 @@ def json_value(data: bytes | str, values: int) -> Any:
     if sum(map(text.count, "[{,")) > values:
         raise ValueError(f"it holds more than {values:,} values")
     try:
-        return json.loads(text, object_pairs_hook=_distinct)
+        return json.loads(text, object_pairs_hook=distinct)
     except RecursionError:
         raise ValueError("it is nested too deep") from None
 
 
-def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object; ValueError where a key is there twice, since one value would be lost."""
     value = dict(pairs)
     if len(value) < len(pairs):
