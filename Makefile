@@ -1,12 +1,12 @@
 # make demo   the whole job on the embedded example, in about three minutes after installation
-# make test   lint, types and tests, in about ten minutes of two cores
+# make test   lint, types and tests, in about six minutes of two idle cores
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
 
-.PHONY: demo test test-slow lint mutants drill test-all claims emoji asset clean
+.PHONY: demo test test-slow lint mutants drill test-all claims arena emoji asset clean
 
 demo: $(STAMP)
 	$(BIN)/fewstep demo
@@ -38,6 +38,12 @@ claims: $(DEV)
 	$(BIN)/python benchmarks/claims/figures.py
 	$(BIN)/python benchmarks/pages.py --write
 
+# every method on the same teachers: an hour or two on one core; finished trials are kept
+arena: $(DEV)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.arena mixture
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.arena digits --calls 1 --trials 1 --seeds 0
+	$(BIN)/python -m benchmarks.arena page
+
 # text to image from nothing: make emoji EMOJI=emoji_noto_32.npz (see docs/emoji.md)
 EMOJI ?= emoji_noto_32.npz
 emoji: $(STAMP)
@@ -54,7 +60,7 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 $(DEV): $(STAMP)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,t2i,onnx,lowmem,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,t2i,onnx,lowmem,serve,dev]'
 	touch $@
 
 clean:

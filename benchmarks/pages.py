@@ -33,9 +33,14 @@ PAGES = {
     "claims.md": "docs/claims.md",
     "emoji.md": "docs/emoji.md",
     "assets.md": "benchmarks/assets/README.md",
+    "adapt.md": "docs/adapt.md",
 }
 """Template -> the page that it is."""
-PASSAGES = {"architecture-speed.md": "docs/architecture.md"}
+PASSAGES = {
+    "architecture-speed.md": "docs/architecture.md",
+    "solvers.md": "docs/sampling.md",
+    "serve.md": "docs/serve.md",
+}
 """Template -> the page that holds it, whatever its line breaks."""
 STATED: Mapping[str, frozenset[str]] = {
     "claims.md": frozenset(
@@ -87,6 +92,9 @@ def sources() -> dict[str, Field]:
         "emoji": read_json(RESULTS / "emoji.json"),
         "study": read_json(RESULTS / "emoji-study.json"),
         "networks": read_json(RESULTS / "networks.json"),
+        "solvers": read_json(RESULTS / "solvers.json"),
+        "adapt": read_json(RESULTS / "adapt.json"),
+        "serve": read_json(RESULTS / "serve.json"),
         "presets": read_json(RESULTS / "claims" / "digits-presets.json"),
         **read_json(RESULTS / "claims" / "summary.json"),
     }

@@ -26,6 +26,7 @@ import traceback
 import types
 import typing
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -34,7 +35,7 @@ from typing import Any, NamedTuple
 ROOMS = ("diffusion", "distillation", "losses", "methods", "nets", "training", "domains")
 """The folders whose dataclasses can be parts of a run's configuration."""
 MODULES = (
-    *("runs.run", "runs.early_stopping", "teachers.network_config"),
+    *("runs.run", "runs.early_stopping", "teachers.network_config", "eval.picture_networks"),
     *("teachers.diffusers.network", "teachers.diffusers.scheduler_config"),
 )
 """Such modules of other folders."""
@@ -69,6 +70,13 @@ _loaded: dict[str, OwnFile] = {}
 @lru_cache(maxsize=1)
 def known() -> dict[str, type]:
     """Every configuration class of the package, by name."""
+    classes = _package()
+    return _parts_of(classes["Run"], classes)
+
+
+@lru_cache(maxsize=1)
+def _package() -> dict[str, type]:
+    """Every frozen dataclass of the package that a method could be made of."""
     names = [f"fewstep.{name}" for name in MODULES]
     for room in ROOMS:
         package = importlib.import_module(f"fewstep.{room}")
@@ -76,7 +84,7 @@ def known() -> dict[str, type]:
     classes: dict[str, type] = {}
     for name in names:
         classes |= _classes(importlib.import_module(name))
-    return _parts_of(classes["Run"], classes)
+    return classes
 
 
 def _classes(module: types.ModuleType) -> dict[str, type]:
@@ -124,7 +132,7 @@ def encode(value: Any) -> Any:
     """
     if is_dataclass(value) and not isinstance(value, type):
         _own_name(type(value))
-        pairs = {f.name: encode(getattr(value, f.name)) for f in fields(value)}
+        pairs = {name: encode(getattr(value, name)) for name in _fields(type(value))}
         return {"type": type(value).__name__, **pairs}
     if isinstance(value, Mapping):
         return {key: encode(item) for key, item in value.items()}
@@ -202,7 +210,7 @@ def own_files(value: Any) -> dict[str, str]:
 def decode(data: Any, expected: type = object) -> Any:
     """The dataclass described by `encode`'s output, checked field by field."""
     if not isinstance(data, Mapping) or not isinstance(data.get("type"), str):
-        raise ValueError(f"expected an expression such as Name(field=value), got {data!r}")
+        raise ValueError(f"expected an expression such as Name(field=value), got {_short(data)}")
     name = data["type"]
     if name not in known():
         fitting = [key for key, cls in known().items() if issubclass(cls, expected)]
@@ -230,8 +238,11 @@ def build(cls: type, values: Mapping[str, Any], expected: type = object) -> Any:
 
 
 def _fields(cls: Any) -> list[str]:
-    """What a configuration class is made of, in order; class variables are not fields."""
-    return [f.name for f in fields(cls)]
+    """What a configuration class is made of, in order.
+
+    Class variables are not fields, and what a class finds out from other fields is no setting.
+    """
+    return [f.name for f in fields(cls) if f.init]
 
 
 def conform(value: Any, hint: Any, where: str) -> Any:
@@ -297,7 +308,7 @@ def _tree(node: ast.expr) -> Any:
         name = node.func.id
         if name not in known():
             return {"type": name}  # `decode` knows what would fit
-        order = [f.name for f in fields(known()[name]) if not f.kw_only]
+        order = [f.name for f in fields(known()[name]) if f.init and not f.kw_only]
         if len(node.args) > len(order):
             more = f"got {len(node.args)}; write the others as field=value"
             raise ValueError(f"{name} takes {len(order)} values without a name, {more}")
@@ -381,6 +392,9 @@ def load_own(file: OwnFile) -> types.ModuleType:
     classes = _classes(module)
     for cls in classes.values():
         _own_name(cls, file.path)
+    for cls in classes.values():  # and what it is made of, which no method here may have
+        with suppress(NameError):
+            known().update(_parts_of(cls, _package() | classes))
     known().update(classes)
     _loaded.setdefault(name, file)
     return module

@@ -2,12 +2,38 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.command import DISTIL, TEACH, fewstep
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Refuse ids with an address in them, which differ between the processes that share tests."""
+    for item in items:
+        assert " at 0x" not in item.nodeid, f"{item.nodeid[:200]}: give its cases ids"
+
+
+@pytest.fixture(autouse=True)
+def same_random_numbers() -> None:
+    """Each test draws the same numbers, whatever ran before it in its process."""
+    random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def small_looks() -> Iterator[None]:
+    """A run looks at 100 of its samples, not at 1,000: at how good they are nothing looks here."""
+    from fewstep.runs import monitor
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(monitor, "LOOK", 50)
+        patch.setattr(monitor, "SCORED", 100)
+        yield
 
 
 @pytest.fixture
@@ -46,7 +72,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
 
     def folder(kind: str) -> Path:
         if kind not in made:
-            made[kind] = tiny_pipelines.build(kind, tmp_path_factory.mktemp(kind))
+            with torch.random.fork_rng():
+                made[kind] = tiny_pipelines.build(kind, tmp_path_factory.mktemp(kind))
         return made[kind]
 
     return folder

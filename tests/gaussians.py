@@ -1,4 +1,4 @@
-"""Closed forms for Gaussian data and an affine student, and Monte Carlo estimates to match.
+"""Closed forms for Gaussian data and an affine student, and quadrature to match.
 
 Data x_0 ~ N(mu, Sigma), student x = a + B z. Along a path both stay Gaussian: q_t has mean
 alpha mu and covariance M = alpha^2 Sigma + sigma^2 I, p_t has mean alpha a and covariance
@@ -18,9 +18,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from fewstep.diffusion.noise_path import VE, NoisePath, perturb
+from fewstep.diffusion.noise_path import VE, NoisePath, coefficients, perturb
+from fewstep.diffusion.types import Cond
 from fewstep.losses.distance import Distance
 from fewstep.teachers.gaussian import Gaussian
 
@@ -97,6 +98,46 @@ def golden(sigma: float) -> Setting:
     return Setting(rows(1.0), rows([0.25]), rows(0.2), rows([0.8]), sigma)
 
 
+class GaussianFlowMap(nn.Module):
+    """The exact flow map g(x_t, t, s) of one Gaussian N(mu, cov), on any path.
+
+    With lam an eigenvalue of cov, o the offset x_t - alpha_t mu along its eigenvector and
+    L = alpha^2 lam + sigma^2, the probability flow moves o to k o, k = (L_s / L_t)^(1/2), and
+
+        g = mu + lam (alpha_s sigma_t + alpha_t sigma_s) / (L_t (k sigma_t + sigma_s)) o,
+
+    which is (X - A x) / B of the jump X = A x + B g that `path.ddim` takes, without its 0 / 0 at
+    s = t: k - A is written as (k^2 - A^2) / (k + A). s None is s = t, the denoiser.
+    """
+
+    input_names = ("s",)
+
+    def __init__(self, teacher: Gaussian) -> None:
+        super().__init__()
+        self.teacher, self.path = teacher, teacher.path
+
+    def forward(
+        self, xt: Tensor, t: Tensor, cond: Cond = None, *, s: Tensor | None = None
+    ) -> Tensor:
+        """xt: (B, D), t and s: (B,) or () -> g: (B, D)."""
+        (alpha, sigma), (alpha_s, sigma_s) = (
+            coefficients(self.path, xt, u.to(xt)) for u in (t, t if s is None else s)
+        )
+        mu, lam, basis = (x[0].to(xt) for x in self.parts())
+        before, after = alpha**2 * lam + sigma**2, alpha_s**2 * lam + sigma_s**2
+        gain = lam * (alpha_s * sigma + alpha * sigma_s)
+        gain = gain / (before * ((after / before).sqrt() * sigma + sigma_s))
+        return mu + ((xt - alpha * mu) @ basis * gain) @ basis.T
+
+    def parts(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean, eigenvalues and eigenvectors of the teacher, each with a first dimension of 1."""
+        return self.teacher.means, self.teacher.variances, self.teacher.basis
+
+    def jump(self, xt: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        """X(x_t, t, s): (B, D)."""
+        return self.path.ddim(xt, self(xt, t, s=s), t, s)
+
+
 Divergence = Callable[[Setting, Tensor, Tensor], Tensor]
 
 
@@ -164,21 +205,15 @@ def sim_gradient(s: Setting, distance: Distance, nodes: int = 40) -> Tensor:
     return gradient(objective, s)
 
 
-class Estimate(NamedTuple):
-    """Mean and standard error of a per-sample parameter gradient, and of the loss itself."""
+class Mean(NamedTuple):
+    """The mean of a per-sample parameter gradient, and of the loss itself."""
 
     gradient: Tensor
-    error: Tensor
     value: float
-    value_error: float
 
     def misses(self, reference: Tensor) -> float:
         """Relative distance to a reference."""
         return float((self.gradient - reference).norm() / reference.norm())
-
-    def deviation(self, reference: Tensor) -> float:
-        """Largest component of the distance, in standard errors."""
-        return float(((self.gradient - reference).abs() / self.error).max())
 
 
 class Sampled(NamedTuple):
@@ -193,29 +228,33 @@ class Sampled(NamedTuple):
 Losses = Mapping[str, Callable[[Sampled], Tensor]]
 
 
-def estimate(s: Setting, losses: Losses, count: int, chunk: int = 10_000) -> dict[str, Estimate]:
-    """Monte Carlo mean over `count` samples of the gradients in (a, B) of losses (n,).
+def means(s: Setting, losses: Losses, nodes: int = 2) -> dict[str, Mean]:
+    """Means over z and eps of the gradients in (a, B) of losses (n,), by Gauss-Hermite quadrature.
 
-    The chain from x to the parameters, x = a + B z, is the only step done by hand; from the
-    loss to x the gradient is autograd's, through x_t and both denoisers.
+    From the loss to x the gradient is autograd's, through x_t and both denoisers. (z, eps) is
+    turned so that x_t depends on its first D coordinates alone, which get `nodes` nodes each. In
+    the others the integrands are quadratic, for which two nodes are exact, as they are in all of
+    them where the loss is quadratic.
     """
-    generator = torch.Generator().manual_seed(1)
-    real, fake, t = s.real(), s.fake(), torch.tensor(s.t, dtype=F64)
-    sums = {name: torch.zeros(2, 1 + s.dim + s.b.numel(), dtype=F64) for name in losses}
-    for _ in range(count // chunk):
-        z = torch.randn(chunk, s.b.shape[1], dtype=F64, generator=generator)
-        eps = torch.randn(chunk, s.dim, dtype=F64, generator=generator)
-        x = (s.a + z @ s.b.T).requires_grad_()
-        xt = perturb(s.path, x, eps, t)
-        sampled = Sampled(x, xt, real(xt, t), fake(xt, t))
-        for name, loss in losses.items():
-            value = loss(sampled)
-            (g,) = torch.autograd.grad(value.sum(), x, retain_graph=True)
-            one = torch.cat([value[:, None], g, (g[:, :, None] * z[:, None]).flatten(1)], 1)
-            sums[name] += torch.stack([one.sum(0), (one**2).sum(0)])
+    mixing = torch.cat([s.alpha * s.b, s.sigma * s.eye()], 1)
+    turn = torch.linalg.qr(mixing.T, mode="complete").Q
+    axes = [nodes] * s.dim + [2] * s.b.shape[1]
+    rules = [np.polynomial.hermite.hermgauss(n) for n in axes]
+    points = torch.cartesian_prod(*(torch.tensor(p, dtype=F64) for p, _ in rules)) * 2**0.5
+    weight = torch.cartesian_prod(*(torch.tensor(w, dtype=F64) for _, w in rules)).prod(1)
+    z, eps = (points @ turn.T).split([s.b.shape[1], s.dim], dim=1)
+    t = torch.tensor(s.t, dtype=F64)
+    x = (s.a + z @ s.b.T).requires_grad_()
+    xt = perturb(s.path, x, eps, t)
+    sampled = Sampled(x, xt, s.real()(xt, t), s.fake()(xt, t))
     found = {}
-    for name, total in sums.items():
-        mean, square = (total / (count // chunk * chunk)).detach()
-        error = ((square - mean**2).clamp_min(0) / count).sqrt()
-        found[name] = Estimate(mean[1:], error[1:], float(mean[0]), float(error[0]))
+    for name, loss in losses.items():
+        mean = (weight / weight.sum() @ _by_sample(loss(sampled), x, z)).detach()
+        found[name] = Mean(mean[1:], float(mean[0]))
     return found
+
+
+def _by_sample(value: Tensor, x: Tensor, z: Tensor) -> Tensor:
+    """Losses (n,) beside their gradients in a and in B, the chain x = a + B z done by hand."""
+    (g,) = torch.autograd.grad(value.sum(), x, retain_graph=True)
+    return torch.cat([value[:, None], g, (g[:, :, None] * z[:, None]).flatten(1)], 1)

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from fewstep.diffusion.rng import Draws
 from fewstep.diffusion.types import Batch
+from fewstep.distillation import discriminator
 from fewstep.distillation.method import Loss, Method, Turn
 from fewstep.losses.adversarial import averaged
 from fewstep.losses.score import denoising, sid
@@ -172,13 +173,14 @@ class Spy:
 
 
 class Judge:
-    """Calls `averaged` and remembers: the adversarial loss sample by sample."""
+    """Calls `averaged` and remembers: each sample's adversarial loss, by the net in turn."""
 
     def __init__(self) -> None:
-        self.each: list[Tensor] = []
+        self.each: dict[str, list[Tensor]] = {"fake": [], "student": []}
+        self.turn = ""
 
     def __call__(self, *args: Any) -> Tensor:
-        self.each.append(averaged(*args).detach())
+        self.each[self.turn].append(averaged(*args).detach())
         return averaged(*args)
 
 
@@ -201,7 +203,7 @@ def errors(
     state.nets["fake"], state.images = fake, images
 
     def source(draws: Draws) -> Batch:
-        net = replayed.order[int(draws.index[0]) // gold.size]
+        judge.turn = net = replayed.order[int(draws.index[0]) // gold.size]
         return gold.batch(net, draws.index % gold.size)
 
     rates = {"fake": gold.config["lr"], "student": gold.config["glr"]}
@@ -211,14 +213,13 @@ def errors(
     how["optim"] = {net: Optim(rates[net], eps=1e-8 / factors[net]) for net in rates}
     how["ema"] = EMA(halflife=gold.config["ema_halflife_kimg"] * 1000)
     spies = {"fake": Spy(denoising, 1), "student": Spy(sid, 0)}
-    judges = {"fake": Judge(), "student": Judge()}
+    judge = Judge()
     inner: Any = replayed.inner
     with pytest.MonkeyPatch.context() as patch:
         for net, owner in {"fake": inner.fake, "student": inner}.items():
             module = sys.modules[type(owner).__module__]
             patch.setattr(module, spies[net].loss.__name__, spies[net])
-            if hasattr(module, "averaged"):
-                patch.setattr(module, "averaged", judges[net])
+        patch.setattr(discriminator, "averaged", judge)
         (record,) = train(replayed, teacher, nn.Identity(), source, state=state, **how)
     found = {}
     for net in replayed.order:
@@ -234,7 +235,7 @@ def errors(
             "after": weights(state.nets[net], gold[f"{net}_after"], grads),
         }
         if JUDGED[net] in half:  # gan_elem is multiplied by the number of pixels
-            each = torch.cat(judges[net].each) * (gold.pixels if net == "student" else 1)
+            each = torch.cat(judge.each[net]) * (gold.pixels if net == "student" else 1)
             found[net]["judged"] = relative(each, half[JUDGED[net]].flatten())
     if "student" in found:
         masked = gold["ema_after"], gold["grads_student"]

@@ -120,7 +120,7 @@ def test_nested_parts() -> None:
     assert digits().method.fake == FakeScore(weight=EDMWeight(0.75))  # type: ignore[attr-defined]
 
 
-METHODS = "DMD2, DiffInstruct, Pretrain, SIM, SiD, SiDA"
+METHODS = ", ".join(sorted({type(method).__name__ for method in instances.METHODS}))
 REFUSED = {
     "Sid()": "there is no 'Sid'; did you mean 'SiD'?",
     "sid": "there is no 'sid'; did you mean 'SiD'?",
@@ -128,13 +128,13 @@ REFUSED = {
     "Method()": f"there is no 'Method'; choose from {METHODS}",
     "SiD(alhpa=1)": "SiD has no field 'alhpa'; did you mean 'alpha'?",
     "SIM(FewStep(zzz=1))": (
-        "FewStep has no field 'zzz'; choose from noise, rho, steps, t_init, unit"
+        "FewStep has no field 'zzz'; choose from noise, rho, steps, t_init, times, unit"
     ),
     "SiD(alpha='1')": "SiD.alpha is float, got '1'",
     "SiD(alpha=True)": "SiD.alpha is float, got True",
     "SiD(FewStep(steps=2.0))": "FewStep.steps is int, got 2.0",
     "SiD(FewStep(steps=0))": "FewStep needs steps >= 1, t_init > 0 and rho > 0, got "
-    "FewStep(t_init=2.5, steps=0, noise='fresh', rho=1.0, unit=False)",
+    "FewStep(t_init=2.5, steps=0, noise='fresh', rho=1.0, unit=False, times=())",
     "SiD(sampler=3)": "SiD.sampler is Sampler, got 3",
     "SiD(sampler=Karras)": "expected a Sampler, got Karras",
     "SiD(times=Discrete((1, 'a')))": "Discrete.values is float, got 'a'",
@@ -269,6 +269,20 @@ def test_classes_of_ones_own_file(tmp_path: Path) -> None:
         config.configuration(f"{path}:Mina()", Sampler)
     with pytest.raises(ValueError, match=r"^there is no file .*none\.py$"):
         config.configuration(f"{tmp_path / 'none.py'}:Mine")
+
+
+@pytest.mark.usefixtures("known")
+def test_parts_that_only_ones_own_class_has(tmp_path: Path) -> None:
+    """A configuration class that no method of the package is made of, and what it is made of."""
+    path = tmp_path / "adversarial_only.py"
+    path.write_text(
+        "from dataclasses import dataclass\n"
+        "from fewstep.distillation.discriminator import Discriminator\n\n"
+        "@dataclass(frozen=True)\nclass Only:\n    judge: Discriminator = Discriminator()\n"
+    )
+    found = config.configuration(f"{path}:Only(judge=Discriminator(times=None))")
+    assert found.judge.times is None
+    assert config.decode(config.encode(found)) == found
 
 
 def test_a_broken_file_is_named(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ REPOSITORY = PACKAGE.parent
 ORDER = (
     *("config", "signals", "diffusion", "losses", "nets", "distillation", "methods"),
     *("training", "storage", "safe_pickle", "teachers", "data", "eval", "domains", "runs"),
-    *("recipes", "report", "export", "plan", "cli"),
+    *("recipes", "report", "export", "plan", "compare", "web", "cli"),
 )
 """The rooms from the ground up: a room knows those before it, and no other."""
 CORE = ORDER[: ORDER.index("storage") + 1]
@@ -175,28 +175,28 @@ WITHOUT_TEST_FILE = {
     "": "signals",
     "cli": (
         "convert demo distill doctor dry_run ema evaluate export measure parser plan "
-        "progress_bar recipe_run recipes report run_flags sample stats train"
+        "progress_bar recipes report run_flags stats train"
     ),
-    "data": "captions digits embeddings errors image_grid labels mnist npz pack readers",
-    "diffusion": "encoder_features generator model pixels types",
+    "data": "captions digits embeddings errors labels mnist npz pack readers",
+    "diffusion": "encoder_features generator model pixels",
     "distillation": "critic",
     "domains": "digits domain latents prompts ring",
     "eval": (
         "digit_features dinov2 domain_scores fid50k inception_torchscript load_features "
         "neighbours prompt_scores"
     ),
-    "export": "atomic_output schedulers",
+    "export": "atomic_output fewstep_solver schedulers",
     "losses": "weight",
     "methods": "diff_instruct pretrain sim",
     "nets": "attention edm2 edm_layers edm_precond mlp precond unet",
     "recipes": "digits mnist registry text_to_image",
     "report": "formatting headline plots reasons run_data sample_images svg_chart tables",
-    "runs": "environment inspection monitor run run_folder runner session teacher",
+    "runs": "environment inspection monitor run run_folder runner session",
     "safe_pickle": "allowed_names limits records storages virtual_machine",
     "storage": "files folder_lock model_folder safetensors_header",
     "teachers": "edm2",
     "teachers.diffusers": (
-        "adapter_base adapters compatibility completed_config families network parts text_and_vae"
+        "adapter_base adapters compatibility completed_config network parts text_and_vae"
     ),
     "training": "ema gradient optim",
 }

@@ -11,7 +11,17 @@ import diffusers
 import torch
 import transformers
 
-from tests.tiny_text import clip, clip_tokenizer, t5, t5_tokenizer
+from tests.tiny_text import (
+    bert,
+    bert_tokenizer,
+    clip,
+    clip_tokenizer,
+    qwen3,
+    qwen_tokenizer,
+    qwen_vl,
+    t5,
+    t5_tokenizer,
+)
 
 
 def vae(channels: int = 4, **more: Any) -> diffusers.AutoencoderKL:
@@ -89,7 +99,20 @@ def sdxl(home: Path) -> Any:
     )
 
 
-def sd3(home: Path) -> Any:
+def sd_bert(home: Path) -> Any:
+    """Stable Diffusion with a text encoder that nobody published one with."""
+    pipe = sd(home)
+    words = bert_tokenizer()
+    pipe.register_modules(tokenizer=words, text_encoder=bert(words))
+    return pipe
+
+
+def sd35(home: Path) -> Any:
+    """As SD3.5 medium: normalised queries and keys, and second attentions."""
+    return sd3(home, qk_norm="rms_norm", dual_attention_layers=(0,))
+
+
+def sd3(home: Path, **more: Any) -> Any:
     words, pieces = clip_tokenizer(home / "words"), t5_tokenizer()
     return diffusers.StableDiffusion3Pipeline(
         transformer=diffusers.SD3Transformer2DModel(
@@ -104,6 +127,7 @@ def sd3(home: Path) -> Any:
             caption_projection_dim=16,
             pooled_projection_dim=32,
             pos_embed_max_size=8,
+            **more,
         ).eval(),
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
         vae=vae(shift_factor=0.06, scaling_factor=1.5),
@@ -230,6 +254,87 @@ def flux_guided(home: Path) -> Any:
     return flux(home, guided=True)
 
 
+def flux2(home: Path) -> Any:
+    """FLUX.2 [klein] for samples of 4x4, in which 2x2 squares of latents are folded."""
+    words = qwen_tokenizer()
+    autoencoder = diffusers.AutoencoderKLFlux2(
+        block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=4,
+        norm_num_groups=4,
+    ).eval()
+    torch.nn.init.normal_(autoencoder.bn.running_mean)
+    torch.nn.init.uniform_(autoencoder.bn.running_var, 0.5, 2.0)
+    return diffusers.Flux2KleinPipeline(
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift=3.0),
+        vae=autoencoder,
+        text_encoder=qwen3(words, 28, causal=True),
+        tokenizer=words,
+        transformer=diffusers.Flux2Transformer2DModel(
+            in_channels=16,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            joint_attention_dim=24,
+            timestep_guidance_channels=16,
+            guidance_embeds=False,
+            axes_dims_rope=(2, 2, 2, 2),
+        ).eval(),
+    )
+
+
+def qwen_image(home: Path) -> Any:
+    words = qwen_tokenizer()
+    return diffusers.QwenImagePipeline(
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(
+            use_dynamic_shifting=True, max_shift=0.9, max_image_seq_len=8192, shift_terminal=0.02
+        ),
+        vae=diffusers.AutoencoderKLQwenImage(
+            base_dim=4,
+            z_dim=4,
+            dim_mult=[1, 1],
+            num_res_blocks=1,
+            temperal_downsample=[False],
+            latents_mean=[-0.5, 0.1, 0.3, -0.2],
+            latents_std=[2.0, 1.5, 0.8, 1.1],
+        ).eval(),
+        text_encoder=qwen_vl(words),
+        tokenizer=words,
+        transformer=diffusers.QwenImageTransformer2DModel(
+            in_channels=16,
+            out_channels=4,
+            num_layers=2,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            joint_attention_dim=8,
+            axes_dims_rope=(2, 2, 4),
+        ).eval(),
+    )
+
+
+def z_image(home: Path) -> Any:
+    words = qwen_tokenizer()
+    return diffusers.ZImagePipeline(
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=vae(shift_factor=0.1, scaling_factor=0.4),
+        text_encoder=qwen3(words, 2),
+        tokenizer=words,
+        transformer=diffusers.ZImageTransformer2DModel(
+            in_channels=4,
+            dim=16,
+            n_layers=2,
+            n_refiner_layers=1,
+            n_heads=2,
+            n_kv_heads=2,
+            cap_feat_dim=8,
+            axes_dims=[4, 2, 2],
+            axes_lens=[1024, 16, 16],
+        ).eval(),
+    )
+
+
 KINDS: dict[str, Callable[[Path], Any]] = {
     "sd": sd,
     "sd_v": sd_v,
@@ -241,8 +346,15 @@ KINDS: dict[str, Callable[[Path], Any]] = {
     "sana": sana,
     "flux": flux,
     "flux_guided": flux_guided,
+    "sd_bert": sd_bert,
+    "sd35": sd35,
+    "flux2": flux2,
+    "qwen_image": qwen_image,
+    "z_image": z_image,
 }
-FLOWS = ("sd3", "sana", "flux", "flux_guided")
+FLOWS = ("sd3", "sd35", "sana", "flux", "flux_guided", "flux2", "qwen_image", "z_image")
+ANY_SIZE = {"flux": 8, "flux_guided": 8, "flux2": 4, "qwen_image": 8, "z_image": 8}
+"""Those whose configuration names no size of its own -> the side that they are told here."""
 
 
 def build(kind: str, home: Path, seed: int = 0) -> Path:
@@ -254,7 +366,8 @@ def build(kind: str, home: Path, seed: int = 0) -> Path:
         if not bool(p.any()):  # such as the output layers of a transformer
             torch.nn.init.normal_(p, std=0.1)
     pipe.save_pretrained(home / "pipe", safe_serialization=True)
-    if kind.startswith("flux"):  # whose configuration names no size of its own
+    if kind in ANY_SIZE:
         path = home / "pipe" / "transformer" / "config.json"
-        path.write_text(json.dumps({**json.loads(path.read_text()), "sample_size": 8}))
+        told = {**json.loads(path.read_text()), "sample_size": ANY_SIZE[kind]}
+        path.write_text(json.dumps(told))
     return home / "pipe"

@@ -83,3 +83,71 @@ def save_clip(folder: Path, side: int = 16) -> Path:
     model.save_pretrained(folder)
     words.save_pretrained(folder)
     return folder
+
+
+CHAT = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+"""A chat template in the form of Qwen's."""
+
+
+def qwen_tokenizer() -> transformers.Qwen2Tokenizer:
+    """One token a byte, and Qwen's marks of a chat."""
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    letters = sorted(bytes_to_unicode().values())
+    words = transformers.Qwen2Tokenizer(
+        vocab={letter: i for i, letter in enumerate(letters)}, merges=[], model_max_length=4096
+    )
+    words.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    words.chat_template = CHAT
+    return words
+
+
+def qwen3(tokenizer: Any, layers: int, causal: bool = False) -> Any:
+    config = transformers.Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=4,
+    )
+    kind = transformers.Qwen3ForCausalLM if causal else transformers.Qwen3Model
+    return kind(config).eval()
+
+
+def qwen_vl(tokenizer: Any) -> Any:
+    text = {"vocab_size": len(tokenizer), "hidden_size": 8, "intermediate_size": 8}
+    text |= {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
+    vision = {"depth": 1, "hidden_size": 8, "intermediate_size": 8, "num_heads": 2}
+    vision |= {"out_hidden_size": 8, "fullatt_block_indexes": [0]}
+    rope = {"rope_type": "default", "mrope_section": [1, 1, 0], "rope_theta": 1e4}
+    config = transformers.Qwen2_5_VLConfig(
+        text_config={**text, "rope_parameters": rope}, vision_config=vision
+    )
+    return transformers.Qwen2_5_VLForConditionalGeneration(config).eval()
+
+
+def bert_tokenizer() -> transformers.BertTokenizer:
+    """One token a letter, or a whole word of `WORDS`."""
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    letters = [chr(c) for c in range(97, 123)]
+    pieces = [*special, *letters, *(f"##{c}" for c in letters), *(w for w in WORDS if len(w) > 1)]
+    return transformers.BertTokenizer(
+        vocab={piece: i for i, piece in enumerate(pieces)}, model_max_length=8
+    )
+
+
+def bert(tokenizer: Any) -> Any:
+    config = transformers.BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=8,
+    )
+    return transformers.BertModel(config).eval()

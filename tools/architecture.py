@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent / "fewstep"
 OUT = ROOT.parent / "docs" / "images" / "architecture.svg"
 LAYERS = (
     ("a person", ("cli",)),
-    ("of a run", ("report", "export", "plan", "recipes")),
+    ("of a run", ("report", "compare", "export", "plan", "recipes", "web")),
     ("a run", ("runs", "domains")),
     ("measures", ("eval", "data")),
     ("models", ("teachers", "safe_pickle", "storage")),

@@ -6,6 +6,7 @@ import difflib
 import importlib
 import os
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 
 from fewstep import __version__
@@ -19,10 +20,14 @@ VERBS = {
     "plan": "tell the memory and time of each way to distil a teacher, before it is loaded",
     "train": "train a teacher by a recipe",
     "distill": "distil a teacher to a few steps by a recipe",
+    "adapt": "carry a fine-tune over to a student that is already distilled",
     "sample": "make pictures with a finished model",
     "evaluate": "measure a finished run beside its teacher and real data",
     "stats": "make the reference statistics that published measures need",
     "report": "make one self-contained page of a run",
+    "watch": "see a run in the browser while it trains, and what goes wrong",
+    "serve": "try a student in a browser, beside its teacher, step by step",
+    "compare": "put runs side by side: quality, cost, samples, settings that differ",
     "export": "write a student for other programs, such as a folder that stock diffusers loads",
     "inspect": "tell what is inside a model file or folder, without executing any of it",
     "convert": "make a model folder of an EDM, EDM2, SiD or SiDA snapshot",
@@ -37,6 +42,9 @@ EPILOG = """examples:
   fewstep distill digits --teacher runs/teacher --out runs/sid --method.alpha 1.0
   fewstep sample runs/sid --seeds 0-63 --out digits.png
   fewstep evaluate runs/sid && fewstep report runs/sid
+  fewstep watch runs/sid
+  fewstep serve runs/sid
+  fewstep compare runs/sid runs/dmd2
   fewstep inspect edm-cifar10-32x32-cond-vp.pkl
   fewstep convert edm-cifar10-32x32-cond-vp.pkl teachers/cifar10
   fewstep ema runs/sid --sigma-rel 0.13 --out runs/longer
@@ -48,22 +56,22 @@ MEMORY = "the memory does not suffice; ask for less at once, or close other prog
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Entry point of the `fewstep` command."""
+    """Entry point of the `fewstep` command: do what is asked, and exit with its code.
+
+    One line is said for whatever ended it early.
+    """
     tolerant()
-    raise SystemExit(_answer(sys.argv[1:] if argv is None else argv))
-
-
-def _answer(argv: list[str]) -> int:
-    """Do what is asked; the exit code, and one line for whatever ended it early."""
+    code = 1
     try:
         with interruptible():
-            code = _run(argv)
+            run, rest = _asked(sys.argv[1:] if argv is None else argv)
+            code = run(rest)
             sys.stdout.flush()
-            return code
     except BrokenPipeError:  # whoever read has heard enough; nothing is left to be written
         _abandon_output()
+        code = 1
     except KeyboardInterrupt as stop:
-        return ended(stop)
+        code = ended(stop)
     except FloatingPointError as error:
         last_words(f"fewstep: {error}")
     except Exception as error:
@@ -75,27 +83,37 @@ def _answer(argv: list[str]) -> int:
             fail(sentence(error))
         _abandon_output()
         last_words(f"fewstep: {sentence(system) if system else MEMORY}")
-    return 1
+        code = 1
+    raise SystemExit(code)
 
 
-def _run(argv: list[str]) -> int:
-    """Print what fewstep is, or import the verbs, which takes seconds, and run one."""
+def _asked(argv: list[str]) -> tuple[Callable[[list[str]], int], list[str]]:
+    """The verb that is asked for, whose import takes seconds, and what it is given."""
     if not argv or argv[0] in ("-h", "--help"):
-        width = max(map(len, VERBS))
-        verbs = "\n".join(f"  {verb:{width}}  {text}" for verb, text in VERBS.items())
-        print("usage: fewstep VERB [options]\n")
-        print("Distil a diffusion or flow model into a generator of one to four network calls.\n")
-        print(f"verbs:\n{verbs}\n\n{EPILOG}")
-        return 0
+        return _overview, []
     if argv[0] in ("--version", "-V"):
-        print(f"fewstep {__version__}")
-        return 0
+        return _version, []
     if argv[0] not in VERBS:
         close = difflib.get_close_matches(argv[0], VERBS, 1)
         hint = f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(VERBS)}"
         fail(f"there is no verb {argv[0]!r}; {hint}")
-    code: int = importlib.import_module(f"fewstep.cli.{argv[0]}").run(argv[1:])
-    return code
+    return importlib.import_module(f"fewstep.cli.{argv[0]}").run, argv[1:]
+
+
+def _overview(_: list[str]) -> int:
+    """Print what fewstep is."""
+    width = max(map(len, VERBS))
+    verbs = "\n".join(f"  {verb:{width}}  {text}" for verb, text in VERBS.items())
+    print("usage: fewstep VERB [options]\n")
+    print("Distil a diffusion or flow model into a generator of one to four network calls.\n")
+    print(f"verbs:\n{verbs}\n\n{EPILOG}")
+    return 0
+
+
+def _version(_: list[str]) -> int:
+    """Print the version."""
+    print(f"fewstep {__version__}")
+    return 0
 
 
 def _abandon_output() -> None:

@@ -15,7 +15,7 @@ from fewstep.domains.prompts import Prompted
 from fewstep.plan.meta_step import Nothing
 from fewstep.runs.run import Run
 from fewstep.runs.runner import PreparedRun
-from fewstep.teachers.diffusers.adapter_base import Adapter
+from fewstep.teachers.diffusers.adapter_base import adapter_of
 from fewstep.training.progress import remark
 
 STEPS = 3
@@ -35,8 +35,8 @@ class Trial(Domain):
 
     def source_for(self, teacher: Generator | None, model: Model, data_free: bool) -> Source:
         """Conditions of zeros, where the run itself would have any."""
-        net = None if teacher is None else getattr(teacher.denoiser, "net", None)
-        if teacher is None or teacher.text is None or not isinstance(net, Adapter):
+        net = None if teacher is None else adapter_of(teacher.denoiser)
+        if teacher is None or teacher.text is None or net is None:
             return self.domain.source(model, data_free)
         self.domain.refuse(data_free)
         if doubts := self.domain.doubts(teacher):
@@ -64,6 +64,7 @@ def shortened(tree: Any) -> Any:
 
 def estimate(work: PreparedRun) -> str:
     """A few lines: parameters, memory of weights and optimisers, time on this machine."""
+    work = work.rehearsal()
     run, net = work.run, work.net
     longer = replace(run, steps=max(run.steps, STEPS + 1))
     state = work.init()

@@ -8,7 +8,8 @@ from pathlib import Path
 from fewstep.cli.evaluate_fid50k import evaluate_protocol
 from fewstep.cli.evaluate_prompts import Asked, evaluate_prompts
 from fewstep.cli.measure import found_again, measured, table
-from fewstep.cli.parser import FEATURES, GUIDANCE, TEACHER, VAE, code_flag, fail, verb_parser
+from fewstep.cli.parser import FEATURES, TEACHER, VAE, code_flag, fail, verb_parser
+from fewstep.cli.sampling_flags import NAMES, Sampling, sampling_flags
 from fewstep.storage.user_code import trust
 
 
@@ -43,7 +44,7 @@ def run(args: list[str]) -> int:
     group.add_argument(
         "--batch", type=int, help="pictures at a time (default: 100; --prompts: 10)"
     )
-    group.add_argument("--guidance", type=float, help=GUIDANCE)
+    sampling_flags(group)
     group.add_argument("--device", help="such as cuda or mps (default: cpu)")
     flags = parser.parse_args(args)
     trust(flags.code, [flags.run])
@@ -57,7 +58,7 @@ def run(args: list[str]) -> int:
     flags.draws = 3 if flags.draws is None else flags.draws
     if flags.protocol:
         return _published(flags)
-    for flag in ("reference", "features", "vae", "batch", "guidance", "device"):
+    for flag in ("reference", "features", "vae", "batch", *NAMES, "device"):
         if getattr(flags, flag) is not None:
             fail(f"--{flag} needs --protocol fid50k, or --prompts")
     samples = 5000 if flags.samples is None else flags.samples
@@ -71,9 +72,10 @@ def _prompted(own: argparse.Namespace) -> int:
     """evaluate --prompts."""
     if own.protocol or own.vae is not None:
         fail("--prompts has a protocol of its own, and the pipeline's VAE")
-    names = ("features", "reference", "side", "samples", "batch", "guidance", "device")
+    names = ("features", "reference", "side", "samples", "batch", "device")
     given = {name: getattr(own, name) for name in names if getattr(own, name) is not None}
     runs = {} if own.draws is None else {"runs": own.draws}
+    given |= {"sampling": Sampling.asked(own)}
     print(evaluate_prompts(own.run, Asked(own.prompts, own.clip or "", **given, **runs)))
     return 0
 
@@ -85,7 +87,6 @@ def _published(own: argparse.Namespace) -> int:
     samples = 50_000 if own.samples is None else own.samples
     batch = 100 if own.batch is None else own.batch
     features, device = own.features or "", own.device or "cpu"
-    guidance = 1.0 if own.guidance is None else own.guidance
-    protocol = (samples, own.draws, batch, device, own.vae or "", guidance)
+    protocol = (samples, own.draws, batch, device, own.vae or "", Sampling.asked(own))
     print(evaluate_protocol(own.run, features, own.reference, *protocol))
     return 0

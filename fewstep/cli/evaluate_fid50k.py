@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fewstep.cli.progress_bar import Bar, say
-from fewstep.cli.sample import at_scale
+from fewstep.cli.sampling_flags import Sampling
 from fewstep.data.autoencoder import as_pictures
 from fewstep.data.picture_set import PictureSet, first_shape
 from fewstep.data.readers import reader_of
@@ -67,7 +67,7 @@ def evaluate_protocol(
     batch: int,
     device: str,
     vae: str = "",
-    guidance: float = 1.0,
+    sampling: Sampling = Sampling(),
 ) -> str:
     """Measure the model in `path` by the 50k protocol; the scores as text.
 
@@ -82,12 +82,12 @@ def evaluate_protocol(
             f"{path} takes prompts, and --protocol fid50k knows labels alone; measure it with "
             "--prompts FILE --clip FOLDER"
         )
-    generator, decoder = as_pictures(at_scale(student, guidance), vae)
+    generator, decoder = as_pictures(sampling.applied(student, path), vae)
     network = load_features(features, where)
     real = read_reference(reference, network)
-    model, scale = digest(is_finished(path) / "manifest.json"), at(guidance)
-    made_by = "+".join(filter(None, (model, decoder, scale)))
-    name = f"{network.name}-{samples}{scale}"
+    model = digest(is_finished(path) / "manifest.json")
+    made_by = "+".join(filter(None, (model, decoder, sampling.suffix)))
+    name = f"{network.name}-{samples}{sampling.suffix}"
     place = path / "evaluation" / name
     protocol = Protocol(generator, network, place, made_by, samples, runs, batch)
     with locked(place):
@@ -101,7 +101,7 @@ def evaluate_protocol(
         "features": network.name,
         "samples": samples,
         "labels": "seed modulo classes" if generator.classes else "none",
-        "guidance": guidance,
+        **sampling.record(student),
         "reference": about(reference, real),
         "model": model,
         **({"vae": decoder} if decoder else {}),
@@ -111,11 +111,6 @@ def evaluate_protocol(
     write_json(path / "evaluation" / f"{name}.json", report)
     many = "an unknown number of" if real.count is None else real.count
     return f"{results_table(report)}\n\nagainst {many} pictures, {reference}"
-
-
-def at(guidance: float) -> str:
-    """The suffix of a file name for a guidance scale, "" for 1."""
-    return "" if guidance == 1 else f"-cfg{guidance:g}"
 
 
 def about(path: Path, real: Reference) -> dict[str, Any]:

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.cli.evaluate_fid50k import about, at, make_parts
-from fewstep.cli.progress_bar import Bar
-from fewstep.cli.sample import at_scale
+from fewstep.cli.evaluate_fid50k import about, make_parts
+from fewstep.cli.progress_bar import Bar, say
+from fewstep.cli.sampling_flags import Sampling
 from fewstep.data.prompts import read_prompts
 from fewstep.diffusion.generator import Generator
 from fewstep.diffusion.types import Cond
@@ -30,6 +30,8 @@ from fewstep.storage.folder_lock import locked
 from fewstep.storage.model_folder import is_finished
 from fewstep.teachers.diffusers.folder import is_pipeline, open_folder
 from fewstep.teachers.diffusers.load import with_text_and_vae
+from fewstep.teachers.diffusers.prompt_lengths import lost
+from fewstep.training.progress import heard, remark
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class Asked:
     """Prompts, the first so many; 0: all."""
     runs: int = 1
     batch: int = 10
-    guidance: float = 1.0
+    sampling: Sampling = Sampling()
     device: str = "cpu"
 
     def __post_init__(self) -> None:
@@ -73,7 +75,7 @@ def evaluate_prompts(path: Path, asked: Asked) -> str:
         raise ValueError(
             f"too few prompts to be measured on: {len(prompts)}, at least {2 * PARTS} are needed"
         )
-    (model, home), scale = identity(path), at(asked.guidance)
+    (model, home), suffix = identity(path), asked.sampling.suffix
     clip = load_aligned(asked.clip, where)
     features = load_features(asked.features, where) if asked.features else None
     real = read_reference(asked.reference, features) if asked.reference and features else None
@@ -81,19 +83,21 @@ def evaluate_prompts(path: Path, asked: Asked) -> str:
     if features is not None:
         kinds.append(Resized(features, asked.side))
     joined = Joined(kinds)
-    place = home / f"prompts-{joined.name}-{len(prompts)}{scale}"
+    place = home / f"prompts-{joined.name}-{len(prompts)}{suffix}"
     said = digest(Path(asked.prompts))
-    generator = at_scale(speaking(path, where, prompts), asked.guidance)
-    made_by = f"{model}+{said}{scale}"
+    speaker = speaking(path, where, prompts)
+    generator = asked.sampling.applied(speaker, path)
+    made_by = f"{model}+{said}{suffix}"
     protocol = Protocol(generator, joined, place, made_by, len(prompts), asked.runs, asked.batch)
-    with locked(place):
+    with locked(place), heard(say):
+        remark(lost(generator.card, prompts))
         make_parts(protocol)
         measured = _scored(protocol, clip, prompts, features, real)
     report: dict[str, Any] = {
         "features": joined.name,
         "samples": len(prompts),
         "labels": f"prompts of {Path(asked.prompts).name}, SHA-256 {said[:16]}",
-        "guidance": asked.guidance,
+        **asked.sampling.record(speaker),
         "reference": about(asked.reference, real) if asked.reference and real else {},
         "resized": f"to {asked.side} by Lanczos' filter" if features and asked.side else "",
         "model": model,

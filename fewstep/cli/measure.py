@@ -11,7 +11,7 @@ from fewstep.diffusion.generator import Generator
 from fewstep.domains.domain import Domain
 from fewstep.eval.domain_scores import SampleMetrics, evaluate, real_scores
 from fewstep.runs.run_folder import RunFolder
-from fewstep.runs.teacher import load_teacher, teacher_of
+from fewstep.runs.teacher import load_teacher, teacher_of, with_conditions
 from fewstep.storage.files import write_json
 from fewstep.storage.model_folder import load_student
 from fewstep.storage.user_code import decoded
@@ -35,15 +35,18 @@ def measured(path: Path, samples: int, draws: int) -> Metrics:
     if sample_metrics is None:
         raise ValueError(
             f"{path} cannot be measured: its domain, {type(domain).__name__}, has no metrics; "
-            "'fewstep evaluate' can by --protocol fid50k, or by --prompts where it takes them; "
-            "'fewstep report' shows what it makes"
+            "'fewstep evaluate' measures pictures by --protocol fid50k, and by --prompts those of "
+            "models that take prompts; 'fewstep report' shows what it makes"
         )
     models = {"student" if facts.get("distils", True) else "teacher": load_student(path)}
-    if "student" in models and (teacher := load_teacher(domain, teacher_of(folder))):
-        models = {"teacher": teacher, **models}
+    if "student" in models:
+        student = models["student"].model
+        if teacher := load_teacher(domain, teacher_of(folder), model=student):
+            models = {"teacher": teacher, **models}
     metrics: Metrics = {"real": real_scores(sample_metrics)}
     for role, model in models.items():
-        metrics[role] = _scores(role, model, sample_metrics, samples, draws)
+        given = with_conditions(model, domain)
+        metrics[role] = _scores(role, given, sample_metrics, samples, draws)
     stored: dict[str, Any] = {
         **metrics,
         "protocol": {"samples": samples, "draws": draws, "distance": sample_metrics.distance},

@@ -11,7 +11,6 @@ from typing import Any, Literal, NoReturn
 
 from fewstep.cli import flag_syntax
 
-GUIDANCE = "scale of classifier-free guidance, of a teacher: such as 7.5 (default: 1, none)"
 TEACHER = "where the run's teacher is now, if it was moved: checked by digest, and recorded"
 FEATURES = (
     "Inception's weights, a DINOv2 folder, or my_file.py:Name (default: what "
@@ -21,6 +20,7 @@ CODE = (
     "a file of your own that the model was made with, such as RUN/code/my_method.py; it is run "
     "where its SHA-256 is the recorded one"
 )
+SIZE = "of the pictures, such as 1024x768, of text-to-image pipelines (default: the model's own)"
 VAE = "folder of the autoencoder that decodes latents (default: what FEWSTEP_VAE names)"
 
 

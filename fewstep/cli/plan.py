@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from fewstep.cli.parser import code_flag, fail, verb_parser
+from fewstep.cli.parser import SIZE, code_flag, fail, verb_parser
 from fewstep.cli.progress_bar import Bar, say
+from fewstep.cli.recipe_run import like_teacher
 from fewstep.cli.run_flags import resolve
+from fewstep.diffusion.model import Model
 from fewstep.plan.choices import RESERVE, GiB, GPUs, Row, best, choices, command, recipe_for, rows
 from fewstep.recipes.registry import every, recipe
 from fewstep.recipes.text_to_image import suit
@@ -32,6 +34,7 @@ def run(args: list[str]) -> int:
         help="a pipeline folder or hub:ORG/NAME, a finished run or model folder, or a snapshot",
     )
     parser.add_argument("--gpus", required=True, help="how many of which memory, such as 1x24GB")
+    parser.add_argument("--size", default="", metavar="WIDTHxHEIGHT", help=SIZE)
     parser.add_argument("--recipe", default="", help="(default: the recipe for such a teacher)")
     parser.add_argument(
         "--at-once",
@@ -54,37 +57,38 @@ def run(args: list[str]) -> int:
         fail("--at-once and --tflops are positive")
     where = local(flags.teacher)
     trust(flags.code, [where])
-    model = describe_model(where)
+    model = describe_model(where, flags.size)
     for note in notes_on(where):
         say(note)
     name = flags.recipe or recipe_for(model)
     prog = f"fewstep plan {flags.teacher}"
-    planned = resolve(recipe(name)(), rest, prog, parser.flags())
+    planned = resolve(like_teacher(recipe(name)(), where, flags.size), rest, prog, parser.flags())
     if not planned.distils:
         fail(f"{name} trains a teacher; plan is for recipes that distil one")
-    planned = replace(planned, model=model)
+    planned = replace(planned, steps=planned.last_step)
     suit(planned, name, every())
-    table_rows, refused = _rehearsed(planned, flags.at_once, gpus, flags.tflops * 1e12)
+    table_rows, refused = _rehearsed(planned, flags.at_once, gpus, flags.tflops * 1e12, model)
     print(_head(planned, name, gpus))
     print(_table(table_rows, planned))
     for reason in refused:
         print(f"not possible: {reason}")
     row = best(table_rows)
-    print(_end(None if row is None else command(row, planned, name, flags.teacher, gpus, rest)))
+    own = [*rest, "--size", flags.size] if flags.size else rest
+    print(_end(None if row is None else command(row, planned, name, flags.teacher, gpus, own)))
     return 0
 
 
 def _rehearsed(
-    run: Run, at_once: list[int], gpus: GPUs, rate: float
+    run: Run, at_once: list[int], gpus: GPUs, rate: float, teacher: Model
 ) -> tuple[list[Row], list[str]]:
     """All rows, and the reasons why some choices have none."""
     measured: list[Row] = []
     refused: dict[str, None] = {}
-    chosen = choices(run.model, at_once)
+    chosen = choices(teacher, at_once)
     with Bar("rehearsing", len(chosen)) as bar:
         for done, choice in enumerate(chosen, 1):
             try:
-                measured += rows(run, choice, gpus, rate)
+                measured += rows(run, choice, gpus, rate, teacher)
             except ValueError as error:
                 refused[str(error)] = None
             bar.update(done)

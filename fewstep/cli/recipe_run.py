@@ -5,19 +5,18 @@ from __future__ import annotations
 import json
 import sys
 from argparse import ArgumentParser
-from collections.abc import Generator as Steps
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from fewstep.cli.parser import code_flag, fail, verb_parser
+from fewstep.cli.parser import SIZE, Parser, code_flag, fail, verb_parser
 from fewstep.cli.progress_bar import Bar, Stop, say, stopping
 from fewstep.config import encode
 from fewstep.runs.command_line import command_line
 from fewstep.runs.run import Run
-from fewstep.runs.runner import Note, Progress, Step, execute, prepare
+from fewstep.runs.runner import Note, Step, execute, prepare
 from fewstep.runs.teacher import describe_model, resolve_run
 from fewstep.storage.machine_errors import short_of_memory
 from fewstep.teachers.diffusers.hub import local
@@ -34,26 +33,7 @@ def run_recipe(verb: Literal["train", "distill"], args: list[str]) -> int:
     from fewstep.recipes.text_to_image import suit
     from fewstep.storage.user_code import trust
 
-    parser = verb_parser(
-        verb, f"{verb} RECIPE in a folder; the same command continues.", add_help=False
-    )
-    parser.add_argument("recipe", nargs="?", help="see 'fewstep recipes'; or file.py:function")
-    parser.add_argument(
-        "--out", default="runs/{recipe}", help="the run folder (default: %(default)s)"
-    )
-    if verb == "distill":
-        parser.add_argument(
-            "--teacher",
-            default="",
-            help="a run or model folder, a pipeline folder or hub:ORG/NAME, or a snapshot",
-        )
-        parser.add_argument(
-            "--init", default="", help="folder of the network to start from (default: the teacher)"
-        )
-        code_flag(parser)
-    _machine_flags(parser)
-    parser.add_argument("--dry-run", action="store_true", help="print the run and its cost only")
-    parser.add_argument("-h", "--help", action="store_true", help="this, and the recipe's fields")
+    parser = _recipe_parser(verb)
     flags, rest = parser.parse_known_args(args)
     if flags.recipe is None:
         example = "digits" if verb == "distill" else "digits_teacher"
@@ -72,9 +52,11 @@ def run_recipe(verb: Literal["train", "distill"], args: list[str]) -> int:
             '--method my_file.py:MyMethod, --fake-optim "Optim(lr=1e-5)".'
         )
         return 0
-    teacher, init = local(getattr(flags, "teacher", "")), getattr(flags, "init", "")
-    trust(getattr(flags, "code", []), (teacher, init))
-    run = resolve(like_teacher(run, teacher), rest, f"fewstep {verb} {name}", parser.flags())
+    teacher, init = local(getattr(flags, "teacher", "")), local(flags.init)
+    fake = getattr(flags, "fake_init", "")
+    trust(getattr(flags, "code", []), (teacher, init, fake))
+    size = getattr(flags, "size", "")
+    run = resolve(like_teacher(run, teacher, size), rest, f"fewstep {verb} {name}", parser.flags())
     suit(run, name, every())
     right = "distill" if run.distils else "train"
     if verb != right:
@@ -82,11 +64,45 @@ def run_recipe(verb: Literal["train", "distill"], args: list[str]) -> int:
         fail(f"{name} {does} a teacher; the command is: fewstep {right} {name}")
     out = Path(flags.out.replace("{recipe}", Path(name.partition(":")[0]).stem))
     command = command_line(["fewstep", verb, *args])
+    if flags.dry_run:
+        return rehearse(run, name, teacher, flags.device, init, fake)
     machine = {"device": flags.device, "timeout": flags.timeout, "parts": flags.shard}
-    return perform(run, out, name, teacher, command, flags.dry_run, init=init, **machine)
+    return perform(run, out, name, teacher, command, init=init, fake_init=fake, **machine)
 
 
-def _machine_flags(parser: ArgumentParser) -> None:
+def _recipe_parser(verb: str) -> Parser:
+    """The flags that are no fields of a run."""
+    parser = verb_parser(
+        verb, f"{verb} RECIPE in a folder; the same command continues.", add_help=False
+    )
+    parser.add_argument("recipe", nargs="?", help="see 'fewstep recipes'; or file.py:function")
+    parser.add_argument(
+        "--out", default="runs/{recipe}", help="the run folder (default: %(default)s)"
+    )
+    if verb == "distill":
+        parser.add_argument(
+            "--teacher",
+            default="",
+            help="a run or model folder, a pipeline folder or hub:ORG/NAME, or a snapshot",
+        )
+        parser.add_argument(
+            "--fake-init",
+            default="",
+            help="folder of the network that the fake score starts from (default: the teacher)",
+        )
+        parser.add_argument("--size", default="", metavar="WIDTHxHEIGHT", help=SIZE)
+        code_flag(parser)
+    start = "the teacher" if verb == "distill" else "new weights"
+    parser.add_argument(
+        "--init", default="", help=f"folder of the network to start from (default: {start})"
+    )
+    machine_flags(parser)
+    parser.add_argument("--dry-run", action="store_true", help="print the run and its cost only")
+    parser.add_argument("-h", "--help", action="store_true", help="this, and the recipe's fields")
+    return parser
+
+
+def machine_flags(parser: ArgumentParser) -> None:
     """What is no part of a run: where it is computed."""
     parser.add_argument("--device", default="cpu", help="such as cuda or mps (default: cpu)")
     parser.add_argument(
@@ -107,11 +123,16 @@ def _machine_flags(parser: ArgumentParser) -> None:
     )
 
 
-def like_teacher(run: Run, teacher: str) -> Run:
+def like_teacher(run: Run, teacher: str, size: str = "") -> Run:
     """`run` with the network of its teacher, where there is one that can be read.
 
     Where it cannot, the run says so when it loads it, after the person's own files are known.
+    size: of its pictures, such as "1024x768"; "": the teacher's own.
     """
+    if size and not teacher:
+        raise ValueError("--size is that of a pipeline's pictures: pass it with --teacher")
+    if size:
+        return replace(run, model=describe_model(teacher, size))
     if not (teacher and run.distils):
         return run
     try:
@@ -126,41 +147,63 @@ def perform(
     recipe: str,
     teacher: str,
     command: str,
-    dry: bool = False,
     device: str = "cpu",
     init: str = "",
+    fake_init: str = "",
     timeout: float = distributed.TIMEOUT,
     parts: int = 1,
 ) -> int:
-    """Execute `run` in `out` with a progress bar, or (`dry`) only say what it would be."""
-    if dry:
-        from fewstep.cli.dry_run import estimate, shortened, tried
-
-        known = teacher or not run.distils or run.domain.exact() is not None
-        cost = NO_TEACHER
-        if known:
-            with heard(say):
-                trial = tried(resolve_run(run, teacher))
-                cost = estimate(prepare(trial, recipe, teacher, device, init))
-        print(json.dumps(shortened(encode(run)), indent=2))
-        print(cost)
-        return 0
+    """Execute `run` in `out` with a progress bar; the exit code."""
+    facts = {"recipe": recipe, "teacher": teacher, "command": command, "init": init}
+    facts["fake_init"] = fake_init
+    bar = Bar(recipe, run.last_step)
     try:
         with (
             stopping(distributed.under_torchrun()) as stop,
             distributed.process_group(device, timeout) as here,
+            closing(execute(run, out, device=here, parts=parts, **facts)) as work,
+            bar,
+            listen(partial(_preparing, stop, bar)),
+            heard(bar.say),
         ):
-            facts = {"recipe": recipe, "teacher": teacher, "command": command, "init": init}
-            work = execute(run, out, device=here, parts=parts, **facts)
-            bar, where = Bar(recipe, run.steps), f"{out}; continue with: {command}"
-            if asked := _follow(work, stop, bar, where):
-                return stop.code(asked)
+            for progress in work:
+                if isinstance(progress, Note):
+                    bar.say(progress.text)
+                if isinstance(progress, Step):
+                    skipped = progress.logs["skipped"]
+                    bar.update(progress.step, f"skipped {skipped:.0f}" if skipped else "")
+                    asked = distributed.max_over_ranks(
+                        stop.signal
+                    )  # all stop at one step, or none
+                    if asked and progress.step < progress.steps:
+                        work.close()
+                        distributed.max_over_ranks(0)  # none leaves before rank 0 has saved
+                        at = f"{progress.step} of {progress.steps}"
+                        where = f"{out}; continue with: {command}"
+                        bar.say(f"stopped at step {at}, saved in {where}")
+                        return stop.code(asked)
     except (RuntimeError, MemoryError) as error:
         if not (text := _failure(error)):
             raise
         print(f"fewstep: {text}", file=sys.stderr)
         return 1
     say(f"finished: {out}")
+    return 0
+
+
+def rehearse(
+    run: Run, recipe: str, teacher: str, device: str, init: str, fake_init: str = ""
+) -> int:
+    """Say what a run would be, and what it would cost."""
+    from fewstep.cli.dry_run import estimate, shortened, tried
+
+    cost = NO_TEACHER
+    if teacher or not run.distils or run.domain.exact() is not None:
+        with heard(say):
+            trial = tried(resolve_run(run, teacher, init))
+            cost = estimate(prepare(trial, recipe, teacher, device, init, fake_init))
+    print(json.dumps(shortened(encode(run)), indent=2))
+    print(cost)
     return 0
 
 
@@ -174,27 +217,6 @@ def _failure(error: Exception) -> str:
             "lower --batch; what was saved is kept"
         )
     return ""
-
-
-def _follow(work: Steps[Progress, None, None], stop: Stop, bar: Bar, where: str) -> int:
-    """Show `work` until it ends, or is stopped and saved: then the number of the signal."""
-    with closing(work), bar, listen(partial(_preparing, stop, bar)), heard(bar.say):
-        for progress in work:
-            if isinstance(progress, Note):
-                bar.say(progress.text)
-            if isinstance(progress, Step):
-                skipped = progress.logs["skipped"]
-                bar.update(progress.step, f"skipped {skipped:.0f}" if skipped else "")
-                asked = distributed.max_over_ranks(
-                    stop.signal
-                )  # all stop at the same step, or none
-                if asked and progress.step < progress.steps:
-                    work.close()
-                    distributed.max_over_ranks(0)  # none leaves before rank 0 has saved
-                    at = f"{progress.step} of {progress.steps}"
-                    bar.say(f"stopped at step {at}, saved in {where}")
-                    return asked
-    return 0
 
 
 def _preparing(stop: Stop, bar: Bar, what: str, done: int, total: int) -> None:

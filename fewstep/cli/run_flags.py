@@ -22,6 +22,10 @@ import tyro
 
 from fewstep import config
 from fewstep.cli import flag_syntax
+from fewstep.cli.progress_bar import say
+from fewstep.diffusion.model import OfTeacher
+from fewstep.diffusion.noise_path import Flow
+from fewstep.distillation.default_times import with_times_of
 from fewstep.runs.command_line import command_line
 from fewstep.runs.run import Run
 
@@ -57,7 +61,7 @@ def resolve(run: Run, args: Sequence[str], prog: str, others: Sequence[str] = ()
     errors, out = io.StringIO(), io.StringIO()
     try:
         with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(out):
-            return tyro.cli(
+            run = tyro.cli(
                 Run, default=run, args=rest, prog=prog, config=(tyro.conf.AvoidSubcommands,)
             )
     except SystemExit as stop:
@@ -65,6 +69,21 @@ def resolve(run: Run, args: Sequence[str], prog: str, others: Sequence[str] = ()
             text = _unboxed(errors.getvalue() + out.getvalue())
             raise ValueError(_misspelt(run, rest, text) or _sentence(text, others)) from None
         raise
+    return _on_its_path(run)
+
+
+def _on_its_path(run: Run) -> Run:
+    """The run with its method's defaults in the times of its teacher's path, which is told."""
+    if not run.distils or isinstance(run.model.net, OfTeacher):
+        return run
+    method = with_times_of(run.method, run.model.path)
+    if method != run.method:
+        kind = "a flow" if isinstance(run.model.path, Flow) else type(run.model.path).__name__
+        say(
+            f"{type(method).__name__}'s defaults are noise levels; on the times of this teacher "
+            f"({kind}) what was left at them is moved, and it samples by {method.sampler}"
+        )
+    return replace(run, method=method)
 
 
 def _long(run: Run, word: str) -> str:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from fewstep.cli.recipe_run import run_recipe
 
-
-def run(args: list[str]) -> int:
-    """Train a teacher by a recipe."""
-    return run_recipe("train", args)
+run = partial(run_recipe, "train")
+"""Train a teacher by a recipe."""

@@ -46,6 +46,35 @@ class Images:
         return Batch(draws.normal("z", x0.shape[1:]).to(x0), cond, x0, draws)
 
 
+@dataclass(frozen=True, eq=False)
+class Restored:
+    """Batches of pictures to restore: a degraded copy of each is the condition "start".
+
+    Arguments:
+        x0: (N, *) pictures.
+        start: (N, *) their degraded copies.
+        shown: (M, *) degraded pictures that samples are made of by default, in turn.
+        data_free: give no x0.
+    Called with draws it returns a `Batch` of noise z: (B, *), {"start": (B, *)} and x0: (B, *).
+    """
+
+    x0: Tensor
+    start: Tensor
+    shown: Tensor
+    data_free: bool = False
+
+    def __call__(self, draws: Draws) -> Batch:
+        batch = Images(self.x0)(draws)
+        rows = epoch_order(draws, len(self.x0)).to(self.start.device)
+        cond = {"start": self.start[rows].to(batch.z.device)}
+        return batch._replace(cond=cond, x0=None if self.data_free else batch.x0)
+
+    def condition(self, index: Tensor) -> dict[str, Tensor]:
+        """The conditions that samples `index` (N,) have by default."""
+        rows = (index % len(self.shown)).to(self.shown.device)
+        return {"start": self.shown[rows].to(index.device)}
+
+
 @dataclass(frozen=True)
 class Latents:
     """Data-free batches: standard normal noise, and uniform labels where there are classes.

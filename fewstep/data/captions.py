@@ -85,18 +85,21 @@ def open_captions(path: Path | str) -> CaptionedFolder:
     return CaptionedFolder(reader, [captions[name] for name in reader.names])
 
 
-def encode_all(folder: CaptionedFolder, table: Embeddings, teacher: Generator, side: int) -> None:
+def encode_all(
+    folder: CaptionedFolder, table: Embeddings, teacher: Generator, size: tuple[int, int]
+) -> None:
     """Put the latents of all pictures that are not there yet into `table`.
 
-    side: of the pictures that the teacher's VAE is given, in pixels; others are cut to their
-    middle square and resized. A ValueError names damaged ones before any is encoded.
+    size: (height, width) of the pictures that the teacher's VAE is given, in pixels; others are
+    cut to these proportions in their middle and resized. A ValueError names damaged ones before
+    any is encoded.
     """
     keys = folder.keys
     missing = set(table.missing(keys))
     rows = torch.tensor([row for row, name in enumerate(keys) if name in missing])
     if not len(rows):
         return
-    pictures = load_pictures(folder.reader, rows, (3, side, side), side)
+    pictures = load_pictures(folder.reader, rows, (3, *size), size[0])
     place = {keys[row]: i for i, row in enumerate(rows.tolist())}
 
     def encode(names: Sequence[str]) -> dict[str, Tensor]:

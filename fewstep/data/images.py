@@ -207,17 +207,25 @@ def fit(image: Image.Image, size: int, crop: Crop = "center") -> Image.Image:
     is at least twice as long, brought to `size` by a bicubic filter, then the middle is cut out.
     """
     if crop == "center":
-        short = min(image.size)
-        image = _middle(image, short)
-        if short == size:
-            return image
-        return image.resize((size, size), Image.Resampling.LANCZOS)
+        return framed(image, size, size)
     while min(image.size) >= 2 * size:
         half = image.width // 2, image.height // 2
         image = image.resize(half, Image.Resampling.BOX)
     scale = size / min(image.size)
     scaled = round(image.width * scale), round(image.height * scale)
     return _middle(image.resize(scaled, Image.Resampling.BICUBIC), size)
+
+
+def framed(image: Image.Image, width: int, height: int) -> Image.Image:
+    """The largest part of these proportions in the middle, resized by Lanczos' filter."""
+    wide = image.width * height >= image.height * width
+    w = round(image.height * width / height) if wide else image.width
+    h = image.height if wide else round(image.width * height / width)
+    left, top = (image.width - w) // 2, (image.height - h) // 2
+    image = image.crop((left, top, left + w, top + h))
+    if image.size == (width, height):
+        return image
+    return image.resize((width, height), Image.Resampling.LANCZOS)
 
 
 def _middle(image: Image.Image, size: int) -> Image.Image:

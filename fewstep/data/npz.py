@@ -1,6 +1,7 @@
-"""Pictures as arrays in an .npz file, read without unpickling and held in memory.
+"""Arrays in an .npz file, pictures or others, read without unpickling and held in memory.
 
 images   uint8, (N, H, W), (N, H, W, C) or (N, C, H, W), C being 1 or 3
+x        floats, (N, *): samples of any other kind
 labels   integers (N,); may be missing
 """
 
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import io
 from math import prod
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -23,6 +25,42 @@ LIMIT = 16 << 30
 """Bytes of one array."""
 HEADER = 1 << 16
 """Bytes in which the header of an array ends."""
+
+
+def opened(path: str | Path) -> ZipArchive:
+    """The .npz file `path`; ValueError where it is none."""
+    path = Path(path)
+    if not path.is_file() or path.suffix.lower() != ".npz":
+        raise ValueError(f"{path} is no .npz file of arrays")
+    return ZipArchive(path, limit=LIMIT)
+
+
+def float_shape(archive: ZipArchive, name: str) -> tuple[int, ...]:
+    """(N, *), the shape of an array of floats; ValueError where it is no N samples of them."""
+    path = archive.path
+    if f"{name}.npy" not in archive.members:
+        there = ", ".join(sorted(archive.members)) or "nothing"
+        raise ValueError(f"{path} has no array {name!r}; it holds {there}")
+    shape, _, dtype, _ = header(archive, name)
+    if dtype.kind != "f" or dtype.itemsize > 8 or len(shape) < 2 or not prod(shape):
+        raise ValueError(
+            f"{path}: {name} must be floats of shape (N, *), one sample or more, got {dtype} "
+            f"{shape}"
+        )
+    return shape
+
+
+def floats(archive: ZipArchive, name: str) -> Tensor:
+    """The array that `float_shape` has described, (N, *) float32; ValueError names what is wrong.
+
+    All numbers have to be finite.
+    """
+    x = torch.from_numpy(array(archive, name).astype(np.float32))
+    problems = Problems(archive.path)
+    for row in (~x.isfinite().flatten(1).all(1)).nonzero()[:, 0].tolist():
+        problems.add("with a number that is not finite", f"row {row}")
+    problems.refuse()
+    return x
 
 
 def count(archive: ZipArchive) -> int:

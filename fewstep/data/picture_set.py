@@ -23,7 +23,7 @@ from torch import Tensor
 
 from fewstep.data.batches import epoch_order
 from fewstep.data.errors import Problems, Unfit
-from fewstep.data.images import Alone, among_others, fit, pixels, standard
+from fewstep.data.images import Alone, among_others, framed, pixels, standard
 from fewstep.data.readers import Reader
 from fewstep.diffusion.rng import Draws
 from fewstep.diffusion.types import Batch
@@ -46,11 +46,12 @@ def pool() -> ThreadPoolExecutor:
 def array(reader: Reader, row: int, shape: Shape, resolution: int = 0) -> np.ndarray:
     """Picture `row` as (C, H, W) uint8, which is `shape`; `Unfit` says why it is not.
 
-    With a `resolution` any picture is brought to `shape`: cut to a square and resized.
+    With a `resolution` any picture is brought to `shape`: cut to its proportions and resized.
     """
     image = reader.image(row)
     if resolution:
-        image = fit(standard(image).convert("L" if shape[0] == 1 else "RGB"), resolution)
+        grey = shape[0] == 1
+        image = framed(standard(image).convert("L" if grey else "RGB"), shape[2], shape[1])
     x = pixels(image).transpose(2, 0, 1)
     if x.shape != shape:
         raise Unfit(f"of another shape than {_text(shape)}", _text(x.shape))
@@ -154,7 +155,7 @@ def load_pictures(
         reader: the set of pictures.
         rows: (N,) which of them.
         shape: (C, H, W) that each must have; with `resolution` each is brought to it.
-        resolution: width and height to cut and resize to, in pixels; 0: as they are.
+        resolution: height to cut and resize to, in pixels; 0: as they are.
         memory: bytes of pictures that may be held; larger sets are decoded batch by batch.
     Returns the set, whose `take` gives uint8 (B, C, H, W).
     Raises ValueError that names the pictures which are damaged or of another shape.

@@ -9,10 +9,14 @@ label: (B,) from `path.label(t)`; all arithmetic outside F is done in x_t's own 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 
 from fewstep.diffusion.encoder_features import feature_shape, require_encoder_features
+from fewstep.diffusion.extra_inputs import TimeEmbedding, time_embedding
+from fewstep.diffusion.heads import output_layer
 from fewstep.diffusion.noise_path import (
     NoisePath,
     coefficients,
@@ -58,6 +62,27 @@ class _Wrapped(nn.Module, ABC):
         ValueError where F does not say it.
         """
         return feature_shape(self.net)
+
+    @property
+    def data_conditions(self) -> Mapping[str, tuple[int, ...]]:
+        """Conditions that are part of data, such as pictures, by name with their shapes."""
+        given: Mapping[str, tuple[int, ...]] = getattr(self.net, "data_conditions", {})
+        return given
+
+    @property
+    def time_embedding(self) -> TimeEmbedding:
+        """Where F embeds its time (`fewstep.diffusion.extra_inputs`)."""
+        return time_embedding(self.net)
+
+    @property
+    def output_layer(self) -> nn.Module:
+        """The layer whose result is F (`fewstep.diffusion.heads`)."""
+        return output_layer(self.net)
+
+    def several(self, count: int, xt: Tensor, t: Tensor, cond: Cond = None) -> Tensor:
+        """The x_0 of each of `count` batches of F that one pass returns: (count, B, *)."""
+        outs = self.net(*self.inputs(xt, t, cond)).chunk(count)
+        return torch.stack([self.x0(xt, t, out) for out in outs])
 
     def encode(self, xt: Tensor, t: Tensor, cond: Cond = None) -> Tensor:
         """The features of F's encoder at x_t: (B, F, *); the decoder is not run."""

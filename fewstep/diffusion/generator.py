@@ -7,17 +7,18 @@ origin) is the same bundle as a finished student, so a student can be a teacher 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import chain
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from fewstep.diffusion.guidance import CFG
 from fewstep.diffusion.model import Model
 from fewstep.diffusion.pixels import finite
 from fewstep.diffusion.rng import Draws
-from fewstep.diffusion.types import Cond, Sampler, select_rows
+from fewstep.diffusion.sampler_changes import in_steps
+from fewstep.diffusion.types import Cond, Sampler, device_of, select_rows
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,24 @@ class Generator:
     @property
     def device(self) -> torch.device:
         """The device of the network's first parameter, or buffer where there are none."""
-        net: nn.Module = self.denoiser
-        return next(chain(net.parameters(), net.buffers())).device
+        return device_of(self.denoiser)
+
+    def in_steps(self, steps: int) -> Generator:
+        """The same generator, sampled in another number of steps.
+
+        `fewstep.diffusion.sampler_changes.in_steps` says what becomes of its times, and raises
+        ValueError where it has steps of its own.
+        """
+        return replace(self, sampler=in_steps(self.sampler, steps))
+
+    def guided(self, kappa: float) -> Generator:
+        """The same generator, sampled with guidance at scale kappa; 1 is none.
+
+        ValueError where it takes neither labels nor prompts.
+        """
+        if not self.classes and self.text is None:
+            raise ValueError("guidance needs prompts or labels, and this model takes none")
+        return self if kappa == 1 else replace(self, sampler=CFG(self.sampler, kappa))
 
     @torch.no_grad()
     def sample(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,6 +20,8 @@ from torch.nn.modules.module import (
 )
 
 from fewstep.diffusion.denoisers import EDM, Eps, V, Velocity
+from fewstep.diffusion.extra_inputs import ExtraInputs
+from fewstep.diffusion.heads import Heads
 from fewstep.diffusion.noise_path import VE, NoisePath
 
 TENSORS = 20_000
@@ -69,6 +71,17 @@ class Model:
     """What the network's output is; "denoiser": the network is a whole one, with its own path."""
     sigma_data: float = 0.5
     """Standard deviation of the data, for "edm"."""
+    inputs: tuple[str, ...] = ()
+    """Further inputs by name, such as "s" of a flow map (`fewstep.diffusion.extra_inputs`)."""
+    heads: int = 1
+    """Predictions of one call, of a network with several (`fewstep.diffusion.heads`)."""
+
+    def __post_init__(self) -> None:
+        if min(self.shape, default=1) < 1 or self.classes < 0 or self.heads < 1:
+            raise ValueError(
+                "Model needs a shape of positive numbers, classes >= 0 and heads >= 1, got "
+                f"{self.shape}, {self.classes} and {self.heads}"
+            )
 
     def build(self, seed: int = 0) -> nn.Module:
         """The denoiser, with weights initialised from `seed`.
@@ -80,8 +93,25 @@ class Model:
         Returns: an `nn.Module` and `Denoiser` on the CPU, or on torch's default device.
 
         Raises ValueError for a network that this machine's memory cannot hold, for an unknown
-        `predicts`, and where `predicts` and `path` contradict a network that is a whole denoiser.
+        `predicts`, where `predicts` and `path` contradict a network that is a whole denoiser, and
+        for `inputs` that it cannot have.
         """
+        denoiser = self._denoiser(seed)
+        if self.inputs:
+            denoiser = ExtraInputs(denoiser, self.inputs, seed)
+        return denoiser if self.heads == 1 else Heads(denoiser, self.heads)
+
+    def carried(self, weights: Mapping[str, torch.Tensor], to: Model) -> dict[str, torch.Tensor]:
+        """A state dict of this model by the names of `to`, which is this one with more to it.
+
+        The tensors of further inputs and heads are not among them.
+        """
+        wrappers = (to.inputs and not self.inputs, to.heads > 1 and self.heads == 1)
+        prefix = "net." * sum(map(bool, wrappers))
+        return {prefix + name: tensor for name, tensor in weights.items()}
+
+    def _denoiser(self, seed: int) -> nn.Module:
+        """The denoiser without further inputs."""
         with torch.random.fork_rng(devices=[]):
             self._refuse_too_large()
             torch.manual_seed(seed)

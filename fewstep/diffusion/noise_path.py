@@ -13,6 +13,7 @@ differentiation of the two functions, never from a second formula that could dis
     VP          sqrt(abar),  sqrt(1-abar)   Ho et al. 2020, https://arxiv.org/abs/2006.11239
     Flow        1 - t,       t              Lipman et al. 2022, https://arxiv.org/abs/2210.02747
     TrigFlow    cos t,       sin t          Lu & Song 2024, https://arxiv.org/abs/2410.11081
+    Bridge      1 - t,       (t (1-t))^1/2  to a known end, Liu et al. 2023 (below)
 
 All conversions except those of eps-networks, whose definition divides by alpha, stay finite at
 alpha = 0, where one-step students of flow models start.
@@ -55,9 +56,37 @@ class NoisePath(ABC):
     def label(self, t: Tensor) -> Tensor:
         """The time input of a network on this path: t's shape -> the same shape.
 
-        By default t itself; of order one and finite on [t_min, t_max].
+        By default t itself; finite on [t_min, t_max], and mostly of order one.
         """
         return t
+
+    @property
+    def label_range(self) -> float:
+        """label(t_max) - label(t_min): what differences of labels are compared with."""
+        ends = torch.tensor([self.t_min, self.t_max], dtype=torch.float64, device="cpu")
+        low, high = self.label(ends).tolist()
+        return float(high - low)
+
+    def flow_time(self, t: Tensor) -> Tensor:
+        """tau = sigma_t / (alpha_t + sigma_t), the time of a rectified flow with as much noise.
+
+        From 0 at the data to 1 at pure noise on every path; same shape as t.
+        """
+        sigma = self.sigma(t)
+        return sigma / (self.alpha(t) + sigma)
+
+    def time_of(self, tau: Tensor) -> Tensor:
+        """The time t in [t_min, t_max] whose `flow_time` is nearest to tau; tau's shape.
+
+        Found by bisection, in double precision, to the last bit of single precision.
+        """
+        low = torch.full_like(tau, self.t_min, dtype=torch.float64)
+        high = torch.full_like(low, self.t_max)
+        for _ in range(60):
+            middle = (low + high) / 2
+            below = self.flow_time(middle) < tau
+            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+        return ((low + high) / 2).to(tau)
 
     def scale(self, t: Tensor) -> Tensor:
         """The divisor of x_t that flows are integrated with (`heun`); same shape as t.
@@ -133,12 +162,41 @@ class NoisePath(ABC):
         same_shape(xs=xs, eps=eps)
         alpha, sigma = coefficients(self, xs, t)
         alpha_s, sigma_s = coefficients(self, xs, s)
-        if bool((t < s).any()):
+        if not t.is_meta and bool((t < s).any()):
             raise ValueError("noise is added from s to a later t, got t < s; `ddim` goes back")
         # At alpha_s = 0 both are noise, and stay it.
         ratio = torch.where(alpha_s > 0, alpha / torch.where(alpha_s > 0, alpha_s, 1), 1)
         added = (sigma - ratio * sigma_s) * (sigma + ratio * sigma_s)
         return ratio * xs + added.clamp(min=0).sqrt() * eps
+
+    def ancestral(self, xt: Tensor, x0: Tensor, eps: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        """A draw of x_s given x_t and x_0, s <= t: the stochastic step back.
+
+        The law of x_s when x_t was made from it by `bridge`. With r = alpha_t / alpha_s and
+        tau^2 = sigma_t^2 - r^2 sigma_s^2, the variance that this added,
+
+            x_s = (r sigma_s^2 x_t + alpha_s tau^2 x_0 + sigma_s tau sigma_t eps) / sigma_t^2.
+
+        Args:
+            xt: (B, *), the samples at time t.
+            x0: (B, *), what they are the noise of.
+            eps: (B, *), standard normal noise that is independent of both.
+            t, s: (B,) or (), the times; sigma_t > 0.
+
+        Returns: x_s, (B, *), with a gradient in x_t and x_0.
+
+        Raises ValueError where t < s, and where the shapes do not fit. Ho et al. 2020,
+        https://arxiv.org/abs/2006.11239, equation 7.
+        """
+        same_shape(xt=xt, x0=x0, eps=eps)
+        alpha, sigma = coefficients(self, xt, t)
+        alpha_s, sigma_s = coefficients(self, xt, s)
+        if not t.is_meta and bool((t < s).any()):
+            raise ValueError("a step back leads from t to an earlier s, got t < s")
+        ratio = torch.where(alpha_s > 0, alpha / torch.where(alpha_s > 0, alpha_s, 1), 1)
+        added = ((sigma - ratio * sigma_s) * (sigma + ratio * sigma_s)).clamp(min=0)
+        mean = (ratio * sigma_s**2 * xt + alpha_s * added * x0) / sigma**2
+        return mean + sigma_s / sigma * added.sqrt() * eps
 
 
 @dataclass(frozen=True)
@@ -160,6 +218,10 @@ class VE(NoisePath):
         """c_noise = ln(sigma) / 4 (Karras et al. 2022, table 1)."""
         return t.log() / 4
 
+    def time_of(self, tau: Tensor) -> Tensor:
+        """tau / (1 - tau), between t_min and t_max."""
+        return (tau / (1 - tau)).clamp(self.t_min, self.t_max)
+
     def scale(self, t: Tensor) -> Tensor:
         """1: flows are integrated in sigma, as EDM's are."""
         return torch.ones_like(t)
@@ -180,6 +242,10 @@ class Flow(NoisePath):
         """t itself."""
         return t
 
+    def time_of(self, tau: Tensor) -> Tensor:
+        """tau, between t_min and t_max."""
+        return tau.clamp(self.t_min, self.t_max)
+
 
 @dataclass(frozen=True)
 class TrigFlow(NoisePath):
@@ -195,6 +261,45 @@ class TrigFlow(NoisePath):
     def sigma(self, t: Tensor) -> Tensor:
         """sin t."""
         return t.sin()
+
+    def time_of(self, tau: Tensor) -> Tensor:
+        """The angle of (1 - tau, tau), between t_min and t_max."""
+        return torch.atan2(tau, 1 - tau).clamp(self.t_min, self.t_max)
+
+
+@dataclass(frozen=True)
+class Bridge(NoisePath):
+    """alpha = 1 - t, sigma = std (t (1 - t))^(1/2): a Brownian bridge, around its known end.
+
+    A bridge leads from data x_0 to an end x_T that is given with it, such as a blurred copy:
+
+        y_t = (1 - t) x_0 + t x_T + std (t (1 - t))^(1/2) eps.
+
+    What is not known of y_t is x_t = y_t - t x_T, a noise path of x_0 on which x_T is a condition
+    of networks; E[x_0 | y_t, x_T] is E[x_0 | x_t, x_T]. At t = 1 nothing is left but x_T. Liu et
+    al. 2023 (I2SB), https://arxiv.org/abs/2302.05872, with a constant rate of noise.
+    """
+
+    std: float = 1.0
+    """How far bridges spread: sigma is half of it in the middle."""
+    t_min: float = 1e-3
+    t_max: float = 0.999
+
+    def __post_init__(self) -> None:
+        if not 0 < self.std < math.inf:
+            raise ValueError(f"Bridge.std is positive and finite, got {self.std:g}")
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """1 - t."""
+        return 1 - t
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """std (t (1 - t))^(1/2), 0 at both ends."""
+        return self.std * (t * (1 - t)).clamp(min=0).sqrt()
+
+    def time_of(self, tau: Tensor) -> Tensor:
+        """r / (std^2 + r) with r = (tau / (1 - tau))^2, between t_min and t_max."""
+        return (tau**2 / (tau**2 + (self.std * (1 - tau)) ** 2)).clamp(self.t_min, self.t_max)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,8 @@ serves as a sampler's grid (`quantile` of a linspace), and a test needs no stati
     LogitNormal   logit t ~ N(mean, std^2)           SD3, https://arxiv.org/abs/2403.03206; SiD-DiT
     Shifted       t / (shift (1 - t) + t) uniform   SD3 and its kin, training and sampling
     Discrete      t uniform on a finite set          few-step grids
+    NoiseLevels   (sigma / alpha)^(1/rho) uniform    Karras's ladder, even log-SNR, on any path
+    OfLevel       sigma / alpha has another law      EDM's laws on any path
 """
 
 from __future__ import annotations
@@ -17,9 +19,12 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
+
+from fewstep.diffusion.noise_path import VE, VP, NoisePath
 
 
 class TimeLaw(ABC):
@@ -31,6 +36,27 @@ class TimeLaw(ABC):
 
         Non-decreasing in u.
         """
+
+    def share(self, t: Tensor) -> Tensor:
+        """P(T <= t), elementwise: any shape -> the same shape.
+
+        Found by bisection of `quantile`, in double precision.
+        """
+        low, high = (torch.full_like(t, end, dtype=torch.float64) for end in (0.0, 1.0))
+        for _ in range(50):
+            middle = (low + high) / 2
+            below = self.quantile(middle) <= t
+            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+        return ((low + high) / 2).to(t)
+
+    def within(self, u: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        """The law given low <= T <= high, elementwise: `quantile` of that.
+
+        u: in (0, 1); low and high: times that broadcast against it. Where the law has no mass
+        between them it is one of them.
+        """
+        a, b = self.share(low), self.share(high)
+        return torch.clamp(self.quantile(a + u * (b - a)), low, high)
 
 
 def _positive(law: TimeLaw, **values: float) -> None:
@@ -161,3 +187,77 @@ class Shifted(TimeLaw):
         """shift v / (1 + (shift - 1) v) at v = lo + (1 - lo) u."""
         v = self.lo + (1 - self.lo) * u
         return self.shift * v / (1 + (self.shift - 1) * v)
+
+
+@dataclass(frozen=True)
+class NoiseLevels(TimeLaw):
+    """l^(1/rho) uniform between lo and hi, l = sigma / alpha the noise level; rho = inf: ln l.
+
+    Karras's ladder (https://arxiv.org/abs/2206.00364, equation 5) on any path, and with infinite
+    rho the one of equal steps in log-SNR (https://arxiv.org/abs/2206.00927). Times of a path of
+    timesteps are whole.
+    """
+
+    path: NoisePath = VE()
+    lo: float = 0.002
+    hi: float = 80.0
+    rho: float = 7.0
+
+    def __post_init__(self) -> None:
+        if not (0 < self.lo < self.hi < math.inf and self.rho > 0):
+            raise ValueError(
+                "NoiseLevels needs levels 0 < lo < hi, which are finite, and rho > 0; got "
+                f"{self.lo:g}, {self.hi:g} and {self.rho:g}"
+            )
+
+    def quantile(self, u: Tensor) -> Tensor:
+        """The time of the level (lo^(1/rho) + u (hi^(1/rho) - lo^(1/rho)))^rho."""
+        if self.rho == math.inf:
+            level = self.lo * (self.hi / self.lo) ** u
+        else:
+            lo, hi = self.lo ** (1 / self.rho), self.hi ** (1 / self.rho)
+            level = (lo + u * (hi - lo)) ** self.rho
+        times = self.path.time_of(level / (1 + level))
+        return times.round() if isinstance(self.path, VP) else times
+
+
+@dataclass(frozen=True)
+class OfLevel(TimeLaw):
+    """The times of `path` whose noise level l = sigma / alpha has the law `levels`.
+
+    Where t is no noise level, as it is for EDM, this carries EDM's laws over; levels that the path
+    does not reach are left out. Times of a path of timesteps are whole.
+    """
+
+    levels: TimeLaw
+    path: NoisePath
+
+    def quantile(self, u: Tensor) -> Tensor:
+        """The time of the level that has the share u of those on the path below it."""
+        low, high = self._reached
+        level = self.levels.quantile(low + u * (high - low))
+        times = self.path.time_of(1 / (1 + 1 / level))
+        return times.round() if isinstance(self.path, VP) else times
+
+    def share(self, t: Tensor) -> Tensor:
+        """P(T <= t), elementwise: any shape -> the same shape."""
+        low, high = self._reached
+        whole = t.double() + 0.5 if isinstance(self.path, VP) else t.double()
+        whole = whole.clamp(self.path.t_min, self.path.t_max)
+        share = (self.levels.share(self._level(whole)) - low) / (high - low)
+        return torch.where(t >= self.path.t_max, 1.0, share.clamp(0.0, 1.0)).to(t)
+
+    def _level(self, t: Tensor) -> Tensor:
+        return self.path.sigma(t) / self.path.alpha(t)
+
+    @cached_property
+    def _reached(self) -> tuple[float, float]:
+        """The shares of `levels` below the path's least noise, and below its most."""
+        ends = [self.path.t_min, self.path.t_max]
+        found = self.levels.share(
+            self._level(torch.tensor(ends, dtype=torch.float64, device="cpu"))
+        )
+        low, high = found.tolist()
+        if not low < high:
+            raise ValueError(f"{self.path} has no noise levels of {self.levels}")
+        return low, high

@@ -1,4 +1,4 @@
-"""The critic: a fake score that is its own discriminator.
+"""The critic: a fake score, and the discriminator that learns beside it.
 
 Zhou et al. 2024 (SiDA), https://arxiv.org/abs/2410.14919: the logits of real against fake are
 read off the fake score's encoder, without new parameters, and one update serves both tasks:
@@ -8,25 +8,29 @@ read off the fake score's encoder, without new parameters, and one update serves
 D the number of pixels: the published weight is against the *sum* of squares over pixels. Real and
 fake samples share the time, the noise and the condition. With `pool="learned"` a small head on the
 encoder makes the logits, as in DMD2 (`fewstep.distillation.discriminator_head`).
+
+All that is said of the discriminator is a `fewstep.distillation.discriminator.Discriminator`
+(`Critic.discriminator`). One that reads other features than the fake score's is a network of its
+own, and has an update of its own after that of the fake score.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 
-from fewstep.diffusion.encoder_features import require_encoder_features
-from fewstep.diffusion.guidance import guided, is_zero
+from fewstep.diffusion.guidance import guided
 from fewstep.diffusion.time_distributions import LogNormal, TimeLaw
 from fewstep.diffusion.types import Batch, Denoiser
 from fewstep.distillation.augment import Augment
-from fewstep.distillation.discriminator_head import DenoiserWithHead
-from fewstep.distillation.fake_score import Rollout, add_noise, augment_samples, log_variance
+from fewstep.distillation.discriminator import Discriminator, Features
+from fewstep.distillation.fake_score import FakeScore, Rollout, log_variance
 from fewstep.distillation.guidance_scales import Guidance
 from fewstep.distillation.method import Loss, Nets, Turn, need_data
-from fewstep.losses.adversarial import Average, Pool, averaged, discriminator, logits
+from fewstep.losses.adversarial import Adversarial, Average, GradientPenalty, Pool
 from fewstep.losses.score import denoising
 from fewstep.losses.weight import EDMWeight, Weight
 
@@ -39,13 +43,14 @@ class Critic:
         times: the distribution of the noise levels of both losses.
         weight: w of the denoising loss.
         judging: w_D of the discriminator's loss.
-        scale: weight of the discriminator against the denoising summed over pixels.
-        average: whether w_D multiplies the loss of the whole "batch", or of each "sample".
-        pool: how features make logits: their mean over "channels" or "space", or a "learned" head.
-        augment: how real and generated samples are moved first, each by itself.
-        logvar: as for `FakeScore`; the discriminator's loss is divided by e^u too.
+        scale: weight of the discriminator against the denoising summed over pixels, where the fake
+            score learns both at once; a discriminator with an update of its own needs none.
+        average, pool, augment, features, layers, loss, penalty: as for `Discriminator`.
+        logvar: as for `FakeScore`; the discriminator's loss is divided by e^u too, where the fake
+            score learns both at once.
 
-    Raises ValueError where scale is negative. Zhou et al. 2024, https://arxiv.org/abs/2410.14919.
+    Raises ValueError where scale is negative, and as `Discriminator` does. Zhou et al. 2024,
+    https://arxiv.org/abs/2410.14919.
     """
 
     times: TimeLaw = LogNormal()
@@ -64,54 +69,73 @@ class Critic:
     """How real and generated samples are moved first, each by itself."""
     logvar: bool = False
     """As for `FakeScore`; the discriminator's loss is divided by e^u too."""
+    features: Features = "fake"
+    """What the discriminator reads: the "fake" score, the "teacher", or a network of its "own"."""
+    layers: tuple[str, ...] = ()
+    """Modules of the teacher that it reads, by name; none: the teacher's encoder."""
+    loss: Adversarial = "nonsaturating"
+    """The adversarial loss, of both sides."""
+    penalty: GradientPenalty = GradientPenalty()
+    """R1 and R2 of the discriminator."""
 
     def __post_init__(self) -> None:
         if self.scale < 0:
             raise ValueError(f"Critic.scale is 0 or more, got {self.scale:g}")
+        _ = self.discriminator  # refuses what does not fit
 
-    def equipped(self, nets: Nets) -> Nets:
-        """`nets`, with a learned head on the fake score where `pool` is "learned".
+    @property
+    def discriminator(self) -> Discriminator:
+        """What tells real samples from generated ones, for both sides."""
+        read = self.times, self.features, self.layers, self.pool
+        return Discriminator(
+            *read, self.loss, self.penalty, self.judging, self.average, self.augment
+        )
 
-        For a method's init; changes `nets` in place.
-        """
-        if self.pool == "learned":
-            nets["fake"] = DenoiserWithHead(nets["fake"])
-        return nets
+    @property
+    def couples_samples(self) -> bool:
+        """Whether the loss of a sample is weighted by the mean over the batch."""
+        return self.discriminator.couples_samples
+
+    def equipped(self, nets: Nets, teacher: Denoiser | None = None) -> Nets:
+        """`nets` with what judges, as `Discriminator.equipped`."""
+        return self.discriminator.equipped(nets, teacher)
+
+    def turns(self, rollout: Rollout, guidance: Guidance) -> Sequence[Turn]:
+        """The update of the fake score, then that of a discriminator with a network of its own."""
+        judge = self.discriminator
+        own = () if judge.net == "fake" else (judge.turn(rollout),)
+        return self.turn(rollout, guidance), *own
 
     def turn(self, rollout: Rollout, guidance: Guidance) -> Turn:
-        """The update of the critic on samples of a rollout and real data."""
-        return Turn("fake", partial(self.loss, rollout, guidance))
+        """The update of nets["fake"] on samples of a rollout, and on real data if it judges."""
+        if self.features != "fake":
+            score = FakeScore(self.times, self.weight, self.augment, self.logvar)
+            return score.turn(rollout, guidance)
+        return Turn("fake", partial(self._both, rollout, guidance))
 
-    def loss(
+    def _both(
         self, rollout: Rollout, guidance: Guidance, nets: Nets, teacher: Denoiser, batch: Batch
     ) -> Loss:
         """The denoising loss of the generated samples and the discriminator's loss.
 
         It takes one full pass over the generated samples and the encoder alone over the real ones,
-        which get the same times and noise. Logs "denoising", "discriminator" and
-        "discriminator_accuracy". ValueError where the batch has no data.
+        which get the same times and noise. Logs "denoising" and what the discriminator logs.
+        ValueError where the batch has no data.
         """
-        x0, net = need_data(self, batch), nets["fake"]
+        judge, x0 = self.discriminator, need_data(self, batch)
         with torch.no_grad():
-            x, fake_labels = augment_samples(self.augment, rollout(nets, batch), batch)
-            x0, real_labels = augment_samples(self.augment, x0, batch, "augment/real")
-        fake = add_noise(teacher.path, x, self.times, batch)
-        real = add_noise(teacher.path, x0, self.times, batch)  # the same times and noise
+            pair = judge.pair(teacher.path, rollout(nets, batch), x0, batch)
+        x, fake = pair.x, pair.fake
         kappa = guidance.learning(batch)
         (prediction,), features = guided(
-            net, fake.xt, fake.t, batch.cond, [kappa], True, fake_labels
+            nets["fake"], fake.xt, fake.t, batch.cond, [kappa], True, pair.fake_labels
         )
         assert features is not None
         u = log_variance(nets, fake, self.logvar)
         weight = self.weight(x, x, fake.alpha, fake.sigma) * (-u).exp()
         denoised = denoising(prediction, x, weight).mean() + u.mean()
-        cond = None if is_zero(kappa) else batch.cond
-        on_real = logits(
-            require_encoder_features(net).encode(real.xt, real.t, cond, *real_labels), self.pool
-        )
-        on_fake = logits(features, self.pool)
-        judging = self.judging(x, x, fake.alpha, fake.sigma) * (-u).exp()
-        judged = averaged(discriminator(on_real, on_fake), judging, self.average).mean()
-        accuracy = ((on_real > 0).float().mean() + (on_fake < 0).float().mean()) / 2
-        logs = {"denoising": denoised, "discriminator": judged, "discriminator_accuracy": accuracy}
-        return Loss(denoised + self.scale / x[0].numel() * judged, logs)
+        cond, on_fake = judge.condition(batch, kappa), judge.pooled(features)
+        judged = judge.judge(nets, teacher, batch, pair, cond, on_fake, (-u).exp())
+        assert judged.total is not None
+        total = denoised + self.scale / x0[0].numel() * judged.total
+        return Loss(total, {"denoising": denoised, **judged.logs})

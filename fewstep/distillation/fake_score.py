@@ -12,6 +12,7 @@ score), or it is always K ("final": what the user gets is matched, and nothing e
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -23,7 +24,7 @@ from fewstep.diffusion.guidance import guided
 from fewstep.diffusion.noise_path import NoisePath, coefficients, perturb
 from fewstep.diffusion.rng import Draws
 from fewstep.diffusion.time_distributions import LogNormal, TimeLaw
-from fewstep.diffusion.types import Batch, Denoiser, Sampler
+from fewstep.diffusion.types import Batch, Denoiser, Sampler, State
 from fewstep.distillation.augment import Augment
 from fewstep.distillation.guidance_scales import Guidance, Unguided
 from fewstep.distillation.method import Loss, Nets, Turn, need_draws
@@ -31,6 +32,8 @@ from fewstep.losses.score import denoising
 from fewstep.losses.weight import EDMWeight, Weight
 
 Matching = Literal["uniform", "final"]
+Samples = Callable[[Nets, Batch], Tensor]
+"""What makes samples (B, *) of the student, with a gradient, such as a `Rollout`."""
 
 
 class NoisedSamples(NamedTuple):
@@ -87,11 +90,17 @@ class Rollout:
 
     def __call__(self, nets: Nets, batch: Batch) -> Tensor:
         """x^(k): (B, *), with a gradient through call k of nets["student"]."""
+        return self.state(nets, batch).x0
+
+    def state(self, nets: Nets, batch: Batch) -> State:
+        """Call k, with a gradient through it alone: its input, its time and where it leads."""
         student: Any = nets["student"]
-        return self.sampler.part(self.k, student, batch.z, batch.cond, batch.draws)
+        return self.sampler.state(self.k, student, batch.z, batch.cond, batch.draws)
 
 
-def add_noise(path: NoisePath, x: Tensor, times: TimeLaw, batch: Batch) -> NoisedSamples:
+def add_noise(
+    path: NoisePath, x: Tensor, times: TimeLaw, batch: Batch, below: Tensor | None = None
+) -> NoisedSamples:
     """Move samples to random noise levels.
 
     Args:
@@ -99,13 +108,18 @@ def add_noise(path: NoisePath, x: Tensor, times: TimeLaw, batch: Batch) -> Noise
         x: (B, *), clean samples.
         times: the distribution of t.
         batch: its draws "t" and "eps" are used.
+        below: (B,), the largest t of each sample, if any.
 
     Returns: `NoisedSamples`, with one time for each sample and the dtype of x.
 
     Raises ValueError where the batch has no draws.
     """
     draws = need_draws(batch)
-    t = times.quantile(draws.uniform("t")).to(x)
+    u = draws.uniform("t")
+    if below is None:
+        t = times.quantile(u).to(x)
+    else:
+        t = times.within(u, torch.zeros_like(below), below).to(x)
     eps = draws.normal("eps", x.shape[1:]).to(x)
     alpha, sigma = coefficients(path, x, t)
     return NoisedSamples(perturb(path, x, eps, t), t, alpha, sigma)
@@ -182,12 +196,59 @@ def predict(
     the fake score has no encoder features or head that are asked for.
     """
     n = add_noise(teacher.path, x, times, batch)
+    return predict_at(nets, teacher, batch, n, guidance, tap, logvar)
+
+
+def predict_at(
+    nets: Nets,
+    teacher: Denoiser,
+    batch: Batch,
+    n: NoisedSamples,
+    guidance: Guidance = Unguided(),
+    tap: bool = False,
+    logvar: bool = False,
+) -> Predictions:
+    """As `predict`, at samples that have their noise already."""
     kappas = guidance.scales(batch)
     (real,), _ = guided(teacher, n.xt, n.t, batch.cond, [kappas.real])
     net = nets["fake"]
     (fake, own), features = guided(net, n.xt, n.t, batch.cond, [kappas.fake, kappas.own], tap)
     precision_weight = (-log_variance(nets, n, logvar)).exp()
     return Predictions(real, fake, own, n.alpha, n.sigma, precision_weight, features)
+
+
+@torch.no_grad()
+def augmentation(
+    x: Tensor,
+    t: Tensor,
+    kappa: float,
+    times: TimeLaw,
+    weight: Weight,
+    teacher: Denoiser,
+    batch: Batch,
+) -> Tensor:
+    """The half of guided matching that is guidance alone: w (kappa - 1) (f_0 - f_c).
+
+    It is the gradient of -(kappa - 1) E log q(c | x_t) in x, but for alpha^2 / sigma^2. Decoupled
+    DMD, Liu et al. 2025, https://arxiv.org/abs/2511.22677.
+
+    Args:
+        x: (B, *), samples of the student.
+        t: (B,), the time of the call that made them: only levels below it are visited.
+        kappa: guidance scale; 1: zeros, and no call.
+        times: the law of the noise levels, cut at t.
+        weight: w.
+        teacher: the teacher's denoiser.
+        batch: its cond is used, and its draws under "augmentation".
+
+    Returns: (B, *), to be pushed on x. ValueError where guidance meets no conditions.
+    """
+    if kappa == 1:
+        return torch.zeros_like(x)
+    own = batch._replace(draws=need_draws(batch).under("augmentation"))
+    xt, level, alpha, sigma = add_noise(teacher.path, x, times, own, below=t)
+    (told, free), _ = guided(teacher, xt, level, batch.cond, [1.0, 0.0])
+    return weight(x, told, alpha, sigma) * (kappa - 1) * (free - told)
 
 
 @dataclass(frozen=True)
@@ -211,20 +272,23 @@ class FakeScore:
     logvar: bool = False
     """Learn the loss's own size u with the network's head `logvar(t)`: e^-u loss + u."""
 
-    def turn(self, sampler: Sampler | Rollout, guidance: Guidance = Unguided()) -> Turn:
-        """The update of the fake score on samples of a rollout.
+    def turn(self, sampler: Sampler | Samples, guidance: Guidance = Unguided()) -> Turn:
+        """The update of the fake score on samples of the student.
 
-        sampler: a `Rollout`, or a sampler, of which all calls are made; guidance: its scale
-            kappa_1 is
-        used, with conditions dropped at random where it asks for that.
+        sampler: what makes them of nets and batch, such as a `Rollout`, or a sampler, of which all
+        calls are made; guidance: its scale kappa_1 is used, with conditions dropped at random
+        where it asks for that.
         """
-        rollout = sampler if isinstance(sampler, Rollout) else Rollout(sampler, sampler.calls)
+        rollout = Rollout(sampler, sampler.calls) if isinstance(sampler, Sampler) else sampler
         return Turn("fake", partial(self.loss, rollout, guidance))
 
     def loss(
-        self, rollout: Rollout, guidance: Guidance, nets: Nets, teacher: Denoiser, batch: Batch
+        self, rollout: Samples, guidance: Guidance, nets: Nets, teacher: Denoiser, batch: Batch
     ) -> Loss:
-        """The denoising loss on samples of the student, which carry no gradient."""
+        """The denoising loss on samples of the student, which carry no gradient.
+
+        rollout: makes them, as a `Rollout` does or otherwise.
+        """
         with torch.no_grad():
             x = rollout(nets, batch)
             x, labels = augment_samples(self.augment, x, batch)

@@ -87,7 +87,12 @@ class Kappas(Guidance):
 
 @dataclass(frozen=True)
 class LSG(Guidance):
-    """Long and short guidance: the same scale everywhere; 1.5 for FID, 3 to 4.5 for alignment."""
+    """Long and short guidance: the same scale everywhere.
+
+    Published for Stable Diffusion: 1.5 for FID, 3 to 4.5 for alignment. Measured here on digits
+    (docs/claims.md): the distance to real data is least from 1.05 to 1.1, and nearly twice that at
+    1.5; precision is the highest from 1.35 to 2.
+    """
 
     kappa: float = 1.5
     drop: float = 0.1

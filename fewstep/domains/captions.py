@@ -63,11 +63,12 @@ class Captions(Prompted):
             return self.source(model, data_free)
         captioned = open_captions(self.folder)
         home = Path(self.cache or f"{self.folder.rstrip('/')}.encoded")
-        side, vae = model.net.pixels, str(pipeline_card(teacher.card).get("vae", ""))[:16]
-        place = home / f"{vae}-{side}"
+        height, width = (model.net.scale * side for side in model.shape[1:])
+        vae = str(pipeline_card(teacher.card).get("vae", ""))[:16]
+        place = home / (f"{vae}-{height}" + (f"x{width}" if width != height else ""))
         with locked(place, wait=True):
             latents = Embeddings(place)
-            encode_all(captioned, latents, teacher, side)
+            encode_all(captioned, latents, teacher, (height, width))
         remark(*(f"{self.folder}: {line}" for line in captioned.reader.notes.lines()))
         prompts = conditioned(captioned.captions, home, teacher, model.shape)
         teacher.release()  # the encoders' memory

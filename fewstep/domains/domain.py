@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import ClassVar
+
+from torch import Tensor
 
 from fewstep.diffusion.generator import Generator
 from fewstep.diffusion.model import Model
-from fewstep.diffusion.types import Source
+from fewstep.diffusion.types import Cond, Source
 from fewstep.eval.clip_monitor import PromptMetrics
 from fewstep.eval.domain_scores import SampleMetrics
+
+Conditions = Callable[[Tensor], Cond]
+"""Numbers of samples (N,) -> their conditions."""
 
 
 class Domain(ABC):
@@ -44,6 +50,13 @@ class Domain(ABC):
         Raises ValueError where the teacher is not usable for these data.
         """
         return self.source(model, data_free)
+
+    def conditions(self) -> Conditions | None:
+        """The conditions that samples have by default, where they come from the domain's data.
+
+        None, by default, for labels, which every model can count, and for prompts.
+        """
+        return None
 
     def settled(self) -> Domain:
         """The domain as a run records it: with the digests of its files filled in.

@@ -17,6 +17,8 @@ from torch import Tensor
 
 from fewstep.eval.features import Features, PublishedFeatures, channels_first
 from fewstep.storage.files import digest, read_json
+from fewstep.teachers.diffusers.prompt_lengths import counted, sentence
+from fewstep.training.progress import remark
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 DEVIATION = (0.26862954, 0.26130258, 0.27577711)
@@ -35,7 +37,12 @@ class Aligned(Features, Protocol):
 
 
 def text_vectors(aligned: Aligned, prompts: Sequence[str]) -> Tensor:
-    """Unit vectors (N, dim) of any number of texts, in main memory."""
+    """Unit vectors (N, dim) of any number of texts, in main memory; remarks on those that are cut.
+
+    Raises what the network raises.
+    """
+    if isinstance(aligned, Clip):
+        remark(aligned.lost(prompts))
     parts = range(0, len(prompts), TEXTS)
     return torch.cat([aligned.text(prompts[i : i + TEXTS]).cpu() for i in parts])
 
@@ -94,6 +101,10 @@ class Clip(PublishedFeatures):
         ).to(self.device)
         pooled = self.model.text_model(**tokens).pooler_output
         return F.normalize(self.model.text_projection(pooled), dim=1)
+
+    def lost(self, prompts: Sequence[str]) -> str:
+        """A sentence on prompts that are cut, or ""."""
+        return sentence(counted([self.tokenizer], [self.longest], prompts), "CLIP")
 
 
 def middle(x: Tensor, side: int) -> Tensor:

@@ -38,6 +38,7 @@ class Classifier(nn.Module):
 
     def __init__(self, layout: Layout) -> None:
         super().__init__()
+        self.layout = layout
         width, side = 1, layout.side
         for number, (channels, stride) in enumerate(layout.convs, 1):
             conv = nn.Conv2d(width, channels, 3, padding=1, stride=stride)
@@ -48,10 +49,15 @@ class Classifier(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Pictures (B, 1, S, S) in [-1, 1] -> features (B, F)."""
+        return self.layers(x)[-1]
+
+    def layers(self, x: Tensor) -> list[Tensor]:
+        """Pictures (B, 1, S, S) -> the outputs of all convolutions, and the features (B, F)."""
+        out = [x]
         for name, layer in self.named_children():
             if name.startswith("conv"):
-                x = F.silu(layer(x))
-        return F.silu(self.hidden(x.flatten(1)))
+                out.append(F.silu(layer(out[-1])))
+        return [*out[1:], F.silu(self.hidden(out[-1].flatten(1)))]
 
     def classify(self, features: Tensor) -> Tensor:
         """Logits of the ten digits from features (B, F)."""

@@ -9,6 +9,7 @@ the last normalisation.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,11 +59,27 @@ class Dinov2(PublishedFeatures):
 
     @torch.no_grad()
     def __call__(self, pictures: Tensor) -> tuple[Tensor, None]:
-        x = channels_first(pictures, self.device)
-        x = F.interpolate(x, (SIDE, SIDE), mode="bicubic", antialias=True)
-        x = (x / 255 - self.mean) / self.deviation
-        features: Tensor = self.model(x).pooler_output
+        features: Tensor = self.model(
+            self._input(channels_first(pictures, self.device))
+        ).pooler_output
         return features, None
+
+    def layers(self, x: Tensor, layers: Sequence[int]) -> list[Tensor]:
+        """Tokens (B, dim, 1 + patches) after blocks `layers`, with their gradient.
+
+        Args: x, pictures (B, 1 or 3, H, W) of values 0 to 255; layers, numbers of blocks from 0.
+        ValueError where there is no such block.
+        """
+        blocks = self.model.config.num_hidden_layers
+        if wrong := [k for k in layers if not 0 <= k < blocks]:
+            raise ValueError(f"this DINOv2 has blocks 0 to {blocks - 1}, not {wrong[0]}")
+        seen = self.model(self._input(x.expand(-1, 3, -1, -1)), output_hidden_states=True)
+        return [seen.hidden_states[k + 1].mT for k in layers]
+
+    def _input(self, x: Tensor) -> Tensor:
+        """(B, 3, H, W) of values 0 to 255, as the network takes them."""
+        x = F.interpolate(x, (SIDE, SIDE), mode="bicubic", antialias=True)
+        return (x / 255 - self.mean) / self.deviation
 
 
 def load_dinov2(folder: Path, device: torch.device | str = "cpu") -> Dinov2:

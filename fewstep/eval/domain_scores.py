@@ -11,6 +11,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ from fewstep.eval.metrics import (
     precision_recall,
     sliced_wasserstein,
 )
+from fewstep.eval.neighbours import Reference
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +48,11 @@ class SampleMetrics:
     k: int = 3
     """Neighbours in precision and recall."""
 
+    @cached_property
+    def real(self) -> Reference:
+        """The features of the reference pictures, the same for all samples."""
+        return Reference(self.measure(self.reference)[0])
+
 
 Scores = dict[str, float]
 
@@ -61,12 +68,12 @@ def score(x: Tensor, labels: Tensor | None, sample_metrics: SampleMetrics) -> Sc
     """
     x = x.clamp(-sample_metrics.limit, sample_metrics.limit)
     features, predicted = sample_metrics.measure(x)
-    real, _ = sample_metrics.measure(sample_metrics.reference)
+    real = sample_metrics.real
     precision, recall = precision_recall(real, features, sample_metrics.k)
     density, coverage = density_coverage(real, features)
     flat, flat_real = x.flatten(1), sample_metrics.reference.flatten(1)
     scores = {
-        sample_metrics.distance: frechet(features, real),
+        sample_metrics.distance: frechet(features, real.features),
         "precision": precision,
         "recall": recall,
         "density": density,

@@ -81,4 +81,5 @@ def frechet_distance(a: FeatureMoments, b: FeatureMoments) -> float:
         raise ValueError(f"features of dimension {len(a.mu)} and {len(b.mu)} have no distance")
     gap = ((a.mu - b.mu) ** 2).sum()
     root = torch.linalg.eigvals(a.sigma @ b.sigma).real.clamp_min(0).sqrt().sum()
-    return float(gap + a.sigma.trace() + b.sigma.trace() - 2 * root)
+    distance = gap + a.sigma.trace() + b.sigma.trace() - 2 * root
+    return float(distance.clamp_min(0))  # what rounding leaves below, of equal sets

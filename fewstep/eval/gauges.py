@@ -8,6 +8,8 @@ The loss of SiD has no sign and no scale that mean progress. These gauges have:
                 or below `teacher_error`, the teacher's own error on the same samples.
     diversity   mean distance between two samples of the same label; a collapsing student falls
                 towards zero, long before the losses show it.
+    spread      root mean square of the deviation from a sample's own mean: contrast, of pictures.
+    extremes    share of the values at the ends of the real range or beyond; 1 when saturated.
 
 All squared norms are means over a sample's dimensions.
 """
@@ -75,3 +77,17 @@ def diversity(x: Tensor, labels: Tensor | None) -> float:
         same = labels[:, None] == labels[None]
     same.fill_diagonal_(False)
     return float(gaps[same].mean()) if bool(same.any()) else 0.0
+
+
+def spread(x: Tensor) -> float:
+    """Mean over samples of the standard deviation within one; x: (B, *)."""
+    return float(x.flatten(1).std(1, correction=0).mean())
+
+
+def extremes(x: Tensor, low: float, high: float, near: float = 0.01) -> float:
+    """The share of the values of x within `near` of the range's ends, in its units, or beyond.
+
+    x: (B, *); low, high: the ends of the range. A value that is not finite counts.
+    """
+    margin = near * (high - low)
+    return 1.0 - float(((x > low + margin) & (x < high - margin)).double().mean())

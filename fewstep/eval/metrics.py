@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fewstep.eval.frechet import exact_products, frechet_distance, moments
-from fewstep.eval.neighbours import radii, scaled, within
+from fewstep.eval.neighbours import Reference, radii, within
 
 CHUNK = 4096
 """Points whose distances to all others are held in memory at once."""
@@ -125,7 +125,7 @@ def inception_score(parts: Sequence[ClassProbabilities]) -> tuple[float, float]:
     return statistics.fmean(scores), statistics.pstdev(scores)
 
 
-def precision_recall(real: Tensor, fake: Tensor, k: int = 3) -> tuple[float, float]:
+def precision_recall(real: Tensor | Reference, fake: Tensor, k: int = 3) -> tuple[float, float]:
     """Improved precision and recall, Kynkaanniemi et al. 2019, https://arxiv.org/abs/1904.06991.
 
     Precision: the share of `fake` inside the union of balls around real points that reach to their
@@ -133,7 +133,7 @@ def precision_recall(real: Tensor, fake: Tensor, k: int = 3) -> tuple[float, flo
     VGG-16.
 
     Arguments:
-        real: (N, D) features, N > k.
+        real: (N, D) features, N > k; as a `Reference` where many sets are compared with them.
         fake: (M, D) features, M > k.
         k: the neighbour that sets the radius of a ball.
     Returns (precision, recall), each in [0, 1].
@@ -141,17 +141,20 @@ def precision_recall(real: Tensor, fake: Tensor, k: int = 3) -> tuple[float, flo
     """
     if min(len(real), len(fake)) <= k:
         raise ValueError(f"precision and recall need more than k = {k} points in each set")
-    real, fake = scaled(real, fake)
-    return _inside(fake, real, k), _inside(real, fake, k)
+    known = real if isinstance(real, Reference) else Reference(real)
+    real, fake, reach = known.beside(fake, k)
+    return _inside(fake, real, reach), _inside(real, fake, radii(fake, k))
 
 
-def _inside(x: Tensor, centres: Tensor, k: int) -> float:
+def _inside(x: Tensor, centres: Tensor, reach: Tensor) -> float:
     """The share of x: (N, D) within any of the balls around centres: (M, D)."""
-    inside = [part.any(1) for part in within(x, centres, radii(centres, k))]
+    inside = [part.any(1) for part in within(x, centres, reach)]
     return float(torch.cat(inside).double().mean())
 
 
-def density_coverage(real: Tensor, fake: Tensor, k: int = NEIGHBOURS) -> tuple[float, float]:
+def density_coverage(
+    real: Tensor | Reference, fake: Tensor, k: int = NEIGHBOURS
+) -> tuple[float, float]:
     """Density and coverage, Naeem et al. 2020, https://arxiv.org/abs/2002.09797, equation 3.
 
     With balls around the real points alone, which reach to their k-th neighbour: density is the
@@ -160,7 +163,7 @@ def density_coverage(real: Tensor, fake: Tensor, k: int = NEIGHBOURS) -> tuple[f
     one outlier.
 
     Arguments:
-        real: (N, D) features, N > k.
+        real: (N, D) features, N > k; as a `Reference` where many sets are compared with them.
         fake: (M, D) features, M >= 1.
         k: the neighbour that sets the radius of a ball; 5 is published.
     Returns (density, coverage).
@@ -168,9 +171,10 @@ def density_coverage(real: Tensor, fake: Tensor, k: int = NEIGHBOURS) -> tuple[f
     """
     if len(real) <= k or not len(fake):
         raise ValueError(f"density and coverage need more than k = {k} real points, and others")
-    real, fake = scaled(real, fake)
+    known = real if isinstance(real, Reference) else Reference(real)
+    real, fake, reach = known.beside(fake, k)
     count, covered = 0, torch.zeros(len(real), dtype=torch.bool, device=real.device)
-    for inside in within(fake, real, radii(real, k)):
+    for inside in within(fake, real, reach):
         count += int(inside.sum())
         covered |= inside.any(0)
     return count / (k * len(fake)), float(covered.double().mean())

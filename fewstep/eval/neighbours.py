@@ -17,8 +17,10 @@ from torch import Tensor
 
 from fewstep.eval.frechet import exact_products
 
-CHUNK = 1024
-"""Points whose distances to all others are held in memory at once."""
+CHUNK = 128
+"""Points whose distances to all others are held in memory at once: few enough for a cache."""
+PAIRS = 8192
+"""Pairs whose differences are held at once."""
 SPARE = 8
 """Neighbours beyond the k-th that are computed exactly."""
 EPS = torch.finfo(torch.float64).eps
@@ -35,10 +37,15 @@ def scaled(*sets: Tensor) -> tuple[Tensor, ...]:
     sets = tuple(exact_products(x) for x in sets)
     if not all(bool(x.isfinite().all()) for x in sets):
         raise ValueError("a feature vector is not finite; are the pictures?")
+    spread = _exponent(*sets)
+    return tuple(torch.ldexp(x, -spread) for x in sets)
+
+
+def _exponent(*sets: Tensor) -> Tensor:
+    """The power of two, of half the widest extent of all sets together: a whole number."""
     low = torch.stack([x.amin(0) for x in sets]).amin(0)
     high = torch.stack([x.amax(0) for x in sets]).amax(0)
-    spread = torch.frexp((high / 2 - low / 2).amax()).exponent
-    return tuple(torch.ldexp(x, -spread) for x in sets)
+    return torch.frexp((high / 2 - low / 2).amax()).exponent
 
 
 def _shape(x: Tensor) -> tuple[int, ...]:
@@ -50,28 +57,40 @@ def _gaps(a: Tensor, b: Tensor) -> Tensor:
     return (a - b).square().sum(1)
 
 
-def _rough(x: Tensor, others: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
-    """Distances of x: (N, D) and others: (M, D) by the quick formula, and bounds of their errors.
+class _Quick:
+    """Points (M, D), made ready for the quick formula."""
 
-    The bound covers a sum of D products, and the rounding of what is subtracted from the centre.
-    """
-    a, b = x - centre, others - centre
-    square = a.square().sum(1)[:, None] + b.square().sum(1) - 2 * a @ b.T
-    reach = a.norm(dim=1)[:, None] + b.norm(dim=1)
-    lost = 4 * EPS * (x.norm(dim=1)[:, None] + others.norm(dim=1) + centre.norm())
-    return square, 4 * (x.shape[1] + 4) * EPS * reach.square() + (2 * reach + lost) * lost
+    def __init__(self, points: Tensor) -> None:
+        self.centre = points.mean(0)
+        self.shifted = points - self.centre
+        self.square = self.shifted.square().sum(1)
+        self.reach = self.shifted.norm(dim=1)
+        self.size = points.norm(dim=1) + self.centre.norm()
+
+    def distances(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Of x: (N, D) to the points, and bounds of their errors: two (N, M).
+
+        The bound covers a sum of D products, and the rounding of what is subtracted from the
+        centre.
+        """
+        a = x - self.centre
+        square = a.square().sum(1)[:, None] + self.square - 2 * a @ self.shifted.T
+        reach = a.norm(dim=1)[:, None] + self.reach
+        lost = 4 * EPS * (x.norm(dim=1)[:, None] + self.size)
+        return square, 4 * (x.shape[1] + 4) * EPS * reach.square() + (2 * reach + lost) * lost
 
 
 def radii(x: Tensor, k: int) -> Tensor:
     """Distance of each point of x: (N, D), N > k, to its k-th nearest other point: (N,)."""
-    return torch.cat([_radii(x, first, k) for first in range(0, len(x), CHUNK)])
+    quick = _Quick(x)
+    return torch.cat([_radii(x, quick, first, k) for first in range(0, len(x), CHUNK)])
 
 
-def _radii(x: Tensor, first: int, k: int) -> Tensor:
+def _radii(x: Tensor, quick: _Quick, first: int, k: int) -> Tensor:
     """`radii` of the points first, ..., first + CHUNK - 1 of x."""
     rows = x[first : first + CHUNK]
     own = torch.arange(len(rows), device=x.device)
-    square, error = _rough(rows, x, x.mean(0))
+    square, error = quick.distances(rows)
     square[own, first + own] = torch.inf
     nearest = square.topk(min(k + SPARE, len(x) - 1), dim=1, largest=False).indices
     pairs = rows.repeat_interleave(nearest.shape[1], 0), x[nearest.flatten()]
@@ -85,13 +104,38 @@ def _radii(x: Tensor, first: int, k: int) -> Tensor:
     return out
 
 
+class Reference:
+    """Features (N, D) that many sets are compared with: their radii are computed once."""
+
+    def __init__(self, features: Tensor) -> None:
+        self.features = features
+        self._radii: dict[int, Tensor] = {}
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def beside(self, other: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+        """These features and others: (M, D) as `scaled` gives them, and the radii of these there.
+
+        A power of two changes no digit, so that it does not matter at which the radii were found.
+        """
+        own, others = scaled(self.features, other)
+        features = exact_products(self.features)
+        power = _exponent(features)
+        if k not in self._radii:
+            self._radii[k] = radii(torch.ldexp(features, -power), k)
+        moved = 2 * (power - _exponent(features, exact_products(other)))
+        return own, others, torch.ldexp(self._radii[k], moved.clamp_max(0))  # of a point: 0
+
+
 def within(x: Tensor, centres: Tensor, reach: Tensor) -> Iterator[Tensor]:
     """Whether points of x: (N, D) are within `reach`: (M,) of centres: (M, D); (n, M) a chunk."""
+    quick = _Quick(centres)
     for rows in x.split(CHUNK):
-        square, error = _rough(rows, centres, centres.mean(0))
+        square, error = quick.distances(rows)
         inside = square + error <= reach
         near = (~inside & (square - error <= reach)).nonzero()
-        for pairs in near.split(CHUNK * SPARE):
+        for pairs in near.split(PAIRS):
             i, j = pairs.T
             inside[i, j] = _gaps(rows[i], centres[j]) <= reach[j]
         yield inside

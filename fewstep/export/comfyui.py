@@ -27,7 +27,7 @@ from fewstep.diffusion.model import Model
 from fewstep.diffusion.noise_path import Flow
 from fewstep.diffusion.samplers import FewStep
 from fewstep.export.atomic_output import new_output
-from fewstep.export.diffusers_pipeline import network_file, of_pipeline
+from fewstep.export.diffusers_pipeline import network_file, of_pipeline, or_else
 from fewstep.export.model_card import card
 from fewstep.export.traced_generator import Given, examples
 from fewstep.storage.files import read_json, write, write_json
@@ -94,7 +94,8 @@ def to_comfyui(run: Path, out: Path) -> float:
     with new_output(out) as place:
         (place / "diffusion_models").mkdir(parents=True)
         name, base = f"{out.name}.safetensors", f"{folder.path.name}.safetensors"
-        flow = workflow(student, name, base)
+        with or_else():
+            flow = workflow(student, name, base)
         write_json(place / "workflow.json", flow)
         network_file(student, folder, place / "diffusion_models" / name)
         difference = workflow_difference(read_json(place / "workflow.json"), student)
@@ -128,11 +129,14 @@ def workflow(student: Generator, network: str, base: str) -> Workflow:
     ValueError where stock nodes cannot follow the student's steps.
     """
     sampler, path, model = student.sampler, student.denoiser.path, student.model
-    assert isinstance(sampler, FewStep)
     assert model is not None
+    if not isinstance(sampler, FewStep):
+        raise ValueError(f"the student is sampled by {sampler}, which no stock nodes follow")
     if sampler.noise == "fixed" and sampler.steps > 1:
-        raise ValueError(f"no sampler of ComfyUI repeats the same noise, as {sampler} does")
-    side, flow = getattr(model.net, "pixels", 0), isinstance(path, Flow)
+        raise ValueError(
+            f"no sampler of ComfyUI repeats the same noise, as {sampler} does; --to pt2 can"
+        )
+    (height, width), flow = student.denoiser.net.size, isinstance(path, Flow)
     nodes: Workflow = {}
 
     def add(kind: str, **inputs: Any) -> str:
@@ -152,7 +156,7 @@ def workflow(student: Generator, network: str, base: str) -> Workflow:
         guider=[add("BasicGuider", model=[net, 0], conditioning=[prompt, 0]), 0],
         sampler=[add("KSamplerSelect", sampler_name=_sampler(sampler)), 0],
         sigmas=[add("ManualSigmas", sigmas=_sigmas(student)), 0],
-        latent_image=[add(empty, width=side, height=side, batch_size=1), 0],
+        latent_image=[add(empty, width=width, height=height, batch_size=1), 0],
     )
     picture = add("VAEDecode", samples=[drawn, 0], vae=[rest, 2])
     add("SaveImage", images=[picture, 0], filename_prefix=Path(network).stem)

@@ -12,8 +12,12 @@ from __future__ import annotations
 import inspect
 import json
 import shutil
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -23,7 +27,7 @@ from fewstep.diffusion.pixels import finite
 from fewstep.diffusion.samplers import FewStep
 from fewstep.export.atomic_output import new_output
 from fewstep.export.model_card import card
-from fewstep.export.schedulers import stock_scheduler
+from fewstep.export.schedulers import own_scheduler, stock_scheduler
 from fewstep.export.traced_generator import Given
 from fewstep.storage.files import read_json, spelled, write, write_json
 from fewstep.storage.model_folder import load_student
@@ -33,6 +37,9 @@ from fewstep.teachers.diffusers.load import origin_folder, with_text_and_vae
 from fewstep.teachers.diffusers.network import DiffusersNet, require_library
 from fewstep.teachers.diffusers.text_and_vae import TextAndVAE
 
+ELSE = "--to pt2 and --to onnx write any student with its sampler"
+OWN, OWN_FILE = "FewstepSolver", Path(__file__).with_name("fewstep_solver.py")
+"""The scheduler that is written where no stock one follows a solver, and its code."""
 TOLERANCE = 1e-5
 """Largest difference between the folder and the student, relative to the largest latent."""
 
@@ -44,7 +51,7 @@ def to_diffusers(run: Path, out: Path) -> float:
     """
     student = load_student(run)
     folder = origin_folder(of_pipeline(student, run))
-    scheduler = scheduled(student, folder, run)
+    scheduler = followed(student, folder, run)
     with new_output(out) as place:
         _write(place, student, folder, scheduler, run)
         difference = compare_pipelines(place, student)
@@ -86,23 +93,56 @@ def network_file(student: Generator, folder: PipelineFolder, path: Path) -> floa
     facts = {"pipeline": folder.pipeline, "sampler": repr(student.sampler), **student.card}
     metadata = {k: v if isinstance(v, str) else json.dumps(v) for k, v in facts.items()}
     write(path, save(state, {"format": "pt", **metadata}))
-    again = load_file(path)
+    with spelled(path) as named:
+        again = load_file(named)
     return max(float((again[name] - state[name]).abs().max()) for name in state)
+
+
+def followed(student: Generator, folder: PipelineFolder, run: Path) -> tuple[str, dict[str, Any]]:
+    """As `scheduled`, or else a scheduler of its own file (`OWN`); ValueError where none is."""
+    try:
+        return scheduled(student, folder, run)
+    except ValueError:
+        assert student.model is not None
+        path, predicts = student.denoiser.path, student.model.predicts
+        config = own_scheduler(student.sampler, path, predicts)
+        if config is None:
+            raise
+        return OWN, config
 
 
 def scheduled(student: Generator, folder: PipelineFolder, run: Path) -> tuple[str, dict[str, Any]]:
     """Class and configuration of a stock scheduler with a student's steps; else ValueError."""
     sampler, model = student.sampler, student.model
     if not isinstance(sampler, FewStep):
-        raise ValueError(f"{run} is sampled by {sampler}; only few-step students are exported")
+        raise ValueError(
+            f"{run} is sampled by {sampler}, which no stock scheduler follows; {ELSE}"
+        )
     assert model is not None
-    return stock_scheduler(sampler, student.denoiser.path, model.predicts, folder.pipeline)
+    with or_else():
+        return stock_scheduler(sampler, student.denoiser.path, model.predicts, folder.pipeline)
+
+
+@contextmanager
+def or_else() -> Iterator[None]:
+    """Within the block, what stock programs cannot do is refused with the export that can."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{error}; {ELSE}") from None
 
 
 def of_pipeline(student: Generator, run: Path) -> Generator:
-    """The student itself; a ValueError if it was not distilled from a pipeline."""
+    """The student itself; a ValueError if it is not what a stock pipeline can be made of."""
     if student.model is None or not isinstance(student.model.net, DiffusersNet):
-        raise ValueError(f"{run} was not distilled from a pipeline, so it cannot become one")
+        raise ValueError(
+            f"{run} was not distilled from a pipeline, so it cannot become one; {ELSE}"
+        )
+    if student.model.inputs:
+        raise ValueError(
+            f"{run} has further inputs ({', '.join(student.model.inputs)}), which the networks of "
+            f"stock pipelines do not take; {ELSE}"
+        )
     return student
 
 
@@ -120,17 +160,29 @@ def _write(
             _copy(folder, part, out)
     student.denoiser.net.net.save_pretrained(out / family.network, safe_serialization=True)
     kind, config = scheduler
-    getattr(require_library("diffusers"), kind)(**config).save_pretrained(out / "scheduler")
     index = {key: value for key, value in index.items() if key not in NEVER_LOADED}
-    index |= {"scheduler": ["diffusers", kind]}
+    if kind == OWN:
+        (out / "scheduler").mkdir()
+        write(out / "scheduler" / OWN_FILE.name, OWN_FILE.read_bytes())
+        write_json(out / "scheduler" / "scheduler_config.json", {"_class_name": OWN, **config})
+        index |= {"scheduler": [OWN_FILE.stem, OWN]}
+        facts = {
+            "scheduler": f"{OWN}, code that is part of this folder: scheduler/{OWN_FILE.name}"
+        }
+    else:
+        getattr(require_library("diffusers"), kind)(**config).save_pretrained(out / "scheduler")
+        index |= {"scheduler": ["diffusers", kind]}
+        facts = {"scheduler": f"{kind}, which has these steps already"}
     index[family.network] = ["diffusers", family.network_class]
     if "requires_safety_checker" in index:
         index["requires_safety_checker"] = False
     index |= {part: [None, None] for part in NEVER_LOADED if part in _parts(folder)}
     write_json(out / "model_index.json", index)
-    facts = {"scheduler": f"{kind}, which has these steps already"}
     front = {"library_name": "diffusers", "pipeline_tag": "text-to-image"}
-    write(out / "README.md", card(student, run, _use(student, folder, out.name), facts, front))
+    write(
+        out / "README.md",
+        card(student, run, _use(student, folder, out.name, kind == OWN), facts, front),
+    )
 
 
 def _copy(folder: PipelineFolder, part: str, out: Path) -> None:
@@ -163,6 +215,17 @@ def compare_pipelines(folder: Path, student: Generator, prompt: str = "a small r
 
     Of the latents for one prompt and the same noise, relative to the largest of them.
     """
+    code = folder / "scheduler" / OWN_FILE.name
+    if code.is_file() and code.read_bytes() == OWN_FILE.read_bytes():  # of this package, no other
+        from fewstep.export import fewstep_solver
+
+        config = read_json(code.with_name("scheduler_config.json"))
+        given = {key: value for key, value in config.items() if not key.startswith("_")}
+        scheduler = fewstep_solver.FewstepSolver(**given)
+        left_out = origin_folder(student).left_out
+        with patch.dict(sys.modules, {OWN_FILE.stem: fewstep_solver}):
+            pipe = _loaded(folder, left_out, scheduler=scheduler)
+        return against(pipe, student, prompt)
     return against(stock(folder), student, prompt)
 
 
@@ -171,29 +234,38 @@ def against(pipe: Any, student: Generator, prompt: str = "a small red cube") -> 
     """As `compare_pipelines`, for a pipeline that is loaded already."""
     steps = student.sampler.calls
     net: Adapter = student.denoiser.net
-    shape = net.laid_out(torch.empty(1, *student.shape)).shape
+    shape = net.to_stock(torch.empty(1, *student.shape)).shape
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         z, *drawn = (torch.randn(shape) for _ in range(steps))
         torch.manual_seed(1)
         torch.randn(shape)  # the scheduler goes on from here
-        theirs = net.put_back(sampled(pipe, prompt, z, steps, net), student.shape)
-    z, *noises = (net.put_back(noise, student.shape) for noise in (z, *drawn))
+        theirs = net.from_stock(sampled(pipe, prompt, z, steps, net))
+    z, noises = net.from_stock(z), [net.drawn(noise) for noise in drawn]
     speaking = with_text_and_vae(student)
     assert speaking.text is not None
     cond = speaking.text([prompt])
     draws = Given(torch.zeros(1, dtype=torch.int64), noises=tuple(noises))
     reference = finite(student.sampler(student.denoiser, z, cond, draws))
+    if net.scaled_latents:
+        reference = TextAndVAE(origin_folder(student)).unscaled(reference)
     return float((theirs - reference).abs().max() / reference.abs().max())
 
 
 def stock(folder: Path) -> Any:
-    """The pipeline in a folder, as diffusers loads it."""
+    """The pipeline in a folder, as diffusers loads it; ValueError where the folder holds code."""
+    return _loaded(folder, open_folder(folder).left_out)
+
+
+def _loaded(folder: Path, left_out: Iterable[str], **more: Any) -> Any:
     require_library("transformers")  # be quiet
-    left_out = dict.fromkeys(open_folder(folder).left_out)
     with spelled(folder) as named:
         pipe = require_library("diffusers").DiffusionPipeline.from_pretrained(
-            named, local_files_only=True, use_safetensors=True, **left_out
+            named,
+            local_files_only=True,
+            use_safetensors=True,
+            **dict.fromkeys(left_out),
+            **more,
         )
     pipe.set_progress_bar_config(disable=True)
     return pipe
@@ -205,9 +277,9 @@ def sampled(pipe: Any, prompt: str, z: Tensor, steps: int, net: Adapter) -> Tens
     z and latents are laid out as the pipeline has them.
     """
     more = {"use_resolution_binning": False} if hasattr(pipe, "_clean_caption") else {}
-    size = {"height": net.pixels, "width": net.pixels}
+    size = {"height": net.size[0], "width": net.size[1]}
     arguments = {**size, **net.call, "latents": z, "output_type": "latent", **more}
-    out: Tensor = pipe(prompt, num_inference_steps=steps, **arguments).images
+    out: Tensor = pipe(prompt=prompt, num_inference_steps=steps, **arguments).images
     return out
 
 
@@ -237,10 +309,19 @@ def embedded(folder: PipelineFolder) -> str:
             call = f'inspect.signature(pipe.__call__).parameters["{key}"].default'
             arguments.append(f"{key}={call if isinstance(value, list) else repr(value)}")
     names = [name if name in folder.family.tensors else "_" for name in folder.family.encoded]
-    return f"""{made_of(folder, folder.family.network, "vae")}
+    code = f"""{made_of(folder, folder.family.network, "vae")}
 with torch.no_grad():
     {", ".join(names)} = pipe.encode_prompt({", ".join(arguments)})
 """
+    return code + (_FILLED.format(tokens=stock.tokens) if folder.family.own_lengths else "")
+
+
+_FILLED = """mask = torch.ones(prompt.shape[:2]) if mask is None else mask
+fill = {tokens} - prompt.shape[1]
+prompt = torch.nn.functional.pad(prompt, (0, 0, 0, fill))
+mask = torch.nn.functional.pad(mask, (0, fill))
+"""
+"""Python that fills a prompt up to the length that a program is made for."""
 
 
 def picture(student: Generator, folder: PipelineFolder) -> str:
@@ -251,16 +332,18 @@ def picture(student: Generator, folder: PipelineFolder) -> str:
     net: Adapter = student.denoiser.net
     arguments = {name: f"{value:g}" for name, value in net.call.items()}
     if "use_resolution_binning" in inspect.signature(TextAndVAE(folder).kind.__call__).parameters:
-        arguments |= {"height": f"{net.pixels}", "width": f"{net.pixels}"}
+        arguments |= {"height": f"{net.size[0]}", "width": f"{net.size[1]}"}
         arguments |= {"use_resolution_binning": "False"}
     call = ", ".join(f"{name}={value}" for name, value in arguments.items())
     return f"""torch.manual_seed(0)  # some pipelines pass no generator on to their scheduler
-picture = pipe("a prompt", num_inference_steps={student.sampler.calls}, {call}).images[0]"""
+picture = pipe(prompt="a prompt", num_inference_steps={student.sampler.calls}, {call}).images[0]"""
 
 
-def _use(student: Generator, folder: PipelineFolder, name: str) -> str:
-    """Python that samples the folder of this name."""
+def _use(student: Generator, folder: PipelineFolder, name: str, own_code: bool) -> str:
+    """Python that samples the folder of this name, whose scheduler may be code of its own."""
     arguments = [f'"{name}"', *(f"{part}=None" for part in folder.left_out)]
+    if own_code:
+        arguments.append("trust_remote_code=True")
     return f"""import torch
 from diffusers import DiffusionPipeline
 

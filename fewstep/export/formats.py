@@ -18,6 +18,7 @@ from fewstep.export.comfyui import caution, to_comfyui
 from fewstep.export.diffusers_pipeline import to_diffusers, to_safetensors
 from fewstep.export.lora import to_kohya, to_lora
 from fewstep.export.pt2_onnx import to_onnx, to_pt2
+from fewstep.export.space import to_space
 from fewstep.report.formatting import short
 from fewstep.report.run_data import number, read_run
 from fewstep.runs.run_folder import RunFolder
@@ -44,6 +45,7 @@ FORMATS: Mapping[str, Format] = {
     "onnx": Format(to_onnx, "any student with its sampler, for onnxruntime", "pictures"),
     "comfyui": Format(to_comfyui, "a pipeline's network and a workflow of ComfyUI's stock nodes"),
     "lora": Format(to_lora, "an adapter of a pipeline, under diffusers' names", "rank"),
+    "space": Format(to_space, "a gradio app of it for the Hugging Face hub, or any machine"),
     "kohya": Format(to_kohya, "the same of a U-Net under kohya's names, one file", "rank"),
 }
 """What `fewstep export --to` takes."""

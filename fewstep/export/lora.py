@@ -31,14 +31,14 @@ from torch import Tensor, nn
 from fewstep.config import decode
 from fewstep.diffusion.generator import Generator
 from fewstep.export.atomic_output import new_output
-from fewstep.export.diffusers_pipeline import against, made_of, picture, scheduled
+from fewstep.export.diffusers_pipeline import against, made_of, of_pipeline, picture, scheduled
 from fewstep.export.model_card import card
 from fewstep.export.schedulers import call
 from fewstep.nets.lora import LoRA, pairs, recorded
 from fewstep.runs.teacher import teacher_digest
-from fewstep.storage.files import unpack, write
+from fewstep.storage.files import spelled, unpack, write
 from fewstep.storage.model_folder import is_finished, load_student
-from fewstep.teachers.diffusers.folder import PipelineFolder
+from fewstep.teachers.diffusers.folder import PipelineFolder, is_pipeline, open_folder
 from fewstep.teachers.diffusers.load import network, network_weights, origin_folder
 from fewstep.teachers.diffusers.network import DiffusersNet, require_library
 from fewstep.teachers.diffusers.text_and_vae import TextAndVAE
@@ -51,6 +51,9 @@ BLOCKS = (
     "up_blocks",
     "transformer_blocks",
     "single_transformer_blocks",
+    "layers",
+    "noise_refiner",
+    "context_refiner",
 )
 """Where loaders know adapters."""
 TOLERANCE = 1e-4
@@ -144,7 +147,7 @@ def parts(run: Path, rank: int | None = None) -> Parts:
     model = student.model
     if model is None or not isinstance(model.net, DiffusersNet):
         raise ValueError(f"{run} was not distilled from a pipeline, which an adapter belongs to")
-    folder = origin_folder(student)
+    folder = _base(of_pipeline(student, run), run)
     if not hasattr(TextAndVAE(folder).kind, "load_lora_weights"):
         raise ValueError(f"diffusers has no adapters for {folder.pipeline}; use --to diffusers")
     scheduler = scheduled(student, folder, run)
@@ -156,13 +159,29 @@ def parts(run: Path, rank: int | None = None) -> Parts:
     return Parts(student, folder, scheduler, factors, before)
 
 
+def _base(student: Generator, run: Path) -> PipelineFolder:
+    """The pipeline that the adapter of a student is for: its origin, or the one it was adapted of.
+
+    ValueError where that is no pipeline's folder.
+    """
+    adapts = student.card.get("adapts")
+    if not adapts:
+        return origin_folder(student)
+    if not is_pipeline(adapts):
+        raise ValueError(
+            f"the adapters of {run} lie on the student in {adapts}, which is no pipeline folder: "
+            "export that with --to diffusers first, and adapt the folder"
+        )
+    return open_folder(adapts)
+
+
 def trained(run: Path, student: Generator, folder: PipelineFolder) -> Factors:
     """The adapters that a run of `--lora` has trained on the network of `folder`; s is in B."""
     if "lora" not in student.card:
         raise ValueError(
             f"{run} was trained whole; say of which rank its adapter is to be, with --rank"
         )
-    if "folder" not in student.card.get("teacher", {}):
+    if "adapts" not in student.card and "folder" not in student.card.get("teacher", {}):
         raise ValueError(
             f"the adapters of {run} belong to a student of the pipeline, not to the pipeline "
             "itself; say of which rank an adapter of that is to be, with --rank"
@@ -212,7 +231,8 @@ def verified(found: Parts, file: Path) -> float:
     student, (kind, config) = found.student, found.scheduler
     pipe = TextAndVAE(found.folder).pipeline(network(found.folder))
     pipe.set_progress_bar_config(disable=True)
-    pipe.load_lora_weights(str(file.parent), weight_name=file.name, local_files_only=True)
+    with spelled(file) as named:
+        pipe.load_lora_weights(str(named.parent), weight_name=named.name, local_files_only=True)
     pipe.scheduler = getattr(require_library("diffusers"), kind)(**config)
     rebuilt = {f"net.net.{name}": t for name, t in found.before.items()}
     adapters = {f"net.net.{layer}.up": up for layer, (_, up) in found.factors.items()}

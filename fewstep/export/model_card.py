@@ -13,15 +13,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import fewstep
-from fewstep.config import known
+from fewstep.config import parse
 from fewstep.data.prompts import read_prompts
 from fewstep.diffusion.generator import Generator
-from fewstep.diffusion.samplers import FewStep
+from fewstep.diffusion.guidance import CFG
+from fewstep.diffusion.samplers import FewStep, course
 from fewstep.distillation.method import Method
-from fewstep.report.formatting import short
+from fewstep.report.formatting import count, short
 from fewstep.report.run_data import RunData, number, read_run, whole
 from fewstep.storage.files import digest
 from fewstep.teachers.diffusers.hub import name_of
@@ -29,6 +28,7 @@ from fewstep.teachers.diffusers.load import pipeline_card
 
 LICENCE_KEYS = ("license", "license_name", "license_link")
 """What the front matter of a published model says of its licence."""
+NAMELESS = "a teacher trained by fewstep"
 UNKNOWN = "unknown: the teacher's, see there"
 
 
@@ -51,7 +51,7 @@ def card(
     head |= {key: value for key, value in licence.items() if key in LICENCE_KEYS}
     head |= {"tags": "[few-step, distillation]"}
     sampler = student.sampler
-    many = f"{sampler.calls} step{'s' * (sampler.calls > 1)}"
+    many = count(len(course(sampler, student.denoiser.path).times), "step")
     homes = [home for home in (run, run.parent) if (home / "run.json").is_file()]
     data = read_run(homes[0]) if homes else None  # of another model in a run, such as best/, too
     rows = [*_facts(student, data), *_more(facts), ("licence", _licence(licence))]
@@ -82,7 +82,7 @@ def teacher_name(student: Generator) -> str:
         return name_of(folder) or folder.name
     source = first.get("source")
     file = source.get("file") if isinstance(source, Mapping) else None
-    return str(file or "a teacher trained by fewstep")
+    return str(file or NAMELESS)
 
 
 def _first(card: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -128,17 +128,21 @@ def _licence(licence: Mapping[str, str]) -> str:
 def _facts(student: Generator, found: RunData | None) -> Iterator[tuple[str, str]]:
     """How it is sampled and how it was made, in the run `found`."""
     card, sampler = student.card, student.sampler
-    path = student.denoiser.path
-    if isinstance(sampler, FewStep):
-        times = ", ".join(f"{t:g}" for t in sampler.ladder(path))
-        yield "steps", f"{sampler.steps}, at t = {times} of {type(path).__name__}"
-        first = torch.tensor(sampler.ladder(path)[0], dtype=torch.float64)
-        sigma = 1.0 if sampler.unit else float(path.sigma(first))
-        times = "" if sigma == 1 else f", which is multiplied by {sigma:.5g}"
-        yield "starts from", f"standard normal z of {list(student.shape)}{times}"
-        if sampler.steps > 1:
-            yield "between steps", f"noise is {_NOISE[sampler.noise]}"
-    yield "guidance", "none at sampling: it is in the weights"
+    path, run = student.denoiser.path, course(sampler, student.denoiser.path)
+    times = ", ".join(f"{t:g}" for t in run.times)
+    yield "steps", f"{len(run.times)}, at t = {times} of {type(path).__name__}"
+    factor = "" if run.start == 1 else f", which is multiplied by {run.start:.5g}"
+    yield "starts from", f"standard normal z of {list(student.shape)}{factor}"
+    guidance = "none at sampling: it is in the weights"
+    if isinstance(sampler, CFG):
+        guidance = (
+            f"at scale {sampler.kappa:g}, part of the sampler: {sampler.calls} network calls"
+        )
+        sampler = sampler.sampler
+    if len(run.times) > 1:
+        few = sampler if isinstance(sampler, FewStep) else None
+        yield "between steps", f"noise is {_NOISE[few.noise]}" if few else f"`{sampler}`"
+    yield "guidance", guidance
     if student.classes:
         yield "classes", f"0 to {student.classes - 1}; {student.classes} for none"
     if card.get("method"):
@@ -183,10 +187,13 @@ def _more(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield key, value if isinstance(value, str) else f"`{json.dumps(value)}`"
 
 
-def _method(card: Mapping[str, Any]) -> type[Method] | None:
-    """The class of the student's method, where it is one of the package."""
-    method = known().get(str(card.get("method", "")).partition("(")[0])
-    return method if method is not None and issubclass(method, Method) else None
+def _method(card: Mapping[str, Any]) -> Method | None:
+    """The student's method, where it is one of the package."""
+    try:
+        method: Method = parse(str(card.get("method", "")), Method)
+    except ValueError:
+        return None
+    return method
 
 
 _GUIDANCE = {
@@ -207,7 +214,7 @@ def _cited(student: Generator) -> list[str]:
     method = _method(student.card)
     if method is None:
         return []
-    first = (sys.modules[method.__module__].__doc__ or "").strip().partition("\n")[0]
+    first = (sys.modules[type(method).__module__].__doc__ or "").strip().partition("\n")[0]
     guided = re.search(r"\bguidance=(\w+)\(", str(student.card["method"]))
     more = _GUIDANCE.get(guided[1], "") if guided else ""
     return ["## Method", "", first, *([more] if more else []), ""]

@@ -36,6 +36,7 @@ from fewstep.export.traced_generator import (
 )
 from fewstep.storage.files import spelled, write
 from fewstep.storage.model_folder import load_student
+from fewstep.teachers.diffusers.adapter_base import adapter_of
 from fewstep.teachers.diffusers.load import origin_folder, with_text_and_vae
 
 FACTS = "fewstep.json"
@@ -109,6 +110,12 @@ def to_onnx(run: Path, out: Path, pictures: bool = False) -> float:
 def opened(run: Path, pictures: bool) -> Generator:
     """The student, which decodes its latents if it is to make pictures."""
     student = load_student(run)
+    net = adapter_of(student.denoiser)
+    if net is not None and net.own_lengths:
+        raise ValueError(
+            f"the prompts of a {type(net.net).__name__} have lengths of their own, so that no "
+            "graph takes them all; use --to diffusers or safetensors"
+        )
     if not pictures:
         return student
     speaking = with_text_and_vae(student)

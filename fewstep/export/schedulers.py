@@ -14,6 +14,10 @@ whose betas *end* at t_init counts down from there by itself.
 Euler's scheduler alone begins at sigma z, which is where a one-step student of SiD begins; the
 others begin at z, hence several steps on betas need `FewStep(unit=True)`. So does one step of
 PixArt, whose pipeline asks its scheduler for something that Euler's does not return.
+
+What is linear in states and predictions, but stock schedulers do not follow (times that are not
+even, numbers of its own), is a scheduler of its own file, `fewstep.export.fewstep_solver`, which
+an exported pipeline brings along.
 """
 
 from __future__ import annotations
@@ -23,8 +27,10 @@ from typing import Any
 
 import torch
 
+from fewstep.diffusion.linear_solver import LinearSolver
 from fewstep.diffusion.noise_path import VP, Flow, NoisePath
 from fewstep.diffusion.samplers import FewStep
+from fewstep.diffusion.types import Sampler
 from fewstep.teachers.diffusers.network import require_library
 
 Config = dict[str, Any]
@@ -40,7 +46,7 @@ def stock_scheduler(
             "no stock scheduler repeats the same noise; students for export are trained with "
             "FewStep(noise='fresh') or 'ddim'"
         )
-    if sampler.rho != 1 and sampler.steps > 1:
+    if sampler.ladder(path) != FewStep(sampler.t_init, sampler.steps).ladder(path):
         raise ValueError(f"stock schedulers space their times evenly; {sampler} does not")
     if isinstance(path, Flow):
         return "FlowMatchEulerDiscreteScheduler", _flow(sampler)
@@ -67,6 +73,38 @@ def stock_scheduler(
     # c_skip of a consistency model goes to zero with its scaling: x_0 as it is predicted
     more = {"original_inference_steps": count, "timestep_scaling": 1e6}
     return "LCMScheduler", {**config, **more}
+
+
+def own_scheduler(sampler: Sampler, path: NoisePath, predicts: str) -> Config | None:
+    """The configuration of a `fewstep_solver` that makes the sampler's steps; None if none does.
+
+    It makes those of a `LinearSolver`, and of a `FewStep` whose later noise is "ddim".
+    """
+    unit = isinstance(sampler, FewStep) and sampler.unit
+    if isinstance(sampler, FewStep) and (sampler.noise == "ddim" or sampler.steps == 1):
+        sampler = LinearSolver(times=tuple(sampler.ladder(path)))
+    if not isinstance(sampler, LinearSolver):
+        return None
+    kinds = {**_PREDICTION, "velocity": "flow_prediction"}
+    flow = isinstance(path, Flow)
+    if (
+        not isinstance(path, VP | Flow)
+        or predicts not in kinds
+        or flow != (predicts == "velocity")
+    ):
+        return None
+    numbers = sampler.numbers(path)
+    told, first = (torch.tensor(t, dtype=torch.float64) for t in (numbers.told, numbers.times[0]))
+    return {
+        "timesteps": (told * (1000 if flow else 1)).tolist(),
+        "alphas": path.alpha(told).tolist(),
+        "sigmas": path.sigma(told).tolist(),
+        "a": [list(row) for row in numbers.a],
+        "c": [list(row) for row in numbers.c],
+        "start": 1.0 if unit else float(path.sigma(first)),
+        "prediction_type": kinds[predicts],
+        "num_train_timesteps": 1000 if flow else int(path.t_max) + 1,
+    }
 
 
 def _flow(sampler: FewStep) -> Config:

@@ -1,11 +1,12 @@
-"""A whole few-step generator as one traced graph: (z, noise, conditions) -> x.
+"""A whole generator as one traced graph: (z, noise, conditions) -> x.
 
 The loop of the sampler is part of the graph, so that whoever runs it needs no scheduler, no
 timesteps and no fewstep. All that is random is an input:
 
     z        (B, *)          standard normal, what the student starts from
-    noise    (B, K - 1, *)   standard normal, of a student of K calls that renoises
+    noise    (B, N, *)       standard normal, of a sampler that draws noise N times beside z
     label    (B,) int64      of a class-conditional student; `classes` stands for none
+    start    (B, *)          a picture to restore, of a network that is given one
     prompt, pooled, mask     the embeddings of a prompt, as the teacher's pipeline makes them
 
 Of a pipeline x is a latent, or what the VAE makes of it for a student that decodes, a picture
@@ -14,7 +15,7 @@ in [-1, 1]. B is free. The graph is traced on a CPU in float32.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -23,8 +24,8 @@ from torch import Tensor, nn
 from fewstep.diffusion.generator import Generator
 from fewstep.diffusion.pixels import finite
 from fewstep.diffusion.rng import Draws
-from fewstep.diffusion.samplers import FewStep
-from fewstep.teachers.diffusers.adapter_base import Adapter
+from fewstep.diffusion.samplers import course
+from fewstep.teachers.diffusers.adapter_base import adapter_of
 
 Inputs = dict[str, Tensor]
 
@@ -34,10 +35,11 @@ class Given(Draws):
     """Draws that return the given noise in order, instead of random numbers."""
 
     noises: tuple[Tensor, ...] = ()
+    purposes: dict[str, int] = field(default_factory=dict)
 
     def normal(self, purpose: str, shape: Any, dtype: torch.dtype = torch.float32) -> Tensor:
-        """The k-th given noise for the purpose "epsk"."""
-        return self.noises[int(purpose.removeprefix("eps")) - 1]
+        """The next given noise, and the same again for a purpose that was met before."""
+        return self.noises[self.purposes.setdefault(self.prefix + purpose, len(self.purposes))]
 
 
 class Program(nn.Module):
@@ -45,10 +47,6 @@ class Program(nn.Module):
 
     def __init__(self, student: Generator) -> None:
         super().__init__()
-        if not isinstance(student.sampler, FewStep):
-            raise ValueError(
-                f"this model is sampled by {student.sampler}; only few-step students are exported"
-            )
         self.denoiser = student.denoiser
         self.sampler, self.decode = student.sampler, student.decode
 
@@ -66,13 +64,14 @@ def examples(student: Generator, count: int, seed: int = 0) -> Inputs:
     """`count` plausible inputs of its program: a pure function of `seed`."""
     draws = Draws.range(0, count, seed)
     inputs = {"z": draws.normal("z", student.shape)}
-    sampler = student.sampler
-    if isinstance(sampler, FewStep) and sampler.noise == "fresh" and sampler.steps > 1:
-        inputs["noise"] = draws.normal("noise", (sampler.steps - 1, *student.shape))
+    if drawn := course(student.sampler, student.denoiser.path).noises:
+        inputs["noise"] = draws.normal("noise", (drawn, *student.shape))
     if student.classes:
         inputs["label"] = draws.integers("label", student.classes + 1)
-    net = getattr(student.denoiser, "net", None)
-    if isinstance(net, Adapter):
+    for name, shape in getattr(student.denoiser, "data_conditions", {}).items():
+        inputs[name] = draws.normal(name, shape)
+    net = adapter_of(student.denoiser)
+    if net is not None:
         for name, null in net.null().items():
             spread = null.expand(count, *null.shape)
             moved = spread + draws.normal(name, null.shape)
@@ -118,7 +117,7 @@ def difference(student: Generator, run: Any, counts: tuple[int, ...] = (1, 3)) -
 def described(student: Generator, inputs: Inputs, most: int | None) -> dict[str, Any]:
     """The metadata of a program, as JSON values."""
     return {
-        "what": "a few-step generator: inputs -> "
+        "what": "a generator: inputs -> "
         + ("x_0" if student.text is None else "pictures in [-1, 1]"),
         "sampler": repr(student.sampler),
         "inputs": {
@@ -134,14 +133,12 @@ def described(student: Generator, inputs: Inputs, most: int | None) -> dict[str,
 
 def _output(student: Generator) -> str:
     """What comes out, in words."""
-    net = getattr(student.denoiser, "net", None)
-    if not isinstance(net, Adapter):
+    net = adapter_of(student.denoiser)
+    if net is None:
         return f"x_0 of shape {_of_batch(student.shape)}"
     if student.text is None:
         return f"x_0, scaled latents of shape {_of_batch(student.shape)}"
-    return (
-        f"pictures of shape {_of_batch((3, net.pixels, net.pixels))} in about [-1, 1]; clip them"
-    )
+    return f"pictures of shape {_of_batch((3, *net.size))} in about [-1, 1]; clip them"
 
 
 def _of_batch(shape: tuple[int, ...]) -> str:

@@ -6,11 +6,14 @@ https://arxiv.org/abs/2410.16794; the pseudo-Huber distance is the paper's choic
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from fewstep.diffusion.noise_path import same_shape
 
 
 def squared_norm(y: Tensor) -> Tensor:
@@ -30,6 +33,15 @@ class Distance(ABC):
         """d'(y): (B, *) -> (B, *), differentiable in y."""
 
 
+def regression(distance: Distance, prediction: Tensor, x0: Tensor) -> Tensor:
+    """d(f - x_0) over the number of a sample's dimensions: (B, *), (B, *) -> (B,).
+
+    With `SquaredL2` and `SumOfAbsolutes` a mean over them. ValueError where the shapes differ.
+    """
+    same_shape(prediction=prediction, x0=x0)
+    return distance.value(prediction - x0) / x0[0].numel()
+
+
 @dataclass(frozen=True)
 class SquaredL2(Distance):
     """d = |y|^2."""
@@ -41,6 +53,22 @@ class SquaredL2(Distance):
     def slope(self, y: Tensor) -> Tensor:
         """2 y: (B, *) -> (B, *)."""
         return 2 * y
+
+
+@dataclass(frozen=True)
+class SumOfAbsolutes(Distance):
+    """d = sum_i |y_i|: for regressions, whose minimum is then a median.
+
+    Its slope is a sign, which has no derivative where a score loss needs one.
+    """
+
+    def value(self, y: Tensor) -> Tensor:
+        """sum_i |y_i|: (B, *) -> (B,)."""
+        return y.abs().flatten(1).sum(1)
+
+    def slope(self, y: Tensor) -> Tensor:
+        """sign(y_i), elementwise: (B, *) -> (B, *)."""
+        return y.sign()
 
 
 @dataclass(frozen=True)
@@ -122,3 +150,17 @@ class PseudoHuber(Distance):
     def slope(self, y: Tensor) -> Tensor:
         """y / sqrt(|y|^2 + c^2): (B, *) -> (B, *)."""
         return y / (squared_norm(y) + self.c**2).sqrt()
+
+
+def rms_distance(distance: Distance, y: Tensor) -> Tensor:
+    """d(y / D^(1/2)), D the dimension of a sample: (B, *) -> (B,).
+
+    What a distance is of norms it then is of root mean squares: `SquaredL2` is the mean square,
+    and the constants of the others do not depend on the size of a sample.
+    """
+    return distance.value(y / math.sqrt(y.shape[1:].numel()))
+
+
+def huber(y: Tensor, c: float) -> Tensor:
+    """The mean of (y_i^2 + c^2)^(1/2) - c over a sample's dimensions: (B, *) -> (B,)."""
+    return ((y**2 + c**2).sqrt() - c).flatten(1).mean(1)

@@ -59,6 +59,31 @@ class SNR(Weight):
 
 
 @dataclass(frozen=True)
+class SignalNoise(Weight):
+    """alpha sigma / (alpha^2 + sigma^2), at most 1/2: VSD's weight sigma^2 of eps, on any path.
+
+    Nguyen & Tran 2023, https://arxiv.org/abs/2312.05239, where alpha^2 + sigma^2 = 1. A function
+    of sigma / alpha alone, so that samples at the same SNR weigh the same on every path.
+    """
+
+    def __call__(self, x: Tensor, real: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return (alpha * sigma / (alpha**2 + sigma**2)).detach()
+
+
+@dataclass(frozen=True)
+class TruncatedSNR(Weight):
+    """max(floor, alpha^2 / sigma^2): the larger of an x_0 and an eps loss, at floor 1.
+
+    Salimans & Ho 2022, https://arxiv.org/abs/2202.00512, section 4.
+    """
+
+    floor: float = 1.0
+
+    def __call__(self, x: Tensor, real: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return (alpha**2 / sigma**2).clamp_min(self.floor).detach()
+
+
+@dataclass(frozen=True)
 class EDMWeight(Weight):
     """(alpha^2 sd^2 + sigma^2) / (sigma sd)^2 = 1 / c_out^2, Karras et al. 2022, table 1."""
 

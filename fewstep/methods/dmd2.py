@@ -18,7 +18,6 @@ the middle block's output, the head here its input.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -27,16 +26,13 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from fewstep.diffusion.encoder_features import require_encoder_features
-from fewstep.diffusion.guidance import is_zero
 from fewstep.diffusion.samplers import FewStep
 from fewstep.diffusion.time_distributions import Karras, TimeLaw
 from fewstep.diffusion.types import Batch, Denoiser, Sampler
 from fewstep.distillation.critic import Critic
-from fewstep.distillation.fake_score import Matching, Rollout, add_noise, predict
+from fewstep.distillation.fake_score import Matching, Rollout, predict
 from fewstep.distillation.guidance_scales import Guidance, Unguided
 from fewstep.distillation.method import Loss, Method, Nets, Turn, need_draws
-from fewstep.losses.adversarial import generator, logits
 from fewstep.losses.score import kl
 from fewstep.losses.weight import L1, Power, Weight
 
@@ -76,15 +72,20 @@ class DMD2(Method):
                 f"DMD2 needs ratio >= 1 and gan >= 0, got {self.ratio} and {self.gan:g}"
             )
 
+    @property
+    def couples_samples(self) -> bool:
+        """Whether the critic's loss of a sample is weighted by the mean over the batch."""
+        return self.fake.couples_samples
+
     def init(self, teacher: Denoiser | None, net: nn.Module) -> Nets:
-        """The student, and the fake score with a discriminator head if `fake` has one."""
-        return self.fake.equipped(super().init(teacher, net))
+        """The student, the fake score, and what `fake` judges with."""
+        return self.fake.equipped(super().init(teacher, net), teacher)
 
     def turns(self, step: int) -> Sequence[Turn]:
         """`ratio` updates of the fake score with its discriminator, then one of the student."""
         rollout = Rollout.at(step, self.sampler, self.matching)
-        critic = self.fake.turn(rollout, self.guidance)
-        return *(critic,) * self.ratio, Turn("student", partial(self.student_loss, rollout))
+        critic = self.fake.turns(rollout, self.guidance)
+        return *(*critic,) * self.ratio, Turn("student", partial(self.student_loss, rollout))
 
     def student_loss(self, rollout: Rollout, nets: Nets, teacher: Denoiser, batch: Batch) -> Loss:
         """The student's loss, the KL direction and the adversarial loss.
@@ -107,8 +108,8 @@ class DMD2(Method):
             weight = self.weight(x, p.real, p.alpha, p.sigma)
         score = kl(x, p.real, p.fake, weight).mean()
         apart = batch._replace(draws=need_draws(batch).under("gan"))
-        n = add_noise(teacher.path, x, self.fake.times, apart)
-        cond = None if is_zero(self.guidance.scales(batch).fake) else batch.cond
-        features = require_encoder_features(nets["fake"]).encode(n.xt, n.t, cond)
-        gan_loss = generator(logits(features, self.fake.pool), math.inf).mean()
-        return Loss(score + self.gan * gan_loss, {"score": score, "gan_loss": gan_loss})
+        judge = self.fake.discriminator
+        n = judge.noised(teacher.path, x, apart)
+        cond = judge.condition(batch, self.guidance.scales(batch).fake)
+        gan = judge.fool(nets, teacher, apart, n, cond)
+        return Loss(score + self.gan * gan.total, {"score": score, "gan_loss": gan.gan_loss})

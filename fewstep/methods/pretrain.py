@@ -11,11 +11,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 from torch import nn
 
 from fewstep.diffusion.samplers import Heun
+from fewstep.diffusion.scale_wise import reduced
 from fewstep.diffusion.time_distributions import LogNormal, TimeLaw
 from fewstep.diffusion.types import Batch, Denoiser, Sampler
 from fewstep.distillation.fake_score import add_noise
@@ -38,6 +40,12 @@ class Pretrain(Method):
     sampler: Sampler = Heun()
     times: TimeLaw = LogNormal()
     weight: Weight = EDMWeight()
+    scales: tuple[int, ...] = (1,)
+    """How many times smaller the data of a step are, in turn: (1, 2) for all of two sizes."""
+
+    def __post_init__(self) -> None:
+        if not self.scales or min(self.scales) < 1:
+            raise ValueError(f"Pretrain.scales are 1 or more, at least one, got {self.scales}")
 
     def init(self, teacher: Denoiser | None, net: nn.Module) -> Nets:
         """A "denoiser", a copy of `net`; the teacher is not used."""
@@ -45,15 +53,16 @@ class Pretrain(Method):
 
     def turns(self, step: int) -> Sequence[Turn]:
         """One update of the denoiser."""
-        return (Turn("denoiser", self.loss),)
+        scale = self.scales[step % len(self.scales)]
+        return (Turn("denoiser", partial(self.loss, scale)),)
 
-    def loss(self, nets: Nets, teacher: Denoiser | None, batch: Batch) -> Loss:
+    def loss(self, scale: int, nets: Nets, teacher: Denoiser | None, batch: Batch) -> Loss:
         """The denoising loss w |f(x_t) - x_0|^2 (equation 2), a mean over the batch.
 
-        batch: x0 (B, *), cond and draws. `teacher` is not used. ValueError where the batch has no
-        data or no draws.
+        scale: how many times smaller the data are made; batch: x0 (B, *), cond and draws.
+        `teacher` is not used. ValueError where the batch has no data or no draws.
         """
-        x0 = need_data(self, batch)
+        x0 = reduced(need_data(self, batch), scale)
         net = nets["denoiser"]
         n = add_noise(net.path, x0, self.times, batch)  # type: ignore[arg-type]
         prediction = net(n.xt, n.t, batch.cond)

@@ -26,12 +26,21 @@ from fewstep.diffusion.samplers import FewStep
 from fewstep.diffusion.time_distributions import Karras, TimeLaw
 from fewstep.diffusion.types import Batch, Denoiser, Sampler
 from fewstep.distillation.critic import Critic
-from fewstep.distillation.fake_score import Matching, Predictions, Rollout, predict
+from fewstep.distillation.fake_score import (
+    Matching,
+    NoisedSamples,
+    Predictions,
+    Rollout,
+    add_noise,
+    predict_at,
+)
 from fewstep.distillation.guidance_scales import Guidance, Unguided
 from fewstep.distillation.method import Loss, Method, Nets, Turn
-from fewstep.losses.adversarial import averaged, generator, logits
 from fewstep.losses.score import sid
 from fewstep.losses.weight import L1, Weight
+
+LARGEST = 10.0
+"""The student's logits are clamped to +- this, as published."""
 
 
 @dataclass(frozen=True)
@@ -77,9 +86,14 @@ class SiDA(Method):
                 f"{self.gan:g}, {self.student_from} and {self.adversarial_from}"
             )
 
+    @property
+    def couples_samples(self) -> bool:
+        """Whether the critic's loss of a sample is weighted by the mean over the batch."""
+        return self.fake.couples_samples
+
     def init(self, teacher: Denoiser | None, net: nn.Module) -> Nets:
-        """The student, and the fake score with a discriminator head if `fake` has one."""
-        return self.fake.equipped(super().init(teacher, net))
+        """The student, the fake score, and what `fake` judges with."""
+        return self.fake.equipped(super().init(teacher, net), teacher)
 
     def turns(self, step: int) -> Sequence[Turn]:
         """The critic alone before `student_from`, then critic and student.
@@ -87,23 +101,23 @@ class SiDA(Method):
         The student's loss has its adversarial term from step `adversarial_from` on.
         """
         rollout = Rollout.at(step, self.sampler, self.matching)
-        critic = self.fake.turn(rollout, self.guidance)
+        critic = self.fake.turns(rollout, self.guidance)
         if step < self.student_from:
-            return (critic,)
+            return critic
         loss = self.student_loss if step >= self.adversarial_from else self.score_loss
-        return critic, Turn("student", partial(loss, rollout))
+        return *critic, Turn("student", partial(loss, rollout))
 
     def score_loss(self, rollout: Rollout, nets: Nets, teacher: Denoiser, batch: Batch) -> Loss:
         """SiD's loss, without adversarial term; arguments as of `student_loss`."""
         x = rollout(nets, batch)
-        p = self._predict(nets, teacher, batch, x, tap=False)
+        n = add_noise(teacher.path, x, self.times, batch)
+        p = self._predict(nets, teacher, batch, n, tap=False)
         return Loss(self._score(x, p).mean())
 
     def _predict(
-        self, nets: Nets, teacher: Denoiser, batch: Batch, x: Tensor, tap: bool
+        self, nets: Nets, teacher: Denoiser, batch: Batch, n: NoisedSamples, tap: bool
     ) -> Predictions:
-        logvar = self.fake.logvar
-        return predict(nets, teacher, batch, x, self.times, self.guidance, tap, logvar)
+        return predict_at(nets, teacher, batch, n, self.guidance, tap, self.fake.logvar)
 
     def _score(self, x: Tensor, p: Predictions) -> Tensor:
         weight = self.weight(x, p.real, p.alpha, p.sigma) * p.precision_weight
@@ -123,13 +137,12 @@ class SiDA(Method):
         Raises ValueError where the batch has no draws, or guidance meets no conditions.
         """
         x = rollout(nets, batch)
-        p = self._predict(nets, teacher, batch, x, tap=True)
-        assert p.features is not None
+        n, judge = add_noise(teacher.path, x, self.times, batch), self.fake.discriminator
+        p = self._predict(nets, teacher, batch, n, tap=judge.net == "fake")
         score = self._score(x, p).mean()
-        gan_loss = generator(logits(p.features, self.fake.pool))
         weight = self.gan_weight(x, p.real, p.alpha, p.sigma) * p.precision_weight
-        adversarial = averaged(gan_loss, weight, self.fake.average).mean()
-        total = (1 - self.share) * score + self.share * self.gan * adversarial
-        return Loss(
-            total, {"score": score, "adversarial": adversarial, "gan_loss": gan_loss.mean()}
-        )
+        kappas = self.guidance.scales(batch)
+        cond = judge.condition(batch, kappas.fake, kappas.own)
+        gan = judge.fool(nets, teacher, batch, n, cond, p.features, weight, LARGEST)
+        total = (1 - self.share) * score + self.share * self.gan * gan.total
+        return Loss(total, {"score": score, "adversarial": gan.total, "gan_loss": gan.gan_loss})

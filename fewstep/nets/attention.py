@@ -19,7 +19,8 @@ from torch import Tensor
 
 def split_heads(qkv: Tensor, heads: int) -> Tensor:
     """(B, 3 C, h, w) -> (B, H, C/H, 3, h w): channels run over heads, their channels, q k v."""
-    return qkv.reshape(qkv.shape[0], heads, -1, 3, qkv.shape[2] * qkv.shape[3])
+    size, channels, *places = qkv.shape
+    return qkv.reshape(size, heads, channels // (3 * heads), 3, math.prod(places))
 
 
 def attend(split: Tensor, like: Tensor) -> Tensor:

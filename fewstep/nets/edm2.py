@@ -30,6 +30,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fewstep.diffusion.extra_inputs import TimeEmbedding
 from fewstep.diffusion.noise_path import VE
 from fewstep.nets.activation_checkpointing import again
 from fewstep.nets.attention import attend, split_heads
@@ -224,6 +225,16 @@ class UNet(EncoderFeatureUNet):
         layout = widths, num_blocks, attn_resolutions, make
         width = self.build(img_resolution, first, widths[0], *layout)
         self.out_conv = MPConv(width, img_channels, 3)
+
+    @property
+    def time_embedding(self) -> TimeEmbedding:
+        """The layer of the noise level, before it is mixed with labels."""
+        return TimeEmbedding(self.emb_noise, self.emb_noise.out_channels)
+
+    @property
+    def output_layer(self) -> nn.Module:
+        """The last convolution, which is called with its gain."""
+        return self.out_conv
 
     def embed(self, noise: Tensor, labels: Tensor | None, augment: Tensor | None) -> Tensor:
         """Noise level and labels in balance; there is no augmentation input."""

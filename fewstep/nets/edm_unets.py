@@ -26,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fewstep.diffusion.extra_inputs import TimeEmbedding
 from fewstep.nets.edm_layers import (
     BlockStyle,
     Conv2d,
@@ -140,6 +141,11 @@ class SongUNet(EncoderFeatureUNet):
             self.dec[f"{name}_aux_norm"] = GroupNorm(width, style.eps)
             self.dec[f"{name}_aux_conv"] = Conv2d(width, outs, 3, style.init_zero)
 
+    @property
+    def time_embedding(self) -> TimeEmbedding:
+        """The second layer of the noise level, before its activation."""
+        return TimeEmbedding(self.map_layer1, self.map_layer1.out_features)
+
     def embed(self, noise: Tensor, labels: Tensor | None, augment: Tensor | None) -> Tensor:
         """Sines first here; labels and augmentation join before the two layers."""
         cos, sin = self.map_noise(noise).chunk(2, 1)
@@ -227,6 +233,16 @@ class DhariwalUNet(EncoderFeatureUNet):
         width = self.build(img_resolution, first, widths[0], *layout)
         self.out_norm = GroupNorm(width)
         self.out_conv = Conv2d(width, out_channels, 3, zero)
+
+    @property
+    def time_embedding(self) -> TimeEmbedding:
+        """The second layer of the noise level, before its activation."""
+        return TimeEmbedding(self.map_layer1, self.map_layer1.out_features)
+
+    @property
+    def output_layer(self) -> nn.Module:
+        """The last convolution."""
+        return self.out_conv
 
     def embed(self, noise: Tensor, labels: Tensor | None, augment: Tensor | None) -> Tensor:
         """Augmentation joins before the two layers, labels after them."""

@@ -12,13 +12,15 @@ A role starts as the teacher, to the bit.
 teacher's own tensors, held as buffers that are not stored. So `parameters()` and `state_dict()`
 are the adapters alone, `requires_grad_` reaches nothing else, and a copy of a role shares what it
 does not train. Optimisers, averages, checkpoints and the loop need to know nothing of adapters.
+A module with the attribute `trained_in_full`, such as the embedding of a further input
+(`fewstep.diffusion.extra_inputs`), is copied, and trained beside the adapters.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -32,8 +34,15 @@ from torch import Tensor, nn
 from fewstep.config import nearest
 from fewstep.nets.edm_layers import Conv2d
 
-LAYERS = (nn.Linear, nn.Conv2d, Conv2d)
+LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, Conv2d)
 """What can be adapted: a product with a weight (out, in, ...), and a bias."""
+PRODUCTS: Mapping[int, Callable[[Tensor, Tensor], Tensor]] = {
+    2: F.linear,
+    3: F.conv1d,
+    4: F.conv2d,
+    5: F.conv3d,
+}
+"""The product with a weight of so many dimensions."""
 ATTENTION = (
     *("to_q", "to_k", "to_v", "to_out.0"),
     *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
@@ -89,7 +98,9 @@ class LoRA:
                     f"{type(module).__name__} normalises its weight in each call, so that "
                     "nothing can be added to it; train this network without LoRA"
                 )
-        role = deepcopy(net, {id(t): t for t in chain(net.parameters(), net.buffers())})
+        own = {id(t) for module in _in_full(net) for t in _tensors(module)}
+        shared = {id(t): t for t in _tensors(net) if id(t) not in own}
+        role = deepcopy(net, dict[int, Any](shared))
         names = self.layers(role)
         _share(role)
         generator = torch.Generator().manual_seed(seed)
@@ -105,7 +116,12 @@ class LoRA:
 
         ValueError where a target matches none, or there is nothing to adapt.
         """
-        every = [name for name, module in net.named_modules() if _adaptable(module)]
+        full = {id(module) for module in _in_full(net)}
+        every = [
+            name
+            for name, module in net.named_modules()
+            if _adaptable(module) and id(module) not in full
+        ]
         hits = {
             target: {name for name in every if fnmatchcase(f".{name}", f"*.{target}")}
             for target in self.targets or ATTENTION
@@ -128,14 +144,16 @@ class LoRA:
     ) -> dict[str, Tensor]:
         """The state dict of one network W + (alpha / r) B A that answers as a role does.
 
-        weights: the teacher's state dict, whose devices the result has, adapters: the role's.
+        weights: the teacher's state dict, whose devices the result has, adapters: the role's; what
+        of them belongs to no pair A and B was trained in full.
         """
-        whole = dict(weights)
+        whole, full = dict(weights), dict(adapters)
         for layer, (down, up) in pairs(adapters).items():
+            del full[f"{layer}.up"], full[f"{layer}.down.weight"]
             weight = whole[f"{layer}.weight"]
             change = self.scale * (up.flatten(1) @ down.flatten(1)).reshape(weight.shape)
             whole[f"{layer}.weight"] = weight + change.to(weight)
-        return whole
+        return whole | {name: t.to(whole.get(name, t)) for name, t in full.items()}
 
 
 def pairs(adapters: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
@@ -169,7 +187,7 @@ class Adapted(nn.Module):
         """W x + b + (alpha / r) B A x, for an input x of the layer."""
         low = self.down(x)
         up = self.up.to(low.dtype)
-        change = F.linear(low, up) if up.ndim == 2 else F.conv2d(low, up)
+        change = PRODUCTS[up.ndim](low, up)
         return torch.add(self.base(x), change, alpha=self.scale)
 
     def __getattr__(self, name: str) -> Any:
@@ -190,13 +208,27 @@ class Shared(Tensor):
 
 
 def _share(net: nn.Module) -> None:
-    """Turn every parameter and buffer into a buffer that is shared, frozen and not stored."""
+    """Turn parameters and buffers into buffers that are shared, frozen and not stored."""
+    full = {id(module) for module in _in_full(net)}
     for module in net.modules():
+        if id(module) in full:
+            continue
         for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
             if tensor is not None:
                 module._parameters.pop(name, None)
                 shared = tensor.detach().as_subclass(Shared)
                 module.register_buffer(name, shared, persistent=False)
+
+
+def _in_full(net: nn.Module) -> Iterator[nn.Module]:
+    """The modules of `net` that are trained in full, with all that they are made of."""
+    for module in net.modules():
+        if getattr(module, "trained_in_full", False):
+            yield from module.modules()
+
+
+def _tensors(net: nn.Module) -> Iterator[Tensor]:
+    return chain(net.parameters(), net.buffers())
 
 
 def _adaptable(module: nn.Module) -> bool:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fewstep.diffusion.extra_inputs import TimeEmbedding
 from fewstep.diffusion.model import Net
 
 
@@ -40,7 +41,7 @@ class MLPNet(nn.Module):
     def __init__(self, shape: tuple[int, ...], classes: int, width: int, blocks: int) -> None:
         super().__init__()
         dim = math.prod(shape)
-        self.classes = classes
+        self.classes, self.width = classes, width
         self.frequencies: Tensor
         self.register_buffer("frequencies", 2 * math.pi * 2.0 ** torch.linspace(-4, 3, width // 4))
         self.time = nn.Sequential(nn.Linear(2 * (width // 4), width), nn.SiLU())
@@ -53,6 +54,16 @@ class MLPNet(nn.Module):
         self.last = nn.Linear(width, dim)
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
+
+    @property
+    def time_embedding(self) -> TimeEmbedding:
+        """The last layer of time and label, before its activation."""
+        return TimeEmbedding(self.mix, self.width)
+
+    @property
+    def output_layer(self) -> nn.Module:
+        """The last layer, whose result is F but for its shape."""
+        return self.last
 
     def _embedded(self, x: Tensor, label: Tensor, cond: Tensor | None) -> Tensor:
         phase = label[:, None] * self.frequencies
@@ -80,9 +91,14 @@ class MLPNet(nn.Module):
         h = features = self._encoded(x, emb)
         for block in self.blocks[self.middle :]:
             h = block(h, emb)
-        return self.last(F.layer_norm(h, h.shape[1:])).reshape(x.shape), features
+        return self.last(F.layer_norm(h, h.shape[1:])).reshape(-1, *x.shape[1:]), features
 
     def _encoded(self, x: Tensor, emb: Tensor) -> Tensor:
+        if math.prod(x.shape[1:]) != self.first.in_features:
+            raise ValueError(
+                f"this MLP is for samples of {self.first.in_features} numbers, not of "
+                f"{tuple(x.shape[1:])}; for pictures of several sizes take PatchUNet"
+            )
         h = self.first(x.flatten(1))
         for block in self.blocks[: self.middle]:
             h = block(h, emb)

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fewstep.diffusion.extra_inputs import TimeEmbedding
 from fewstep.diffusion.model import Net
 from fewstep.nets.edm_layers import BlockStyle, Conv2d, GroupNorm, Init, Linear, UNetBlock
 from fewstep.nets.unet import EncoderFeatureUNet, Resample
@@ -61,6 +62,16 @@ class PatchUNetBody(EncoderFeatureUNet):
         last = self.build(size // config.patch, first, widths[0], *layout)
         self.out_norm = GroupNorm(last)
         self.out_conv = Conv2d(last, inside, 3, zero)
+
+    @property
+    def time_embedding(self) -> TimeEmbedding:
+        """The last layer of noise and label, before its activation."""
+        return TimeEmbedding(self.map_both, self.map_both.out_features)
+
+    @property
+    def output_layer(self) -> nn.Module:
+        """The last convolution, whose result is F cut into patches."""
+        return self.out_conv
 
     def embed(self, noise: Tensor, labels: Tensor | None, augment: Tensor | None) -> Tensor:
         """The noise label as waves of 1/16 to 8 periods a unit, plus the class: (B, E)."""

@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fewstep.diffusion.extra_inputs import TimeEmbedding
+from fewstep.diffusion.heads import output_layer
 from fewstep.diffusion.noise_path import NoisePath, expand
 from fewstep.diffusion.types import Cond
 from fewstep.nets.unet import EncoderFeatureUNet
@@ -80,6 +82,22 @@ class Preconditioned(nn.Module, ABC):
     def feature_shape(self) -> tuple[int, ...]:
         """(F, h, w) of the features."""
         return self.body.feature_shape
+
+    @property
+    def time_embedding(self) -> TimeEmbedding:
+        """Where the body embeds its noise level (`fewstep.diffusion.extra_inputs`)."""
+        return self.body.time_embedding
+
+    @property
+    def output_layer(self) -> nn.Module:
+        """The body's last layer (`fewstep.diffusion.heads`)."""
+        return output_layer(self.body)
+
+    def several(self, count: int, xt: Tensor, t: Tensor, cond: Cond = None) -> Tensor:
+        """The x_0 of each of `count` batches of F that one pass returns: (count, B, C, H, W)."""
+        x, scale, inputs = self._prepare(xt, t, cond, None, False)
+        outs = self.body(*inputs).chunk(count)
+        return torch.stack([self._denoised(x, scale, out) for out in outs])
 
     @abstractmethod
     def scaling(self, sigma: Tensor) -> Scaling:

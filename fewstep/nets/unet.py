@@ -23,6 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fewstep.diffusion.extra_inputs import TimeEmbedding
+
 Resample = Literal["keep", "up", "down"]
 
 
@@ -107,6 +109,11 @@ class EncoderFeatureUNet(nn.Module, ABC):
 
     def output_pyramid(self, name: str, width: int, coarsest: bool, finest: bool) -> None:
         """Add layers after a level of the decoder; by default none."""
+
+    @property
+    @abstractmethod
+    def time_embedding(self) -> TimeEmbedding:
+        """Where the noise label is embedded (`fewstep.diffusion.extra_inputs`)."""
 
     @abstractmethod
     def embed(self, noise: Tensor, labels: Tensor | None, augment: Tensor | None) -> Tensor:

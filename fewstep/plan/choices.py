@@ -122,13 +122,16 @@ def holds(model: Model) -> Held:
     return "bf16"
 
 
-def rows(run: Run, chosen: Choice, gpus: GPUs, rate: float) -> Iterator[Row]:
+def rows(
+    run: Run, chosen: Choice, gpus: GPUs, rate: float, teacher: Model | None = None
+) -> Iterator[Row]:
     """The rows of one choice: whole nets on every GPU and, of several, parts of them.
 
-    rate: floating-point operations a second of a GPU in bf16; a quarter of them in fp32. Raises
-    ValueError where the run cannot be done so.
+    rate: floating-point operations a second of a GPU in bf16; a quarter of them in fp32. teacher:
+    the teacher's network, where it is not the student's. Raises ValueError where the run cannot be
+    done so.
     """
-    cost = measure_step(chosen.of(run), gpu=True)
+    cost = measure_step(chosen.of(run), gpu=True, teacher=teacher)
     rate /= 4 if chosen.precision == "fp32" else 1
     seconds = cost.operations * run.batch / chosen.batch / gpus.count / rate
     parted = gpus.count > 1 and not chosen.lora and chosen.bits == 32

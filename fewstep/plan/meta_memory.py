@@ -13,12 +13,11 @@ import weakref
 from collections.abc import Hashable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn import Parameter
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -43,6 +42,10 @@ class MetaMemory(TorchDispatchMode):
         """Floating-point operations of matrix products, convolutions and attention."""
         self._storages: dict[int, weakref.ref[Any]] = {}
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled here, and to say so costs time at each operation
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
@@ -51,11 +54,12 @@ class MetaMemory(TorchDispatchMode):
             return 1.0
         if func is aten._to_copy.default and args[0].is_meta and _to_cpu(kwargs):
             return torch.ones(args[0].shape, dtype=args[0].dtype)  # numbers that are only shown
-        out = outcome(func, args, kwargs)
-        for leaf in tree_leaves(out):
-            if isinstance(leaf, Tensor) and leaf.is_meta:
-                self._enter(leaf)
-        self._count(func, args, kwargs, out)
+        with torch._C.DisableTorchFunction():  # which asks of a tensor would pass through
+            out, operations = outcome(func, args, kwargs)
+            self.operations += operations
+            for leaf in (out,) if isinstance(out, Tensor) else tree_leaves(out):
+                if isinstance(leaf, Tensor) and leaf.is_meta:
+                    self._enter(leaf)
         return out
 
     def _enter(self, tensor: Tensor) -> None:
@@ -72,21 +76,22 @@ class MetaMemory(TorchDispatchMode):
         self.live += size
         self.peak = max(self.peak, self.live)
 
-    def _count(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-        if func is FLASH.default:
-            self.operations += sdpa_flop_count(*(t.shape for t in args[:3]))
-        elif func is FLASH_BACKWARD.default:
-            self.operations += sdpa_backward_flop_count(*(t.shape for t in args[:4]))
-        elif (known := flop_registry.get(func._overloadpacket)) is not None:
-            self.operations += known(*args, **kwargs, out_val=out)
+
+def _operations(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> int:
+    """Floating-point operations of a matrix product, a convolution or attention; else 0."""
+    if func is FLASH.default:
+        return int(sdpa_flop_count(*(t.shape for t in args[:3])))
+    if func is FLASH_BACKWARD.default:
+        return int(sdpa_backward_flop_count(*(t.shape for t in args[:4])))
+    known = flop_registry.get(func._overloadpacket)
+    return 0 if known is None else int(known(*args, **kwargs, out_val=out))
 
 
 def _to_cpu(kwargs: dict[str, Any]) -> bool:
     return kwargs.get("device") == torch.device("cpu")
 
 
-@dataclass(frozen=True)
-class _Shape:
+class _Shape(NamedTuple):
     """A tensor of its own storage, without it."""
 
     size: tuple[int, ...]
@@ -96,37 +101,76 @@ class _Shape:
     @classmethod
     def of(cls, tensor: Tensor) -> _Shape:
         """The description of a tensor."""
-        return cls(tuple(tensor.shape), tensor.stride(), tensor.dtype)
+        return cls(tensor.shape, tensor.stride(), tensor.dtype)
 
     def empty(self) -> Tensor:
         """A new tensor on "meta" of this description."""
         return torch.empty_strided(self.size, self.stride, dtype=self.dtype, device=META)
 
 
-_outcomes: dict[Any, Any] = {}
+@dataclass(frozen=True)
+class _Answer:
+    """What an operation gives: new tensors, and None in the place of those not asked for."""
+
+    kind: type
+    """Tensor, or tuple or list of them."""
+    parts: tuple[_Shape | None, ...]
+    operations: int
+
+    def new(self) -> Any:
+        """Such an answer, of new tensors."""
+        made = (None if part is None else part.empty() for part in self.parts)
+        return next(made) if self.kind is Tensor else self.kind(made)
+
+
+_outcomes: dict[Any, _Answer | None] = {}
 """What operations give, by operation and arguments: None where they have to be done."""
 
 
-def outcome(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """func(*args, **kwargs), whose shapes are found once for all calls that are alike.
+def outcome(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, int]:
+    """func(*args, **kwargs) and its operations, found once for all calls that are alike.
 
     On "meta" most operations find the shape of their answer by many others in Python, and a
     network repeats few kinds of them thousands of times. What changes an argument, or gives a
-    view of one, is always done.
+    view of one, is always done; but what only changes numbers, and gives nothing, has nothing to
+    do where there are none: the steps of an optimiser on all its tensors.
     """
+    if _is_silent(func) and _all_meta(args):
+        return None, 0
     key = _key((func, args, kwargs)) if _is_fresh(func) else None
-    if key is None or (known := _outcomes.get(key, key)) is None:
-        return func(*args, **kwargs)
-    if known is not key:
-        return known.empty() if isinstance(known, _Shape) else tuple(x.empty() for x in known)
+    known = None if key is None else _outcomes.get(key)
+    if known is not None:
+        return known.new(), known.operations
     out = func(*args, **kwargs)
-    parts = (out,) if isinstance(out, Tensor) else out
-    _outcomes[key] = None
-    if isinstance(parts, tuple) and all(isinstance(part, Tensor) for part in parts):
-        shapes = tuple(map(_Shape.of, parts))
-        if _own(parts, args) and all(map(_same, parts, shapes)):
-            _outcomes[key] = shapes[0] if isinstance(out, Tensor) else shapes
-    return out
+    operations = _operations(func, args, kwargs, out)
+    if key is not None and key not in _outcomes:
+        _outcomes[key] = _described(out, args, operations)
+    return out, operations
+
+
+def _all_meta(args: tuple[Any, ...]) -> bool:
+    tensors = [leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor)]
+    return bool(tensors) and all(tensor.is_meta for tensor in tensors)
+
+
+def _described(out: Any, args: tuple[Any, ...], operations: int) -> _Answer | None:
+    """The description of an answer, or None where new tensors of its shapes are not all of it."""
+    kind = Tensor if isinstance(out, Tensor) else type(out)
+    parts = (out,) if kind is Tensor else out
+    if kind not in (Tensor, tuple, list):
+        return None
+    if not all(part is None or isinstance(part, Tensor) for part in parts):
+        return None
+    shapes = tuple(part if part is None else _Shape.of(part) for part in parts)
+    made = [part for part in parts if part is not None]
+    fresh = _own(tuple(made), args) and all(_same(part, _Shape.of(part)) for part in made)
+    return _Answer(kind, shapes, operations) if fresh else None
+
+
+@cache
+def _is_silent(func: Any) -> bool:
+    """Whether an operation gives nothing."""
+    return not func._schema.returns
 
 
 @cache
@@ -155,13 +199,19 @@ def _same(part: Tensor, shape: _Shape) -> bool:
 def _key(value: Any) -> Any:
     """What tells calls apart that give different shapes, or None where that is not known."""
     if isinstance(value, Tensor):
-        plain = value.is_meta and type(value) in (Tensor, Parameter) and not value.is_neg()
-        return _Shape.of(value) if plain and not value.is_conj() else None
+        plain = value.is_meta and type(value).__torch_dispatch__ is Tensor.__torch_dispatch__
+        whole = plain and not value.is_neg() and not value.is_conj()
+        return _Shape.of(value) if whole else None
     if isinstance(value, (tuple, list)):
-        parts = tuple(map(_key, value))
-        return None if any(part is None for part in parts) else parts
+        parts = []
+        for item in value:
+            part = _key(item)
+            if part is None:
+                return None
+            parts.append(part)
+        return tuple(parts)
     if isinstance(value, dict):
-        return _key([(name, item) for name, item in value.items()])
+        return _key([*value.items()])
     if value is None:
         return "None"
     return (type(value), value) if isinstance(value, Hashable) else None

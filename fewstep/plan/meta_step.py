@@ -22,7 +22,7 @@ from fewstep.domains.domain import Domain
 from fewstep.plan.meta_memory import AsOnDevice, MetaMemory
 from fewstep.runs.run import Run
 from fewstep.runs.runner import PreparedRun, prepare
-from fewstep.teachers.diffusers.adapter_base import Adapter
+from fewstep.teachers.diffusers.adapter_base import Adapter, adapter_of
 from fewstep.training.loop import State
 
 
@@ -42,11 +42,12 @@ class StepCost:
     """Floating-point operations of a step's matrix products and convolutions."""
 
 
-def measure_step(run: Run, gpu: bool = False) -> StepCost:
+def measure_step(run: Run, gpu: bool = False, teacher: Model | None = None) -> StepCost:
     """The cost of a training step of `run`, found without weights or data of its teacher.
 
     Arguments:
         run: its model must be known.
+        teacher: its teacher's network, where that is another.
         gpu: count as on an accelerator, where Adam updates all tensors at once and autocast keeps
             normalisations in float32.
     Raises ValueError as `prepare` does.
@@ -54,16 +55,16 @@ def measure_step(run: Run, gpu: bool = False) -> StepCost:
     lower = None if run.precision == "fp32" else torch.bfloat16
     ledger = MetaMemory()
     with ledger, AsOnDevice(lower, wide=gpu):
-        work = prepared(run, "meta")
+        work = prepared(run, "meta", teacher)
         state = rehearsed(work, gpu)
         kept, trained = ledger.live, [state.nets[name] for name in state.optimizers]
-    gradient, block = max(map(size, trained)), max(map(_block, trained))
+    gradient, block = (max(map(of, trained), default=0) for of in (size, _block))
     return StepCost(ledger.peak, kept, gradient, block, float(ledger.operations))
 
 
-def prepared(run: Run, device: str = "cpu") -> PreparedRun:
+def prepared(run: Run, device: str = "cpu", teacher: Model | None = None) -> PreparedRun:
     """The prepared run, with teacher and data that are only described."""
-    return prepare(replace(run, domain=Unseen(run.model, device)), "plan", "", device)
+    return prepare(replace(run, domain=Unseen(teacher or run.model, device)), "plan", "", device)
 
 
 def rehearsed(work: PreparedRun, foreach: bool = False) -> State:
@@ -71,11 +72,14 @@ def rehearsed(work: PreparedRun, foreach: bool = False) -> State:
 
     Optimisers have their moments before. foreach: whether they update all tensors at once.
     """
+    work = work.rehearsal()
     state, run = work.init(), work.run
     state.step = run.steps - 1
     names = list(dict.fromkeys(turn.net for turn in run.method.turns(state.step)))
     for name in names:
         net = state.nets[name]
+        if not any(True for _ in net.parameters()):  # it is measured, not updated
+            continue
         optimizer = run.optims(state.nets)[name].build(net.requires_grad_(True).parameters())
         for group in optimizer.param_groups:
             group["foreach"] = foreach or None
@@ -102,7 +106,7 @@ def _block(net: nn.Module) -> int:
 
 @dataclass(frozen=True)
 class Unseen(Domain):
-    """A domain whose teacher and data are known by their model alone."""
+    """A domain whose teacher is known by its model alone, and data by that of the student."""
 
     model: Model
     device: str
@@ -120,8 +124,8 @@ class Unseen(Domain):
 
     def source_for(self, teacher: Generator | None, model: Model, data_free: bool) -> Source:
         """Batches with the conditions that the teacher takes."""
-        net = None if teacher is None else getattr(teacher.denoiser, "net", None)
-        return Nothing(model, data_free, net if isinstance(net, Adapter) else None)
+        net = None if teacher is None else adapter_of(teacher.denoiser)
+        return Nothing(model, data_free, net)
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ from fewstep.methods.dmd2 import DMD2
 from fewstep.recipes.sid_edm import ADM
 from fewstep.recipes.text_to_image import SAME
 from fewstep.runs.run import Run
-from fewstep.teachers.network_config import describe
+from fewstep.teachers.network_config import published_model
 from fewstep.training.ema import EMA
 from fewstep.training.optim import Optim
 
@@ -57,7 +57,7 @@ def _critic(latents: int) -> Critic:
 
 def dmd2_imagenet64() -> Run:
     """DMD2 on ImageNet 64x64, as published (needs --domain "Pictures('PATH')")."""
-    model, _ = describe("EDMPrecond", ADM)
+    model = published_model("EDMPrecond", ADM)
     return Run(
         method=DMD2(),
         model=model,

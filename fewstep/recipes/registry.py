@@ -36,7 +36,7 @@ def by_module() -> dict[str, dict[str, Recipe]]:
     """Recipes of this package by name, grouped under the first line of their module."""
     groups = {}
     for name in (m.name for m in pkgutil.iter_modules(recipes.__path__)):
-        if name not in ("registry",):
+        if name not in ("registry", "choosing"):
             module = importlib.import_module(f"fewstep.recipes.{name}")
             groups[(module.__doc__ or name).partition("\n")[0]] = in_module(module)
     return groups

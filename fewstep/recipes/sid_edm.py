@@ -27,7 +27,7 @@ from fewstep.methods.sid import SiD
 from fewstep.methods.sida import SiDA
 from fewstep.methods.sim import SIM
 from fewstep.runs.run import Run
-from fewstep.teachers.network_config import describe
+from fewstep.teachers.network_config import published_model
 from fewstep.training.ema import EMA
 from fewstep.training.optim import Optim
 
@@ -166,7 +166,7 @@ SETUPS = {
 
 def _run(kind: Kind, s: Setup) -> Run:
     """The run of one method on one data set."""
-    model, _ = describe(s.class_name, s.network)
+    model = published_model(s.class_name, s.network)
     pixels, eps = math.prod(model.shape), 1e-6 if s.fp16 else 1e-8
     score = {"times": s.times, "augment": Augment(s.augment) if s.augment else None}
     after = [1 + int(images / s.batch) for images in (100_000, 200_000)]

@@ -2,7 +2,8 @@
 
 The network, its noise path and its conditions are the teacher's; a run needs a pipeline folder
 and a file of prompts. `t2i` is for models on betas (Stable Diffusion, SDXL, PixArt), `t2i_flow`
-for flows (SD3, SANA, FLUX). The published runs are in `fewstep.recipes.sid_text_to_image`.
+for flows (SD3, SANA, FLUX, Qwen-Image, Z-Image). The published runs are in
+`fewstep.recipes.sid_text_to_image`.
 """
 
 from __future__ import annotations

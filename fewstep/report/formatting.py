@@ -9,61 +9,6 @@ NONE, MINUS = "\u2013", "\u2212"
 
 BETTER = {"lower": "lower is better", "higher": "higher is better", "": ""}
 
-METRICS: dict[str, tuple[str, str]] = {
-    "precision": (
-        "Share of the samples that look real: they lie within the circle that reaches from some "
-        "training sample to its third-nearest neighbour, in feature space.",
-        "higher",
-    ),
-    "recall": (
-        "Share of the training data that is covered: it lies within such a circle around some "
-        "generated sample. A model that leaves out part of the data loses it here.",
-        "higher",
-    ),
-    "density": (
-        "How many circles around training samples, that reach to the fifth-nearest neighbour, a "
-        "sample lies in, of the five that a real one would: above 1 where samples crowd where "
-        "the data are dense.",
-        "higher",
-    ),
-    "coverage": (
-        "Share of those circles that hold a generated sample: like recall, but outliers among the "
-        "samples do not raise it.",
-        "higher",
-    ),
-    "accuracy": (
-        "Share of the samples that a classifier reads as the label they were asked for.",
-        "higher",
-    ),
-    "swd": (
-        "Sliced Wasserstein distance of the pixels to the training data: how far the two sets are "
-        "apart, averaged over 256 directions.",
-        "lower",
-    ),
-    "nn": (
-        "Mean distance in pixel space to the nearest training sample. Far below that of held-out "
-        "data it means copies of the training set; far above, samples unlike any.",
-        "",
-    ),
-    "calls": ("Network calls a picture.", "lower"),
-    "ms_per_image": (
-        "Milliseconds a picture, on the machine that measured, in large batches.",
-        "lower",
-    ),
-}
-"""What each metric says, and which way is good."""
-
-
-def explain(name: str, distance: str) -> tuple[str, str]:
-    """(one sentence, which direction is good) for the metric `name`."""
-    if name == distance:
-        return (
-            "Fréchet distance to the training data: compares mean and covariance of features, and "
-            "nothing beyond. Comparable only with itself; not an FID.",
-            "lower",
-        )
-    return METRICS.get(name, ("", ""))
-
 
 def short(value: float, digits: int = 3) -> str:
     """A number for people: three significant digits, without an exponent where it is readable."""

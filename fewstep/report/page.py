@@ -1,13 +1,16 @@
-"""A run folder as one self-contained page: no network, no scripts, nothing beside the file.
+"""A run folder as one self-contained page: no network, nothing beside the file, one short script.
 
     write_report(Path("runs/demo")) -> runs/demo/report.html
 
 Samples are drawn anew from the stored models; everything else is read from the folder. All text
-from files is escaped, and the page forbids itself to load anything.
+from files is escaped, and the page forbids itself to load anything, and to run any script but its
+own, which it names by its digest. `fewstep watch` serves the same page of a run that is going on.
 """
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 from importlib.resources import files
 from pathlib import Path
@@ -18,22 +21,26 @@ from fewstep.report.checks import checks
 from fewstep.report.formatting import about, count, duration, short
 from fewstep.report.headline import headline, kept, measuring
 from fewstep.report.run_data import RunData, read_run, whole
+from fewstep.report.run_progress import progress
+from fewstep.report.run_warnings import run_warnings
+from fewstep.report.sample_images import UNASKED, Making
 from fewstep.storage.files import write
 from fewstep.storage.machine_errors import trouble
 
 
-def write_report(path: Path) -> Path:
-    """Write report.html into a run folder: one page without scripts or links to other files.
+def write_report(path: Path, making: Making = UNASKED) -> Path:
+    """Write report.html into a run folder: one page without links to other files.
 
     Arguments:
         path: the run folder, finished or not.
+        making: how its pictures are made.
     Returns the path of the page.
     Raises ValueError where `path` is no run, a file in it is damaged, matplotlib is missing or the
     page cannot be written; OSError where the disk is full or the like.
     """
     svg_chart.require()
     f = read_run(path)
-    page = render(f)
+    page = render(f, making)
     out = path / "report.html"
     try:
         write(out, page)
@@ -44,13 +51,26 @@ def write_report(path: Path) -> Path:
     return out
 
 
-def render(f: RunData) -> str:
-    """The HTML page of one run."""
+def render(f: RunData, making: Making | None = UNASKED) -> str:
+    """The HTML page of one run.
+
+    Arguments:
+        f: the run.
+        making: how its pictures are made; None: none are, no model is read, and the page is the
+            one that `fewstep watch` serves, with its style, script and grids beside it.
+    """
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
-    samples = sample_images.sample(f)
+    live = making is None
+    samples = sample_images.sample(f, making) if making else sample_images.not_made(f)
+    alarms = run_warnings(f)
     asked = checks(f, samples.diversity)
+    warned = {check.name: check.warning for check in asked if check.passed is False}
+    if f.finished:  # the checks judge the whole run
+        alarms = [alarm for alarm in alarms if alarm.check not in warned]
+    else:
+        warned = {k: v for k, v in warned.items() if k not in {alarm.check for alarm in alarms}}
     held_out = len(samples.sample_metrics.held_out) if samples.sample_metrics else 0
     few = 0 < held_out < whole(f.protocol, "samples")
     context: dict[str, Any] = {
@@ -58,13 +78,16 @@ def render(f: RunData) -> str:
         "f": f,
         "headline": headline(f, asked, held_out if few else 0),
         "kept": kept(f),
-        "warnings": [check.warning for check in asked if check.passed is False],
+        "live": live,
+        "progress": progress(f),
+        "alarms": alarms,
+        "warnings": list(warned.values()),
         "few": few,
         "checks": asked,
         "cards": _cards(f, samples),
         "notes": samples.notes,
         "grids": sample_images.side_by_side(samples),
-        "roles_shown": len(samples.generators),
+        "roles_shown": len(samples.calls),
         "columns": sample_images.column_labels(samples),
         "metrics": tables.metrics(f),
         "roles": tables.roles(f),
@@ -73,6 +96,8 @@ def render(f: RunData) -> str:
         "evaluations": tables.evaluations(f),
         "film": (film := sample_images.film(f)),
         "strips": sample_images.strips(film),
+        "frames": sample_images.frames(f, live),
+        "downloads": tables.downloads(f),
         "quality": plots.quality(f),
         "quick": _quick(f),
         "no_quick": reasons.no_quick(f),
@@ -89,11 +114,13 @@ def render(f: RunData) -> str:
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    context["style"] = Markup(_asset("style.css"))
-    return environment.from_string(_asset("template.html")).render(context)
+    script = asset("page.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    context |= {"style": Markup(asset("style.css")), "script": Markup(script), "digest": digest}
+    return environment.from_string(asset("template.html")).render(context)
 
 
-def _asset(name: str) -> str:
+def asset(name: str) -> str:
     """A file of this package."""
     return (files("fewstep.report") / name).read_text(encoding="utf-8")
 
@@ -103,7 +130,6 @@ def _cards(f: RunData, samples: sample_images.Samples) -> list[tuple[str, str, s
     cards = []
     calls, teacher = f.score(f.role, "calls"), f.score("teacher", "calls")
     student = f.role == "student"
-    made = samples.generators.get(f.role)
     if calls == calls:
         beside = f"teacher {teacher:,.0f}" if student and teacher == teacher else ""
         cards.append((f"{calls:,.0f}", "network calls a picture", beside))
@@ -116,9 +142,8 @@ def _cards(f: RunData, samples: sample_images.Samples) -> list[tuple[str, str, s
     if speed > 0:
         beside = f"{short(slow / speed, 2)} times faster than the teacher" if student else ""
         cards.append((f"{short(speed, 2)} ms", "a picture", beside))
-    if made is not None:
-        size = sum(p.numel() for p in made.denoiser.parameters())
-        cards.append((about(size), "parameters", ""))
+    if samples.size:
+        cards.append((about(samples.size), "parameters", ""))
     beside = f"{f.done:,} of {f.steps:,} steps, {about(f.images)} images"
     cards.append((duration(f.seconds), "of training", beside))
     return cards

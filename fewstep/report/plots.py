@@ -7,10 +7,10 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fewstep.eval.metric_table import metric
 from fewstep.report.formatting import about, short
 from fewstep.report.run_data import Line, RunData, number
 from fewstep.report.svg_chart import LEVELS, Anchor, Axis, Chart, Series, chart
-from fewstep.runs.early_stopping import LARGE
 
 IMAGES = Axis("training images seen", log=True)
 STEPS = Axis("training step")
@@ -44,7 +44,7 @@ def quality(f: RunData) -> list[Chart]:
     samples = f"{number(looks[-1][1], 'samples'):,.0f} samples"
     names = [name for name in looks[-1][1] if name != "samples"]
     distance = f.distance or names[0]
-    shown = list(dict.fromkeys([distance, *(n for n in names if n in LARGE)]))
+    shown = list(dict.fromkeys([distance, *(n for n in names if metric(n).better == "higher")]))
     charts = []
     for i, name in enumerate(shown):
         values = [number(quick, name) for _, quick in looks]
@@ -53,7 +53,7 @@ def quality(f: RunData) -> list[Chart]:
         if not math.isnan(final):
             lines.append(Series(images[-1:], [final], "measured", "fourth", "", marker="D"))
         before = f"Before training: {short(values[0])}." if images[0] == 0 else ""
-        least = name == distance and name not in LARGE
+        least = name == distance and metric(name).better != "higher"
         title = f"{name} (lower is better)" if least else TITLES.get(name, name.capitalize())
         axis = Axis(f"{name}, on {samples}", log=least)
         charts.append(

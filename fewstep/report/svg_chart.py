@@ -106,8 +106,8 @@ def chart(
         figure = Figure(figsize=SIZE, layout="constrained")
         FigureCanvasSVG(figure)
         axes = figure.add_subplot()
-        for line in kept:
-            _draw(axes, line)
+        for i, line in enumerate(kept):
+            _draw(axes, line, f"line-{i}")
         for anchor in anchors:
             ink = PLACEHOLDER[anchor.ink]
             axes.axhline(anchor.y, color=ink, ls=anchor.dash, lw=1.2, label=anchor.label)
@@ -118,7 +118,25 @@ def chart(
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     words = f"{title}: {y.label} against {x.label}. {_summary(kept)}"
-    return Chart(title, _inline(buffer.getvalue(), key, words), caption)
+    svg = buffer.getvalue()
+    for i, line in enumerate(kept):
+        svg = _with_values(svg, f"line-{i}", line, x)
+    return Chart(title, _inline(svg, key, words), caption)
+
+
+def _with_values(svg: str, name: str, line: Series, x: Axis) -> str:
+    """The drawing, whose marked points of one line say their values under the pointer."""
+    start = svg.index(f'<g id="{name}"')
+    end = svg.find('<g id="', start + 1)
+    before, drawn, after = svg[:start], svg[start:end], svg[end:]
+    parts = re.split(r"(<use [^>]*)/>", drawn)
+    if len(parts) // 2 != len(line.x):
+        return svg
+    for i, (at, value) in enumerate(zip(line.x, line.y, strict=True)):
+        text = f"{line.label}: " if line.label else ""
+        text += f"{compact_value(value)} at {compact_value(at)} ({x.label})"
+        parts[2 * i + 1] += f"><title>{escape(text)}</title></use>"
+    return before + "".join(parts) + after
 
 
 def _style(key: str) -> Any:
@@ -156,7 +174,7 @@ def _visible(line: Series, x: Axis, y: Axis) -> Series:
     return Series(xs, ys, line.label, line.ink, line.dash, line.width, line.opacity, marker)
 
 
-def _draw(axes: Any, line: Series) -> None:
+def _draw(axes: Any, line: Series, name: str) -> None:
     axes.plot(
         line.x,
         line.y,
@@ -167,6 +185,7 @@ def _draw(axes: Any, line: Series) -> None:
         marker=line.marker or None,
         ms=3.5,
         label=line.label or "_",
+        gid=name,
     )
 
 
@@ -223,8 +242,14 @@ def _summary(lines: Sequence[Series]) -> str:
 
 
 def compact_value(value: float) -> str:
-    """A number with three significant digits."""
-    return f"{value:.3g}"
+    """A number with three significant digits, whole ones in full."""
+    return f"{value:,.0f}" if value == int(value) and abs(value) < 1e9 else f"{value:.3g}"
+
+
+def _attributes(style: re.Match[str]) -> str:
+    """A style as attributes of its own, which a page may have that forbids itself styles."""
+    pairs = (part.split(":", 1) for part in style[1].split(";") if ":" in part)
+    return "".join(f' {name.strip()}="{value.strip()}"' for name, value in pairs)
 
 
 def _inline(svg: str, key: str, words: str) -> Markup:
@@ -236,6 +261,7 @@ def _inline(svg: str, key: str, words: str) -> Markup:
     svg = re.sub(r'\sid="([^"]+)"', rf' id="{key}-\1"', svg)
     svg = svg.replace("url(#", f"url(#{key}-").replace('xlink:href="#', f'href="#{key}-')
     svg = re.sub(r"font: (?:\w+ )*([\d.]+)px [^;\"]+", r"font-size: \1px", svg)
+    svg = re.sub(r'\sstyle="([^"]*)"', _attributes, svg)
     for name, placeholder in PLACEHOLDER.items():
         svg = svg.replace(placeholder, f"var(--{name})")
     box = re.search(r'viewBox="([^"]+)"', svg)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import csv
+import io
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -10,16 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.config import encode
+from fewstep.eval.metric_table import METRICS, metric
 from fewstep.recipes.registry import every
-from fewstep.report.formatting import BETTER, NONE, explain, short
+from fewstep.report.formatting import BETTER, NONE, short
 from fewstep.report.run_data import RunData, number, on_prompts
 from fewstep.storage.files import read_json
 
 ROLES = ("real", "teacher", "student")
-ORDER = (
-    *("precision", "recall", "density", "coverage", "accuracy", "swd", "nn"),
-    *("calls", "ms_per_image"),
-)
 
 
 @dataclass(frozen=True)
@@ -76,10 +76,10 @@ def metrics(f: RunData) -> list[Metric]:
         for name in scores
         if not name.endswith("_std") and name != "draws"
     )
-    first = [name for name in (f.distance, *ORDER) if name in present]
+    first = [name for name in (f.distance, *METRICS) if name in present]
     rows = []
     for name in [*first, *(n for n in present if n not in first)]:
-        meaning, better = explain(name, f.distance)
+        meaning, better = metric(name, f.distance)
         cells = [_cell(f.metrics[role], role, name) for role in roles(f)]
         rows.append(Metric(name, cells, meaning, BETTER[better]))
     return rows
@@ -91,6 +91,34 @@ def _cell(scores: Mapping[str, float], role: str, name: str) -> Cell:
         return Cell(NONE)
     text = f"{value:,.0f}" if name == "calls" else short(value)
     return Cell(text, repr(value), f"± {short(spread, 2)}" if spread > 0 else "")
+
+
+def downloads(f: RunData) -> list[tuple[str, str]]:
+    """The scores as files: (name, data URI); none where nothing was measured.
+
+    A line of the CSV is role, metric, value, and standard deviation where there is one.
+    """
+    if not f.metrics:
+        return []
+    out = io.StringIO()
+    lines = csv.writer(out, lineterminator="\n")
+    lines.writerow(["role", "metric", "value", "std"])
+    for role, scores in f.metrics.items():
+        for name, value in scores.items():
+            if not name.endswith("_std"):
+                spread = scores.get(f"{name}_std", "")
+                lines.writerow([role, name, repr(value), spread and repr(spread)])
+    whole = {
+        role: {name: value if math.isfinite(value) else None for name, value in scores.items()}
+        for role, scores in f.metrics.items()
+    }
+    stored = json.dumps({"protocol": f.protocol, **whole}, indent=2)
+    texts = {"scores.csv": ("text/csv", out.getvalue())}
+    texts["scores.json"] = ("application/json", stored)
+    return [
+        (name, f"data:{kind};base64,{base64.b64encode(text.encode()).decode()}")
+        for name, (kind, text) in texts.items()
+    ]
 
 
 def evaluations(f: RunData) -> list[Evaluation]:
@@ -127,6 +155,8 @@ def _evaluation(title: str, stored: Mapping[str, Any], more: str = "") -> Evalua
     note = f"Labels: {labels}. " if prompts == labels else f"Prompts: {prompts}. "
     if (scale := number(stored, "guidance")) == scale and scale != 1:
         note += f"Guided at scale {short(scale)}. "
+    if sampler := stored.get("sampler"):
+        note += f"Sampled by {sampler}. "
     if reference:
         note += (
             f"Reference: {reference.get('file')}, "
@@ -153,23 +183,23 @@ def levels(f: RunData) -> list[list[str]]:
 def settings(f: RunData) -> list[Setting]:
     """Every field of the run, beside the recipe's value where that is another."""
     recipe = every().get(str(f.facts.get("recipe")))
-    usual = dict(_flat(encode(recipe()))) if recipe else {}
+    usual = dict(flat(encode(recipe()))) if recipe else {}
     rows = []
-    for flag, value in _flat(f.run):
+    for flag, value in flat(f.run):
         before = usual.get(flag, value)
         other = before if before != value else ""
         rows.append(Setting(flag.count("."), flag.rpartition(".")[2], flag, value, other))
     return rows
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+def flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
     """(path, value as text), a configuration before its fields."""
     for name, value in tree.items():
         if name == "type":
             continue
         if isinstance(value, Mapping):
             yield f"{prefix}{name}", str(value.get("type", ""))
-            yield from _flat(value, f"{prefix}{name}.")
+            yield from flat(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value if isinstance(value, str) else json.dumps(value)
 

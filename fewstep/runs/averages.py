@@ -19,12 +19,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fewstep.config import decode
+from fewstep.config import decode, encode
 from fewstep.diffusion.model import Model
 from fewstep.diffusion.types import Sampler
+from fewstep.distillation.method import Method
 from fewstep.nets.lora import LoRA
 from fewstep.runs.run_folder import RunFolder
-from fewstep.runs.teacher import base_weights, teacher_of
+from fewstep.runs.teacher import adapted_of, base_weights
 from fewstep.storage.checkpoint import find_checkpoints
 from fewstep.storage.files import (
     Damaged,
@@ -95,17 +96,25 @@ class Averages:
             if step:
                 update(average, state.nets[self.output], beta(gamma_of(sigma), self.images, step))
 
-    def save(self, state: State, regular: bool, check: Callable[[], None] = nothing) -> None:
+    def save(
+        self,
+        state: State,
+        regular: bool,
+        check: Callable[[], None] = nothing,
+        sampler: Sampler | None = None,
+    ) -> None:
         """Store the averages of this step; `regular` ones serve reconstruction and are kept.
 
         To be called before the checkpoint of the same step is written, which cannot continue
-        without them. Of the others two are kept, as of checkpoints. check: as of `write_folder`.
+        without them. Of the others two are kept, as of checkpoints. check: as of `write_folder`;
+        sampler: of what the run would ship now.
         """
         if not self.nets:
             return
         files = {_file(sigma): pack(net.state_dict()) for sigma, net in self.nets.items()}
         facts = {"kind": KIND, "step": state.step, "images": state.images, "regular": regular}
         facts["sigma_rel"], facts["origin"] = list(self.nets), self.origin
+        facts["sampler"] = None if sampler is None else encode(sampler)
         write_folder(self.folder / f"step-{state.step:08d}", files, facts, check)
         check()
         for path in find_checkpoints(self.folder)[:-2]:
@@ -136,6 +145,8 @@ class Reconstruction:
     """sigma_rel of the averages that it was made of."""
     steps: int
     """How many steps there were averages of."""
+    sampler: Any = None
+    """How the last of them is sampled, as stored; None: by an older fewstep, without it."""
 
     @property
     def sentence(self) -> str:
@@ -173,6 +184,7 @@ def reconstruct(folder: Path, sigma_rel: float, origin: Mapping[str, Any] = {}) 
     """
     gamma = gamma_of(sigma_rel)
     stored: dict[tuple[float, int], Path] = {}
+    sampler: Any = None
     for path in find_checkpoints(folder):
         facts = read_folder(path)
         of_run(path, facts, origin)
@@ -181,6 +193,7 @@ def reconstruct(folder: Path, sigma_rel: float, origin: Mapping[str, Any] = {}) 
         if facts["regular"] and facts["images"]:
             # Steps that took in no picture have the averages of the one before.
             stored |= {(s, facts["images"]): path / _file(s) for s in facts["sigma_rel"]}
+            sampler = facts.get("sampler")
     if not stored:
         raise ValueError(
             f"{folder.parent} has stored no averages; train with --power.sigma-rel 0.05 0.1"
@@ -198,7 +211,7 @@ def reconstruct(folder: Path, sigma_rel: float, origin: Mapping[str, Any] = {}) 
     weights = {name: total[name].to(t.dtype) if name in total else t for name, t in last.items()}
     fit = {"sigma_rel": sigma_rel, "images": end, "mismatch": mismatch}
     lengths = tuple(sorted({sigma for sigma, _ in stored}))
-    return Reconstruction(weights, fit, lengths, len(set(images)))
+    return Reconstruction(weights, fit, lengths, len(set(images)), sampler)
 
 
 def write_average(run: Path, sigma_rel: float, out: Path) -> str:
@@ -214,16 +227,19 @@ def write_average(run: Path, sigma_rel: float, out: Path) -> str:
     require_vacant(out)
     folder = RunFolder(run)
     facts = folder.facts()
-    model: Model = decoded(facts["run"].get("model"), Model, run)
-    method = facts["run"].get("method")
-    called = method.get("sampler") if isinstance(method, dict) else {}
-    sampler: Sampler = decoded(called, Sampler, run)
+    method: Method = decoded(facts["run"].get("method"), Method, run)
+    trained: Model = decoded(facts["run"].get("model"), Model, run)
+    model = method.result(trained)
     made = reconstruct(folder.averages, sigma_rel, origin_of(facts))
     card = {"method": facts["recipe"], "average": made.facts, "seed": facts["run"].get("seed")}
     weights, adapters = made.weights, {}
     if stored := facts["run"].get("lora"):
         lora: LoRA = decode(stored, LoRA)
-        adapters, base = weights, base_weights(lora, teacher_of(folder))
-        weights, card = lora.merged(base, adapters), {**card, "lora": stored}
+        adapters, base = weights, base_weights(lora, adapted_of(folder))
+        weights = lora.merged(trained.carried(base, model), adapters)
+        card |= {"lora": stored}
+    sampler: Sampler = (
+        method.sampler if made.sampler is None else decoded(made.sampler, Sampler, run)
+    )
     save_model(out, weights, model, sampler, card, adapters)
     return made.sentence

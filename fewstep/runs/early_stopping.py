@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any, Literal
 
+from fewstep.eval.metric_table import metric
+
 Memory = dict[str, list[float]]
-LARGE = frozenset({"accuracy", "clip", "coverage", "density", "diversity", "precision", "recall"})
-"""The last words of metrics of which large numbers are good."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Best:
     @property
     def sign(self) -> int:
         """1 where large numbers are good, else -1."""
-        large = self.metric.rpartition(".")[2] in LARGE
+        large = metric(self.metric).better == "higher"
         return 1 if self.mode == "max" or (self.mode == "auto" and large) else -1
 
     def judged(self, line: Mapping[str, Any], before: list[float], step: int) -> list[float]:
@@ -122,6 +122,12 @@ class Spikes:
                 far.clear()
             del usual[: -self.window]
         return names
+
+    @staticmethod
+    def forget(net: str, memory: Memory) -> None:
+        """What is usual of `net` is learned anew, as a new stage of it has begun."""
+        for key in [key for key in memory if key.startswith((f"usual {net}/", f"far {net}/"))]:
+            del memory[key]
 
     def _is_far(self, value: float, usual: list[float]) -> bool:
         middle = median(usual)

@@ -14,9 +14,10 @@ from fewstep.data.image_grid import grid, png
 from fewstep.diffusion.generator import Generator
 from fewstep.diffusion.rng import Draws
 from fewstep.diffusion.types import Source, select_rows
+from fewstep.distillation.method import Method, Product
 from fewstep.eval.clip_monitor import PromptMetrics
 from fewstep.eval.domain_scores import SampleMetrics, score
-from fewstep.eval.gauges import by_level, diversity
+from fewstep.eval.gauges import by_level, diversity, extremes, spread
 from fewstep.runs.run import Run
 from fewstep.runs.run_folder import RunFolder
 from fewstep.storage.files import write
@@ -25,6 +26,12 @@ from fewstep.training.loop import Record, State
 
 LOOK, SCORED = 500, 1000
 """Samples that the gauges, and the quick distances, are computed on."""
+
+
+def made_so_far(method: Method, state: State, teacher: Generator | None) -> Product:
+    """What a run would ship at this state of its training."""
+    denoiser = None if teacher is None else teacher.denoiser
+    return method.product(state.nets, state.average, denoiser)
 
 
 @dataclass
@@ -97,26 +104,41 @@ class Monitor:
         return line if self.writes else None
 
     def generator(self, state: State) -> Generator:
-        """The average as a generator of samples, which are not decoded."""
-        model, condition = self.run.model, getattr(self.source, "condition", None)
-        sampler = self.run.method.sampler
-        return Generator(state.average, sampler, model.shape, model.classes, condition=condition)
+        """What the run would ship now, as a generator of samples, which are not decoded."""
+        model, condition = self.run.result, getattr(self.source, "condition", None)
+        product = made_so_far(self.run.method, state, self.teacher)
+        return Generator(*product, model.shape, model.classes, condition=condition)
 
     def _gauges(self, state: State, x: Tensor, generator: Generator, few: int) -> dict[str, Any]:
         """Diversity, agreement by noise level, and distances to a few real pictures."""
         line: dict[str, Any] = {"step": state.step, "images": state.images}
-        every, classes = torch.arange(len(x), device=x.device), self.run.model.classes
+        every, classes = torch.arange(len(x), device=x.device), self.run.result.classes
         labels = every % classes if classes else None
         line["diversity"] = diversity(x[:LOOK], None if labels is None else labels[:LOOK])
+        line["spread"] = spread(x[:LOOK])
         line["levels"] = self._levels(state, x[:few], generator)
         if self.sample_metrics is not None:
             known = None if labels is None else labels.cpu()
             line["quick"] = {"samples": len(x), **score(x.cpu(), known, self.sample_metrics)}
+            line |= self._beside_real(x[:LOOK], self.sample_metrics)
         return line
 
+    def _beside_real(self, x: Tensor, real: SampleMetrics) -> dict[str, Any]:
+        """The share of values at the ends of the real range, and the same gauges of real data."""
+        held, labels = real.held_out[:LOOK], real.held_out_labels
+        known = labels[:LOOK] if self.run.result.classes else None
+        low, high = float(held.min()), float(held.max())
+        ends = {"extremes": extremes(held, low, high), "diversity": diversity(held, known)}
+        return {
+            "extremes": extremes(x, low, high),
+            "real": {**ends, "spread": spread(held)},
+        }
+
     def _levels(self, state: State, x: Tensor, generator: Generator) -> list[dict[str, float]]:
-        times = getattr(self.run.method, "times", None)
-        if self.teacher is None or times is None:
+        if self.teacher is None:
+            return []
+        times = self.run.method.noise_levels(self.teacher.denoiser.path)
+        if times is None:
             return []
         fake: Any = dict(state.nets.items()).get("fake")
         index = torch.arange(len(x))

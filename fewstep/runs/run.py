@@ -75,6 +75,17 @@ class Run:
         """Whether a teacher is distilled, rather than trained."""
         return self.method.output == "student"
 
+    @property
+    def last_step(self) -> int:
+        """The step the run ends at: `steps`, or earlier where its method is finished."""
+        length = self.method.length
+        return self.steps if length is None else min(self.steps, length)
+
+    @property
+    def result(self) -> Model:
+        """The network that is shipped: `model`, unless the method makes another of it."""
+        return self.method.result(self.model)
+
     def optims(self, nets: Iterable[str]) -> dict[str, Optim]:
         """The optimiser of each network called `nets`: `fake_optim` for all but the result."""
         other = self.fake_optim or self.optim

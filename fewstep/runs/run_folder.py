@@ -48,12 +48,12 @@ FORMAT = 2
 TORN = (".*.partial-*", ".*.old-*")
 """What was being written, or replaced, when a process was killed."""
 KINDS = {
-    **dict.fromkeys(("recipe", "teacher", "init", "command"), str),
+    **dict.fromkeys(("recipe", "teacher", "init", "fake_init", "command"), str),
     **dict.fromkeys(("files", "environment"), dict),
     "distils": bool,
 }
 """What run.json holds beside the run, by type; older versions did not write all of it."""
-MODELS = ("teacher", "init")
+MODELS = ("teacher", "init", "fake_init")
 """What run.json names by folder: whole paths in use, stored relative where inside the run."""
 
 
@@ -171,7 +171,7 @@ class RunFolder:
                     f"{str(facts[key])[:60]!r}"
                 )
         for key in MODELS:
-            if isinstance(stored := facts.get(key), str) and stored:
+            if stored := facts.setdefault(key, ""):
                 facts[key] = str((self.path / stored).resolve())
         return facts
 

@@ -6,8 +6,8 @@ the same command again to continue an interrupted run; the same folder never mix
 
 from __future__ import annotations
 
-from collections.abc import Generator as Steps, Iterator
-from contextlib import ExitStack
+from collections.abc import Generator as Steps, Iterator, Mapping
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,16 +17,19 @@ from torch import nn
 
 from fewstep.config import encode, own_files, own_sources
 from fewstep.diffusion.generator import Generator
-from fewstep.diffusion.samplers import FewStep
-from fewstep.diffusion.types import Denoiser, Source
+from fewstep.diffusion.model import Model
+from fewstep.diffusion.samplers import ladder_of
+from fewstep.diffusion.types import Denoiser, Source, device_of
 from fewstep.distillation.method import Method
+from fewstep.distillation.pairs import PairSource
 from fewstep.nets.activation_checkpointing import has_blocks, recompute
 from fewstep.runs.environment import environment
-from fewstep.runs.monitor import Monitor
+from fewstep.runs.monitor import Monitor, made_so_far
 from fewstep.runs.run import Run
 from fewstep.runs.run_folder import FORMAT, MODELS, RunFolder
 from fewstep.runs.session import Session
 from fewstep.runs.teacher import digests, load_finite, load_teacher, notes_on, resolve_run
+from fewstep.runs.teacher_pairs import stored_pairs
 from fewstep.storage import checkpoint
 from fewstep.storage.files import origin_of
 from fewstep.storage.folder_lock import locked
@@ -70,6 +73,8 @@ class PreparedRun:
     source: Source
     parts: int = 1
     """How many processes share a copy of every net; 0: all of them."""
+    fake: nn.Module | None = None
+    """What the fake score starts as, where that is neither the teacher nor `net`."""
 
     def __post_init__(self) -> None:
         copies(self.parts)
@@ -94,11 +99,14 @@ class PreparedRun:
         """The training state at step 0, made of copies of the starting network; call it once.
 
         Stores frozen weights in bf16 and shards networks where the run asks for it. Raises
-        ValueError where the method makes a result that `run.model` does not describe.
+        ValueError where the method makes a result that `run.result` does not describe.
         """
-        described = anatomy(self.net)
-        state = State.init(self.run.method, self.denoiser, self.net)
-        refuse_other(self.run.method, described, anatomy(state.average))
+        described = self._described()
+        state = State.init(self.run.method, self.denoiser, self.net, self.fake)
+        product = made_so_far(self.run.method, state, self.teacher)
+        if product.net is not state.average:
+            self._refuse_of_trained()
+        refuse_other(self.run.method, described, anatomy(product.net))
         if self.run.frozen == "bf16" and self.run.lora is None and self.teacher is not None:
             store_in_bf16(self.teacher.denoiser)
         if self.sharded:
@@ -109,20 +117,43 @@ class PreparedRun:
                     shard(net, self.parts, self.run.offload and id(net) == id(self.denoiser))
         return state
 
+    def rehearsal(self) -> PreparedRun:
+        """The same with zeros for the teacher's samples, for a look at what steps cost."""
+        pairs = self.run.method.needs_pairs()
+        if pairs is None:
+            return self
+        zeros = torch.zeros(1, *self.run.model.shape, device=device_of(self.net))
+        return replace(self, source=PairSource(self.source, pairs, zeros))
+
+    def _described(self) -> dict[str, str]:
+        """`anatomy` of the network that the run says it makes."""
+        run = self.run
+        if run.result == run.model:
+            return anatomy(self.net)
+        with torch.device("meta"):
+            net = run.result.build()
+        return anatomy(net if run.lora is None else run.lora.adapt(net))
+
+    def _refuse_of_trained(self) -> None:
+        """Raise ValueError where the run asks for what is done to a network that is trained."""
+        run = self.run
+        asked = {"lora": run.lora, "power": run.power.sigma_rel, "frozen": run.frozen == "bf16"}
+        for flag in (flag for flag, value in asked.items() if value):
+            name = type(run.method).__name__
+            raise ValueError(f"{name} trains no network that it ships: leave out --{flag}")
+
     @property
     def sharded(self) -> bool:
         """Whether each process holds only a shard of every network."""
         return self.parts != 1 and distributed.world_size() > 1
 
     def records(self, state: State) -> Iterator[Record]:
-        """Train from `state` on; yields the record of each step.
+        """Train from `state` on: the record of each step.
 
         With `run.offload` the teacher is moved back to main memory after each step.
         """
-        run, teacher, resting = self.run, self.denoiser, None
-        if run.offload and not self.sharded and isinstance(teacher, nn.Module):
-            resting = OffloadedModule(teacher, next(state.average.parameters()).device)
-        for record in train(
+        run, teacher = self.run, self.denoiser
+        records = train(
             run.method,
             self.denoiser,
             self.net,
@@ -136,10 +167,17 @@ class PreparedRun:
             patience=run.patience,
             precision=run.precision,
             state=state,
-        ):
-            yield record
-            if resting is not None:  # whoever looked may have called it
-                resting.rest()
+        )
+        if run.offload and not self.sharded and isinstance(teacher, nn.Module):
+            return _offloaded(records, OffloadedModule(teacher, device_of(state.average)))
+        return records
+
+
+def _offloaded(records: Iterator[Record], teacher: OffloadedModule) -> Iterator[Record]:
+    """The records; after each of them, whoever looked may have called the teacher."""
+    for record in records:
+        yield record
+        teacher.rest()
 
 
 def anatomy(net: nn.Module) -> dict[str, str]:
@@ -170,26 +208,49 @@ def refuse_other(method: Method, described: dict[str, str], made: dict[str, str]
     raise ValueError(
         f"{type(method).__name__}.init makes a {method.output!r} that is not the network of the "
         f"run ({'; '.join(shown)}{more}), so that it could not be read when it is finished; start "
-        "from `net`, or describe the other network by --model"
+        "from `net`, or describe the other network in the method's `result`, or by --model"
     )
 
 
 def starting_point(run: Run, init: str) -> nn.Module:
-    """The network in the folder or snapshot `init`, which must be what `run.model` describes."""
-    generator = load_finite(init)
-    if generator.model != run.model:
+    """The network in `init`, which must be what `run.model` or `run.result` describes."""
+    generator = load_finite(init, model=run.model)
+    if generator.model not in (run.model, run.result):
         raise ValueError(f"{init} holds {generator.model}, but the run's network is {run.model}")
     net: nn.Module = generator.denoiser
     return net
 
 
+def refuse_unlike(model: Model, teacher: Model, where: str) -> None:
+    """Raise ValueError unless a student `model` can learn from a network `teacher` at all.
+
+    It may be another network, but has samples of the same shape on the same noise path, and the
+    same classes.
+    """
+    for name in ("shape", "path", "classes"):
+        mine, its = getattr(model, name), getattr(teacher, name)
+        if mine != its:
+            raise ValueError(
+                f"the student's {name} is {mine}, but its teacher in {where} has {its}; a student "
+                f"may have another network (--model.net ...), with the same {name}"
+            )
+
+
 def with_adapters(run: Run, teacher: Generator | None, init: str) -> nn.Module:
-    """The teacher's network with the LoRA adapters of `run.lora`."""
+    """The teacher's network, or that in `init`, with the LoRA adapters of `run.lora`."""
     assert run.lora is not None
     if init:
-        raise ValueError("with --lora all nets are the teacher and adapters; leave out --init")
+        net = starting_point(run, init)
+        if run.frozen == "bf16":
+            store_in_bf16(net)
+        return run.lora.adapt(net, run.seed)
     if teacher is None or teacher.model is None:
         raise ValueError("LoRA adapts a network, and this teacher is none; leave it out")
+    if teacher.model != run.model:
+        raise ValueError(
+            f"LoRA adapts the teacher's network, {teacher.model.net}, and the run's is another, "
+            f"{run.model.net}; leave out --lora, or --model"
+        )
     if run.frozen == "bf16":
         store_in_bf16(teacher.denoiser)
     return run.lora.adapt(teacher.denoiser, run.seed)
@@ -208,7 +269,7 @@ def device_named(device: str) -> torch.device:
 
 
 def prepare(
-    run: Run, recipe: str, teacher: str, device: str = "cpu", init: str = ""
+    run: Run, recipe: str, teacher: str, device: str = "cpu", init: str = "", fake_init: str = ""
 ) -> PreparedRun:
     """Load the teacher, the network and the data of a run that `resolve_run` has completed.
 
@@ -220,44 +281,55 @@ def prepare(
         device: where networks are placed.
         init: folder or snapshot whose weights training starts from; "": the teacher's, or new
             ones.
+        fake_init: folder or snapshot whose weights the fake score starts from; "": the teacher's.
     Raises ValueError where something is missing or does not fit.
     """
     where = device_named(device)
     require_divisible(run.batch, run.accumulate)
-    model = load_teacher(run.domain, teacher, where) if run.distils else None
+    model = load_teacher(run.domain, teacher, where, run.model) if run.distils else None
     if run.distils and model is None:
         raise ValueError(
             f"{recipe} needs a teacher: train one first (see 'fewstep recipes'), then pass its "
             "run folder with --teacher"
         )
-    if model is not None and model.model is not None and model.model != run.model:
-        raise ValueError(
-            "the student has the teacher's network, but --model says otherwise: "
-            f"{run.model} is not {model.model}"
-        )
+    if model is not None and model.model is not None:
+        refuse_unlike(run.model, model.model, teacher)
     if model is not None and run.frozen == "bf16":
         product_layers(model.denoiser)
     if model is not None:
         model.denoiser.to(where)
-        if isinstance(run.method.sampler, FewStep):
-            try:
-                run.method.sampler.ladder(model.denoiser.path)
-            except ValueError as error:
-                raise ValueError(f"{recipe} does not suit this teacher: {error}") from None
+        try:
+            ladder_of(run.method.sampler, model.denoiser.path)
+        except ValueError as error:
+            raise ValueError(f"{recipe} does not suit this teacher: {error}") from None
     source = run.domain.source_for(model, run.model, data_free=not run.method.needs_data)
     if run.lora is not None:
         net = with_adapters(run, model, init)
     elif init:
         net = starting_point(run, init)
-    elif model is not None and model.model is not None:
+    elif model is not None and model.model == run.model:
         net = model.denoiser
     else:
-        net = run.model.build(run.seed)
+        with where if where.type == "meta" else nullcontext():
+            net = run.model.build(run.seed)
+    fake = _fake_start(run, model, fake_init)
     if run.recompute:  # the copies of it that are trained do so too
         recompute(net)
+        if fake is not None:
+            recompute(fake)
         if model is not None and has_blocks(model.denoiser):
             recompute(model.denoiser)
-    return PreparedRun(run, model, net.to(where), source)
+    fake = None if fake is None else fake.to(where)
+    return PreparedRun(run, model, net.to(where), source, fake=fake)
+
+
+def _fake_start(run: Run, teacher: Generator | None, fake_init: str) -> nn.Module | None:
+    """What the fake score starts as, if that is named."""
+    if not fake_init:
+        return None
+    if run.lora is not None:
+        return with_adapters(run, teacher, fake_init)
+    return starting_point(run, fake_init)
 
 
 def execute(
@@ -269,6 +341,7 @@ def execute(
     command: str = "",
     device: str = "cpu",
     init: str = "",
+    fake_init: str = "",
     parts: int = 1,
 ) -> Steps[Progress, None, None]:
     """Train `run` in the folder `out`, continuing what an earlier call left there.
@@ -287,6 +360,7 @@ def execute(
         device: "cpu", "cuda", "cuda:1" or "mps".
         init: folder or snapshot whose weights training starts from; "": the teacher's, or new
             ones.
+        fake_init: folder or snapshot whose weights the fake score starts from; "": the teacher's.
         parts: number of processes that share a copy of every network; 1: each holds its own, 0:
             all processes share one.
     Raises ValueError where the run, the teacher or the folder is not usable, OSError where the
@@ -294,22 +368,20 @@ def execute(
     """
     for optim in (run.optim, run.fake_optim or run.optim):
         optim.refuse_missing()
-    run = resolve_run(run, teacher)
+    asked, run = run.steps, resolve_run(run, teacher, init)
+    models = {"teacher": teacher, "init": init, "fake_init": fake_init}
     facts: dict[str, Any] = {
         "format": FORMAT,
         "recipe": recipe,
         "run": encode(run),
         "distils": run.distils,
-        "teacher": str(Path(teacher).resolve()) if teacher else "",
-        "init": str(Path(init).resolve()) if init else "",
+        **{key: str(Path(path).resolve()) if path else "" for key, path in models.items()},
         "files": own_files(run),
         "command": command,
         "environment": environment(),
     }
     places, folder = type(run.domain).places, RunFolder(out)
-    facts["digests"] = distributed.on_rank_zero(
-        lambda: _digests(run, teacher, init, folder, facts)
-    )
+    facts["digests"] = distributed.on_rank_zero(lambda: _digests(run, models, folder, facts))
     if not facts["run"]["domain"].get("sha256"):
         places = ()
     with ExitStack() as held:
@@ -327,23 +399,50 @@ def execute(
                 yield from map(Note, distributed.on_rank_zero(lambda: folder.remember(facts)))
             yield Note(f"{out} is finished already")
             return
+        if run.steps < asked:
+            yield Note(f"{type(run.method).__name__} is finished after step {run.steps}")
         yield from map(Note, notes_on(teacher))
-        work = replace(prepare(run, recipe, teacher, device, init), parts=parts)
+        work = replace(prepare(run, recipe, teacher, device, init, fake_init), parts=parts)
+        yield from _notes_on_start(work, init)
         stored, continues, notes = distributed.on_rank_zero(claim)
         yield from map(Note, notes)
-        folder, state = replace(folder, origin=origin_of(stored)), work.init()
+        folder = replace(folder, origin=origin_of(stored))
+        work = replace(work, source=_with_pairs(work, folder))
+        state = work.init()
         if continues:
             yield from map(Note, _continue(work, state, folder))
             yield from map(Note, distributed.on_rank_zero(lambda: folder.remember(facts)))
         yield from _train(work, state, folder)
 
 
+def _notes_on_start(work: PreparedRun, init: str) -> Iterator[Note]:
+    """A note where a student has neither its teacher's network nor weights to start from."""
+    model = None if work.teacher is None else work.teacher.model
+    if not init and model not in (None, work.run.model):
+        yield Note(
+            f"the student's network is {work.run.model.net}, another than its teacher's: it "
+            "starts from new weights"
+        )
+
+
+def _with_pairs(work: PreparedRun, folder: RunFolder) -> Source:
+    """The source of a run, whose batches carry pairs of the teacher where its method needs them.
+
+    They are made on the way, and kept in the run folder.
+    """
+    pairs, run = work.run.method.needs_pairs(), work.run
+    if pairs is None or work.teacher is None:
+        return work.source
+    part = run.batch // run.accumulate // distributed.world_size()
+    return stored_pairs(pairs, work.teacher, work.source, folder, part)
+
+
 def _digests(
-    run: Run, teacher: str, init: str, folder: RunFolder, facts: dict[str, Any]
+    run: Run, models: Mapping[str, str], folder: RunFolder, facts: dict[str, Any]
 ) -> dict[str, Any]:
     """Digests of the files a run depends on; as recorded, if a finished run lost its teacher."""
     try:
-        return digests(run, teacher, init)
+        return digests(run, models)
     except ValueError:
         if not folder.finished or all(Path(facts[key]).exists() for key in MODELS if facts[key]):
             raise

@@ -15,11 +15,12 @@ from torch import Tensor
 from fewstep.config import encode
 from fewstep.diffusion.generator import Generator
 from fewstep.diffusion.pixels import NotFinite
+from fewstep.distillation.method import Product
 from fewstep.runs.averages import Averages
-from fewstep.runs.monitor import Monitor
+from fewstep.runs.monitor import Monitor, made_so_far
 from fewstep.runs.run import Run
 from fewstep.runs.run_folder import RunFolder
-from fewstep.runs.teacher import base_weights, teacher_of
+from fewstep.runs.teacher import adapted_of, base_weights
 from fewstep.storage import checkpoint
 from fewstep.storage.model_folder import save_model
 from fewstep.training import distributed
@@ -76,7 +77,10 @@ class Session:
         if regular or record.step % COMPARED == 0:
             checkpoint.require_equal_state(state)
         self.averages.update(state)
-        if far := run.spikes.found(record.logs, state.memory):
+        far = run.spikes.found(record.logs, state.memory)
+        for net in record.restarted:
+            run.spikes.forget(net, state.memory)
+        if far:
             notes += self._spiked(far)
             if state.step < record.step:
                 return notes
@@ -98,7 +102,8 @@ class Session:
 
     def save(self, regular: bool) -> list[str]:
         """Start writing a checkpoint; `regular`: an uninterrupted run would save this step too."""
-        self.averages.save(self.state, regular, self.folder.check)
+        sampler = made_so_far(self.run.method, self.state, self.teacher).sampler
+        self.averages.save(self.state, regular, self.folder.check, sampler)
         self.saved = self.state.step
         return self.writer.save(self.state, self._spared())
 
@@ -165,35 +170,42 @@ class Session:
             raise OSError(*failed)
 
     def _store(self, target: Path, told: dict[str, float]) -> list[Any]:
-        """Write the averaged network as a finished model, with `told` added to its card.
+        """Write what the run would ship now as a finished model, with `told` added to its card.
 
         Returns, on every rank, the arguments of the OSError that occurred, or an empty list.
         """
-        average = self.state.average.state_dict()
-        weights = {name: distributed.full_tensor(t) for name, t in average.items()}
+        product = made_so_far(self.run.method, self.state, self.teacher)
+        state = product.net.state_dict()
+        weights = {name: distributed.full_tensor(t) for name, t in state.items()}
 
         def attempt() -> list[Any]:
             try:
-                self._write(target, weights, told)
+                self._write(target, product, weights, told)
             except OSError as error:
                 return [error.errno, error.strerror or str(error), error.filename]
             return []
 
         return distributed.on_rank_zero(attempt)
 
-    def _write(self, target: Path, weights: dict[str, Tensor], told: dict[str, float]) -> None:
+    def _write(
+        self, target: Path, product: Product, weights: dict[str, Tensor], told: dict[str, float]
+    ) -> None:
         run, state, adapters = self.run, self.state, dict[str, Tensor]()
         card: dict[str, Any] = {"method": repr(run.method), "images": state.images}
         card |= {"steps": state.step, "seed": run.seed, **told}
         if self.teacher is not None and self.teacher.card:  # its origin, and its licence
             card["teacher"] = dict(self.teacher.card)
-        if run.lora is not None and self.teacher is not None:
+        adapted = run.lora is not None and product.net is state.average
+        if adapted and run.lora is not None and self.teacher is not None:
             adapters, base = weights, self.teacher.denoiser.state_dict()
-            if run.frozen == "bf16":  # those that were read, not what they are held as
-                base = base_weights(run.lora, teacher_of(self.folder))
+            init = self.folder.facts()["init"]
+            if init or run.frozen == "bf16":  # those that were read, not what they are held as
+                base = base_weights(run.lora, adapted_of(self.folder))
+            card |= {"adapts": init} if init else {}
+            base = run.model.carried(base, run.result)
             weights, card = run.lora.merged(base, adapters), {**card, "lora": encode(run.lora)}
         origin = (self.folder.origin, self.folder.check)
-        save_model(target, weights, run.model, run.method.sampler, card, adapters, *origin)
+        save_model(target, weights, run.result, product.sampler, card, adapters, *origin)
 
     def _spiked(self, names: list[str]) -> list[str]:
         """Keep the checkpoint before a spike, and go back to it if the run says so; notes."""

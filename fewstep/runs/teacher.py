@@ -2,53 +2,102 @@
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fewstep.data.autoencoder import as_pictures
 from fewstep.diffusion.generator import Generator
 from fewstep.diffusion.model import Model, OfTeacher
+from fewstep.distillation.pictures import PictureFeatures, Reward, give_decoder
 from fewstep.domains.domain import Domain
 from fewstep.nets.lora import LoRA, recorded
 from fewstep.runs.run import Run
 from fewstep.runs.run_folder import RunFolder, first_difference
-from fewstep.storage.files import digest
-from fewstep.storage.model_folder import stored_card, weights_digest
-from fewstep.teachers import snapshots
-from fewstep.teachers.diffusers.folder import is_pipeline, open_folder, refuse_single_file
-from fewstep.teachers.diffusers.load import (
-    describe_network,
-    load_pipeline as load_pipeline,
-    pipeline_card,
-    with_text_and_vae,
-)
+from fewstep.storage.user_code import decoded
+from fewstep.teachers.diffusers.load import at_shape, sized, with_text_and_vae
+from fewstep.teachers.diffusers.network import DiffusersNet
+from fewstep.teachers.formats import format_of
 
 
-def open_generator(path: Path | str, device: torch.device | str = "cpu") -> Generator:
-    """The generator in a pipeline, run or model folder, or in a snapshot file, on `device`."""
-    if is_pipeline(path):
-        return load_pipeline(path, device)
-    refuse_single_file(path)
-    generator = snapshots.load_model_or_snapshot(path)
-    generator.denoiser.to(device)
-    return generator
+def open_generator(
+    path: Path | str, device: torch.device | str = "cpu", model: Model | None = None
+) -> Generator:
+    """The generator in a pipeline, run or model folder, or in a snapshot file, on `device`.
+
+    model: where that is another size of the same network of a pipeline, it is opened at that size.
+    """
+    generator = format_of(path).load(path, device)
+    own = generator.model
+    if model is None or own is None or own.net != model.net or own.shape == model.shape:
+        return generator
+    return at_shape(generator, model.shape) if isinstance(own.net, DiffusersNet) else generator
 
 
-def describe_model(path: Path | str) -> Model:
-    """The `Model` that `open_generator` would give, found without reading a weight's value."""
-    if is_pipeline(path):
-        return describe_network(open_folder(path))
-    refuse_single_file(path)
-    return snapshots.stored_description(path)
+def open_model(
+    path: Path | str,
+    device: torch.device | str = "cpu",
+    vae: Path | str = "",
+    size: str = "",
+) -> Generator:
+    """A finished model that makes what people look at: a student or a teacher.
+
+    Args:
+        path: a run or model folder, a pipeline folder, or a snapshot file.
+        device: where the network goes.
+        vae: the folder of the autoencoder that decodes latents, of a model that brings none.
+        size: of the pictures of a pipeline or its student, such as "1024x768"; "": its own.
+
+    Returns: a `Generator` with text encoders, decoder and conditions of its own. ValueError where
+    one of them is missing, or nothing is to be decoded by `vae`.
+    """
+    described = describe_model(path, size) if size else None
+    opened = with_text_and_vae(open_generator(path, device, described))
+    opened = with_own_conditions(opened, path)
+    if opened.text is None:
+        return as_pictures(opened, str(vae))[0]
+    if vae:
+        raise ValueError(f"{path} decodes its latents itself: leave out --vae")
+    return opened
+
+
+def with_conditions(generator: Generator, domain: Domain) -> Generator:
+    """A generator whose samples have by default the conditions that the domain's data give."""
+    found = domain.conditions()
+    return generator if found is None else replace(generator, condition=found)
+
+
+def with_own_conditions(generator: Generator, path: Path | str) -> Generator:
+    """As `with_conditions`, by the domain of the run in `path`, if it is one and they are needed.
+
+    ValueError where that domain cannot be read.
+    """
+    folder = Path(path)
+    if (
+        not getattr(generator.denoiser, "data_conditions", None)
+        or not (folder / "run.json").is_file()
+    ):
+        return generator
+    domain: Domain = decoded(RunFolder(folder).facts()["run"].get("domain"), Domain, folder)
+    return with_conditions(generator, domain)
+
+
+def describe_model(path: Path | str, size: str = "") -> Model:
+    """The `Model` that `open_generator` would give, found without reading a weight's value.
+
+    size: of pictures, such as "1024x768", of a pipeline or its student; "": its own.
+    """
+    model = format_of(path).describe(path)
+    return replace(model, shape=sized(model, size)) if size else model
 
 
 def notes_on(path: Path | str) -> list[str]:
     """Notes for the user on a teacher's folder: weights in it that are not read."""
-    unread = open_folder(path).unread if path and is_pipeline(path) else []
+    unread = format_of(path).unread(path) if path else []
     if not unread:
         return []
     shown = ", ".join(unread[:4]) + (f" and {len(unread) - 4} more" if len(unread) > 4 else "")
@@ -57,10 +106,7 @@ def notes_on(path: Path | str) -> list[str]:
 
 def teacher_digest(path: Path | str) -> str:
     """SHA-256 over the weights that `open_generator` reads."""
-    if not is_pipeline(path):
-        return digest(Path(path)) if Path(path).is_file() else weights_digest(path)
-    files = (f"{file.name} {digest(file)}" for file in open_folder(path).weights())
-    return hashlib.sha256("\n".join(files).encode()).hexdigest()
+    return format_of(path).weights_digest(path)
 
 
 def digests_of(path: Path | str) -> dict[str, str]:
@@ -69,21 +115,19 @@ def digests_of(path: Path | str) -> dict[str, str]:
     Its "weights"; of a pipeline and its students also the "text" encoders and the "vae". What the
     folder says of the network is part of a run's settings.
     """
-    sha256 = {"weights": teacher_digest(path)}
-    if is_pipeline(path):
-        folder = open_folder(path)
-        return sha256 | {"text": folder.text_digest, "vae": folder.vae_digest}
-    card = {} if Path(path).is_file() else pipeline_card(stored_card(path))
-    return sha256 | {key: str(card[key]) for key in ("text", "vae") if key in card}
+    kind = format_of(path)
+    return {"weights": kind.weights_digest(path), **kind.further_digests(path)}
 
 
-def digests(run: Run, teacher: str, init: str) -> dict[str, Any]:
+def digests(run: Run, models: Mapping[str, str]) -> dict[str, Any]:
     """Digests of all files that a resolved run depends on, except its data and its code.
 
-    Those of the data are in the run itself, those of code files beside it.
+    Those of the data are in the run itself, those of code files beside it. models: where its
+    teacher is, and what its nets start as, by role; "" for none.
     """
-    models = {"teacher": teacher if run.distils else "", "init": init}
-    by_model: dict[str, Any] = {key: digests_of(path) for key, path in models.items() if path}
+    read = (key for key, path in models.items() if path and (run.distils or key != "teacher"))
+    used = {key: models[key] for key in read}
+    by_model: dict[str, Any] = {key: digests_of(path) for key, path in used.items()}
     return by_model | run.domain.digests()
 
 
@@ -117,9 +161,11 @@ def teacher_of(folder: RunFolder, moved: str = "") -> str:
     return str(where)
 
 
-def load_finite(path: str, device: torch.device | str = "cpu") -> Generator:
+def load_finite(
+    path: str, device: torch.device | str = "cpu", model: Model | None = None
+) -> Generator:
     """As `open_generator`; ValueError where a weight is not finite."""
-    generator = open_generator(path, device)
+    generator = open_generator(path, device, model)
     net: nn.Module = generator.denoiser
     for name, tensor in net.state_dict().items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
@@ -131,14 +177,31 @@ def load_finite(path: str, device: torch.device | str = "cpu") -> Generator:
 
 
 def load_teacher(
-    domain: Domain, path: str, device: torch.device | str = "cpu"
+    domain: Domain,
+    path: str,
+    device: torch.device | str = "cpu",
+    model: Model | None = None,
 ) -> Generator | None:
-    """The teacher of a distillation: the model in `path`, or the domain's exact one."""
-    return with_text_and_vae(load_finite(path, device)) if path else domain.exact()
+    """The teacher of a distillation: the model in `path`, or the domain's exact one.
+
+    It makes samples of the size of its student `model`. Losses on pictures decode with what it
+    brings (`pictures_of`).
+    """
+    teacher = with_text_and_vae(load_finite(path, device, model)) if path else domain.exact()
+    if teacher is not None and teacher.text is not None:
+        give_decoder(teacher.denoiser, teacher.decode)
+    return teacher
+
+
+def adapted_of(folder: RunFolder) -> str:
+    """Path of what a run's adapters lie on: where its nets start, or its teacher."""
+    return folder.facts()["init"] or teacher_of(folder)
 
 
 def base_weights(lora: LoRA, teacher: str) -> dict[str, Tensor]:
-    """The teacher's state dict, in float32 on the CPU, which adapters are merged with.
+    """The state dict, in float32 on the CPU, that adapters are merged with.
+
+    teacher: what they were trained on, a run's teacher or its `init`.
 
     Raises ValueError where the weights are no longer those that `lora` was recorded with.
     """
@@ -147,14 +210,29 @@ def base_weights(lora: LoRA, teacher: str) -> dict[str, Tensor]:
     return denoiser.state_dict()
 
 
-def resolve_run(run: Run, teacher: str) -> Run:
+def settled(part: Any) -> Any:
+    """A part of a method, with the digests of the files that it or its own parts read."""
+    if isinstance(part, PictureFeatures | Reward):
+        return part.settled()
+    if not is_dataclass(part) or isinstance(part, type):
+        return part
+    own = {f.name: getattr(part, f.name) for f in fields(part) if f.init}
+    new = {name: settled(value) for name, value in own.items()}
+    changed: Any = {name: value for name, value in new.items() if value is not own[name]}
+    return replace(part, **changed) if changed else part
+
+
+def resolve_run(run: Run, teacher: str, init: str = "") -> Run:
     """The run as it is recorded: with the digests of its data, and its teacher's network.
+
+    It ends where its method is finished.
 
     Raises ValueError where the network is to come from a teacher and none is given.
     """
-    run = replace(run, domain=run.domain.settled())
+    run = replace(run, domain=run.domain.settled(), steps=run.last_step)
+    run = replace(run, method=settled(run.method))
     if run.lora is not None and teacher:
-        run = replace(run, lora=recorded(run.lora, teacher_digest(teacher)))
+        run = replace(run, lora=recorded(run.lora, teacher_digest(init or teacher)))
     if not isinstance(run.model.net, OfTeacher):
         return run
     if not teacher:

@@ -7,6 +7,7 @@ with a limit before anything is read, and the number of values with another befo
 from __future__ import annotations
 
 import json
+import math
 import os
 import stat
 import struct
@@ -18,6 +19,10 @@ from typing import Any, BinaryIO
 HEADER = 8 << 20
 """Bytes of the header of a safetensors file, about eighty thousand tensors."""
 HEADER_VALUES = 1_000_000
+VALUES = 4_000_000
+"""Values of a JSON text, where its reader knows no lower bound."""
+DEEPEST, DIGITS = 64, 64
+"""Levels of nesting and digits of a number that a JSON text has at most."""
 
 
 def regular(path: Path) -> BinaryIO:
@@ -72,20 +77,58 @@ def in_words(size: int) -> str:
     return f"{size >> 20:,} MiB" if size >= 1 << 20 else f"{size:,} bytes"
 
 
-def json_value(data: bytes | str, values: int) -> Any:
-    """The value of a JSON text, of at most `values` values.
+def json_value(data: bytes | str, values: int = VALUES, finite: bool = False) -> Any:
+    """The value of a JSON text that may be anybody's; bytes are UTF-8.
 
-    ValueError where it is no JSON, repeats a key or has more values; the limit holds before
-    parsing, since a list of empty lists takes thirty times its size in memory. A byte order mark
-    is passed over.
+    Arguments:
+        data: the text; a byte order mark is passed over.
+        values: how many values it has at most. The limit holds before parsing, since a list of
+            empty lists takes thirty times its size in memory.
+        finite: refuse NaN and infinity, written so or by a large exponent, or too many digits.
+    Raises ValueError where it is no JSON, has more values, more than `DEEPEST` levels, numbers of
+    more than `DIGITS` digits (infinity, unless `finite`), or a key twice in one object.
     """
+
+    def real(text: str) -> float:
+        value = float(text) if len(text) <= DIGITS else math.inf
+        if finite and not math.isfinite(value):
+            raise ValueError(f"the number {text[:20]} is not finite, or too long")
+        return value
+
+    def whole(text: str) -> float:
+        return int(text) if len(text) <= DIGITS else real(text)
+
     text = data.decode("utf-8-sig") if isinstance(data, bytes) else data.removeprefix("\ufeff")
     if sum(map(text.count, "[{,")) > values:
         raise ValueError(f"it holds more than {values:,} values")
     try:
-        return json.loads(text, object_pairs_hook=distinct)
+        value = json.loads(
+            text,
+            parse_float=real,
+            parse_int=whole,
+            parse_constant=real,
+            object_pairs_hook=distinct,
+        )
+        deep = _levels(value) > DEEPEST
     except RecursionError:
-        raise ValueError("it is nested too deep") from None
+        deep = True
+    if deep:
+        raise ValueError(f"it is nested more than {DEEPEST} levels deep")
+    return value
+
+
+def _levels(value: Any) -> int:
+    """How deep lists and objects are nested, as far as `DEEPEST` + 1."""
+    levels, layer = 0, [value]
+    while levels <= DEEPEST:
+        layer = [v for v in layer if isinstance(v, (dict, list))]
+        if not layer:
+            break
+        layer = [
+            v for inner in layer for v in (inner.values() if isinstance(inner, dict) else inner)
+        ]
+        levels += 1
+    return levels
 
 
 def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -84,6 +84,7 @@ def _snapshot(state: State, method: Method) -> tuple[Parts, dict[str, Any]]:
         parts[name] = {key: t.to("cpu", copy=True) for key, t in kept.items()}
     facts: dict[str, Any] = {key: getattr(state, key) for key in COUNTERS}
     facts["scales"] = {net: [scale.value, scale.clean] for net, scale in state.scales.items()}
+    facts["restarts"] = {net: list(began) for net, began in state.restarts.items()}
     facts["memory"] = {name: list(numbers) for name, numbers in state.memory.items()}
     facts["method"] = repr(method)
     return parts, facts
@@ -288,6 +289,8 @@ def load_checkpoint(
     for key in COUNTERS:
         setattr(state, key, int(facts[key]))
     state.scales = {net: Scale(*scale) for net, scale in facts.get("scales", {}).items()}
+    began = facts.get("restarts", {})
+    state.restarts = {net: (int(step), int(images)) for net, (step, images) in began.items()}
     state.memory = {name: list(map(float, old)) for name, old in facts.get("memory", {}).items()}
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -20,12 +19,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from fewstep.storage.bounded_reading import distinct, regular, tensors_header
+from fewstep.storage.bounded_reading import json_value, regular, tensors_header
 
 LARGEST, LONGEST = 16 << 20, 1 << 20
 """Bytes of a JSON file, and of a line where each is a value, that are read at most."""
-DEEPEST, DIGITS = 64, 64
-"""Levels of nesting and digits of a number that a JSON value has at most."""
 
 
 class Damaged(ValueError):
@@ -130,7 +127,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path, finite: bool = True) -> Any:
-    """The JSON value in `path`, read without trust, see `parse_json`.
+    """The JSON value in `path`, read without trust, see `json_value`.
 
     finite: refuse NaN and infinity, which schedulers of diffusers have. `Damaged` names the file
     where it is missing, larger than `LARGEST`, or broken.
@@ -147,7 +144,7 @@ def read_json(path: Path, finite: bool = True) -> Any:
     if len(data) > LARGEST:
         raise Damaged(f"{path} is larger than {LARGEST >> 20} MiB, too large for what it holds")
     try:
-        return parse_json(data, finite)
+        return json_value(data, finite=finite)
     except ValueError as error:
         raise Damaged(f"{path} is not readable JSON ({error})") from None
 
@@ -167,7 +164,7 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
             try:
                 if len(data) > LONGEST:
                     raise ValueError(f"it is longer than {LONGEST >> 20} MiB")
-                line = parse_json(data, finite=False) if data.strip() else {}
+                line = json_value(data) if data.strip() else {}
                 if not isinstance(line, dict):
                     raise ValueError("it is no object")
             except ValueError as error:
@@ -176,54 +173,6 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
                 raise Damaged(f"{path}, line {number} is not readable JSON ({error})") from None
             if line:
                 yield line
-
-
-def parse_json(data: bytes, finite: bool = True) -> Any:
-    """The JSON value in UTF-8 text that may be anybody's; a ValueError says what is wrong.
-
-    Refused are a key that an object has twice, more than `DEEPEST` levels, numbers of more than
-    `DIGITS` digits and, if `finite`, NaN and infinity, written so or by a large exponent.
-    """
-
-    def real(text: str) -> float:
-        value = float(text) if len(text) <= DIGITS else math.inf
-        if finite and not math.isfinite(value):
-            raise ValueError(f"the number {text[:20]} is not finite, or too long")
-        return value
-
-    def whole(text: str) -> float:
-        return int(text) if len(text) <= DIGITS else real(text)
-
-    try:
-        value = json.loads(
-            data.decode("utf-8"),
-            parse_float=real,
-            parse_int=whole,
-            parse_constant=real,
-            object_pairs_hook=distinct,
-        )
-    except RecursionError:
-        value = None
-        levels = DEEPEST + 1
-    else:
-        levels = _levels(value)
-    if levels > DEEPEST:
-        raise ValueError(f"it is nested more than {DEEPEST} levels deep")
-    return value
-
-
-def _levels(value: Any) -> int:
-    """How deep lists and objects are nested, as far as `DEEPEST` + 1."""
-    levels, layer = 0, [value]
-    while levels <= DEEPEST:
-        layer = [v for v in layer if isinstance(v, (dict, list))]
-        if not layer:
-            break
-        layer = [
-            v for inner in layer for v in (inner.values() if isinstance(inner, dict) else inner)
-        ]
-        levels += 1
-    return levels
 
 
 def write_folder(

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -143,34 +142,50 @@ class GaussianMixture(nn.Module):
         """The probability-flow map from time t to s: xt (B, D) -> (B, D).
 
         Closed form for one Gaussian; for a mixture, `steps` steps of classical Runge-Kutta of
-        order four on the exact velocity, uniform in log t (t, s > 0) or in t (a path of bounded
-        time).
+        order four on the exact velocity: uniform in log t where sigma_t is unbounded (t, s > 0),
+        else in the angle theta of (alpha, sigma), from which r = x / (alpha^2 + sigma^2)^(1/2)
+        moves by dr / dtheta = (cos theta r - f) / sin theta, finite from data to pure noise.
         """
         if len(self.means) == 1:
             return self._gaussian_flow(xt, t, s)
-        unbounded = self.path.t_max > 10
         ends = torch.tensor([t, s], dtype=torch.float64)
-        u = ends.log() if unbounded else ends
-        grid = torch.linspace(float(u[0]), float(u[1]), steps + 1, dtype=torch.float64)
-        grid = (grid.exp() if unbounded else grid).to(xt)
+        alpha, sigma = self.path.alpha(ends), self.path.sigma(ends)
+        unbounded = bool(self.path.sigma(torch.full_like(ends, self.path.t_max)).max() > 2)
+        u = ends.log() if unbounded else torch.atan2(sigma, alpha)
+        size = torch.ones(2) if unbounded else torch.hypot(alpha, sigma)
+        nodes = torch.linspace(float(u[0]), float(u[1]), 2 * steps + 1, dtype=torch.float64)
+        share = nodes.sin() / (nodes.sin() + nodes.cos())
+        times = nodes.exp() if unbounded else self.path.time_of(share)
+        along = self._along_log_t if unbounded else self._along_angle
 
-        def v(x: Tensor, at: Tensor) -> Tensor:
-            return x0_to_velocity(self.path, x, self(x, at, cond), at)
+        def v(x: Tensor, k: int) -> Tensor:
+            return along(x, nodes[k].to(x), times[k].to(x), cond)
 
-        x = xt
-        for a, b in pairwise(grid):
-            h, mid = b - a, (a + b) / 2
-            k1 = v(x, a)
-            k2 = v(x + h / 2 * k1, mid)
-            k3 = v(x + h / 2 * k2, mid)
-            k4 = v(x + h * k3, b)
+        x, h = xt / size[0].to(xt), float(u[1] - u[0]) / steps
+        for k in range(0, 2 * steps, 2):
+            k1 = v(x, k)
+            k2 = v(x + h / 2 * k1, k + 1)
+            k3 = v(x + h / 2 * k2, k + 1)
+            k4 = v(x + h * k3, k + 2)
             x = x + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
-        return x
+        return x * size[1].to(xt)
+
+    def _along_log_t(self, x: Tensor, _: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        """dx / dlog t at t ()."""
+        return t * x0_to_velocity(self.path, x, self(x, t, cond), t)
+
+    def _along_angle(self, r: Tensor, theta: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        """dr / dtheta at the angle theta (), which is at time t (); zero at the data."""
+        if float(theta) < 1e-9:
+            return torch.zeros_like(r)
+        size = torch.hypot(self.path.alpha(t), self.path.sigma(t))
+        out: Tensor = (theta.cos() * r - self(size * r, t, cond)) / theta.sin()
+        return out
 
     def _gaussian_flow(self, xt: Tensor, t: float | Tensor, s: float | Tensor) -> Tensor:
         """alpha_s mu + Q sqrt(lambda_s / lambda_t) Q^T (x_t - alpha_t mu)."""
-        offset, var_t, _ = self._whitened(xt, torch.as_tensor(t))
-        at_s = torch.as_tensor(s).to(xt)
+        at_t, at_s = (torch.as_tensor(u, dtype=xt.dtype, device=xt.device) for u in (t, s))
+        offset, var_t, _ = self._whitened(xt, at_t)
         var_s = self.path.alpha(at_s) ** 2 * self.variances + self.path.sigma(at_s) ** 2
         moved = torch.einsum("bke,kde->bkd", offset * (var_s / var_t).sqrt(), self.basis)
         return self.path.alpha(at_s) * self.means[0] + moved[:, 0]

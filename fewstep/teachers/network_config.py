@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -75,3 +76,13 @@ def describe(class_name: str, init_kwargs: Mapping[str, Any]) -> tuple[Model, Pr
     shape = (init_kwargs["img_channels"], size, size)
     sigma_data = float(getattr(net, "sigma_data", 0.5))
     return Model(config, shape, net.label_dim, net.path, "denoiser", sigma_data), net
+
+
+def published_model(class_name: str, init_kwargs: Mapping[str, Any]) -> Model:
+    """The `Model` alone; recipes of one network, of which there are many, build it once."""
+    return _published(class_name, json.dumps(dict(init_kwargs)))
+
+
+@cache
+def _published(class_name: str, arguments: str) -> Model:
+    return describe(class_name, json.loads(arguments))[0]

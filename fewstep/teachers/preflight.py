@@ -31,7 +31,7 @@ from torch import Tensor
 from fewstep.diffusion.generator import Generator
 from fewstep.diffusion.noise_path import NoisePath, coefficients, perturb
 from fewstep.diffusion.rng import Draws
-from fewstep.diffusion.samplers import FewStep, Heun
+from fewstep.diffusion.samplers import FewStep, Heun, MultiStep
 from fewstep.diffusion.types import Cond, Denoiser
 
 LOG_SNR = (3.0, 1.0, -1.0, -2.5, -4.0)
@@ -61,7 +61,7 @@ class Level(NamedTuple):
 def own_samples(teacher: Generator, cond: Cond, draws: Draws) -> Tensor:
     """Samples x_0 by a few steps of the teacher's own sampler, not decoded: (N, *)."""
     sampler = teacher.sampler
-    if isinstance(sampler, Heun | FewStep):
+    if isinstance(sampler, Heun | FewStep | MultiStep):
         sampler = replace(sampler, steps=min(STEPS, sampler.steps))
     z = draws.normal("z", teacher.shape)
     return sampler(teacher.denoiser, z, cond, draws)
@@ -69,13 +69,8 @@ def own_samples(teacher: Generator, cond: Cond, draws: Draws) -> Tensor:
 
 def time_of(path: NoisePath, log_snr: float) -> float:
     """t with ln(alpha_t^2 / sigma_t^2) = log_snr, or the nearest end of the path's range."""
-    low, high = path.t_min, path.t_max
-    for _ in range(60):
-        t = (low + high) / 2
-        at = torch.tensor(t, dtype=torch.float64)
-        ratio = 2 * (path.alpha(at).log() - path.sigma(at).log())
-        low, high = (t, high) if float(ratio) > log_snr else (low, t)
-    return (low + high) / 2
+    tau = (1 + torch.tensor(log_snr / 2, dtype=torch.float64).exp()).reciprocal()
+    return float(path.time_of(tau))
 
 
 @torch.no_grad()

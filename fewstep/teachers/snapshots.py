@@ -24,7 +24,7 @@ from fewstep.diffusion.time_distributions import Karras
 from fewstep.diffusion.types import Sampler
 from fewstep.nets.precond import Preconditioned
 from fewstep.safe_pickle import Snapshot, SnapshotObject, read_snapshot
-from fewstep.storage.model_folder import load_student, model_description, save_model
+from fewstep.storage.model_folder import save_model
 from fewstep.teachers import edm, edm2
 from fewstep.teachers.network_config import describe
 
@@ -53,15 +53,8 @@ def load_snapshot(
     return Generator(net, sampler, model.shape, model.classes, model, card=card)
 
 
-def load_model_or_snapshot(path: str | Path) -> Generator:
-    """The generator in a run or model folder, or in a snapshot file."""
-    return load_snapshot(path) if Path(path).is_file() else load_student(path)
-
-
 def stored_description(path: str | Path) -> Model:
-    """The `Model` that `load_model_or_snapshot` would give; no weight's value is read."""
-    if not Path(path).is_file():
-        return model_description(path)
+    """The `Model` that `load_snapshot` would give; no weight's value is read."""
     snapshot = read_snapshot(path)
     return description(snapshot.objects[choose_object(snapshot)])[0]
 

@@ -185,6 +185,17 @@ def mean_over_ranks(values: Tensor) -> Tensor:
     return values
 
 
+def sum_over_ranks(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The sums over ranks of tensors that have the same names and shapes on all."""
+    if world_size() == 1 or not values:
+        return dict(values)
+    with _talking():
+        summed = {name: value.clone() for name, value in sorted(values.items())}
+        for value in summed.values():
+            dist.all_reduce(value)
+    return summed
+
+
 def average_gradients(net: nn.Module) -> None:
     """Replace every gradient of `net` by its mean over ranks; one that a rank lacks is zero.
 

@@ -16,6 +16,16 @@ from torch import nn
 from fewstep.training.distributed import local_tensor
 
 
+@torch.no_grad()
+def copy_weights(target: nn.Module, net: nn.Module) -> None:
+    """target <- net, in place: all parameters and buffers of two networks of one structure."""
+    for mine, other in (
+        *zip(target.parameters(), net.parameters(), strict=True),
+        *zip(target.buffers(), net.buffers(), strict=True),
+    ):
+        local_tensor(mine).copy_(local_tensor(other))
+
+
 @dataclass(frozen=True)
 class EMA:
     """An exponential moving average of weights, whose half-life grows with the training.

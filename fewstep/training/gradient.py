@@ -35,35 +35,31 @@ class Task(NamedTuple):
     device: torch.device
 
 
+class Gradient(NamedTuple):
+    """The result of `gradient`: the same on all processes.
+
+    logs: what was logged, with "loss" and "grad_norm"; norm: that of the gradient, (), or None of
+    a turn that only measures; sums: `Loss.sums` over all samples.
+    """
+
+    logs: dict[str, float]
+    norm: Tensor | None
+    sums: dict[str, Tensor]
+
+
 def gradient(
-    turn: Turn, nets: Nets, task: Task, samples: range, scale: float = 1.0
-) -> tuple[dict[str, float], Tensor]:
+    turn: Turn, nets: Nets, task: Task, samples: range, scale: float | None = None
+) -> Gradient:
     """Leave the gradient of the turn's loss over `samples` in its net.
 
-    Each process takes its own share; afterwards all hold the same gradient and numbers. The loss
-    is multiplied by `scale` before, and the gradient divided by it after. Returns the logs, with
-    "loss" and "grad_norm", and the norm as a tensor ().
+    Each process takes its own share, in equal parts; afterwards all hold the same gradient and
+    numbers. In float16 the loss is multiplied by `scale` before, and the gradient divided by it
+    after. A turn that only measures leaves none.
     """
-    net = nets[turn.net]
-    logs = _backward(turn, nets, task, distributed.share_of_rank(samples), scale)
-    distributed.average_gradients(net)
-    means = distributed.mean_over_ranks(torch.stack([value.float() for value in logs.values()]))
-    if scale != 1:
-        torch._foreach_div_([p.grad for p in net.parameters() if p.grad is not None], scale)
-    norm = total_norm(net)
-    *numbers, size = torch.cat([means, norm.float()[None]]).tolist()  # one wait for the device
-    return {**dict(zip(logs, numbers, strict=True)), "grad_norm": size}, norm
-
-
-def total_norm(net: nn.Module) -> Tensor:
-    """The Euclidean norm () of the gradient of `net`, on whichever ranks its parts are."""
-    gradients = [p.grad for p in net.parameters() if p.grad is not None]
-    return distributed.full_tensor(nn.utils.get_total_norm(gradients))
-
-
-def _backward(turn: Turn, nets: Nets, task: Task, share: range, scale: float) -> dict[str, Tensor]:
-    """Accumulate the turn's gradient, times `scale`, over equal parts; the mean of its logs."""
+    net, factor = nets[turn.net], 1.0 if scale is None else scale
     logs: dict[str, Tensor] = {}
+    sums: dict[str, Tensor] = {}
+    share = distributed.share_of_rank(samples)
     count = len(share) // task.parts
     for start in share[::count]:
         with _seeded(task.seed, start, task.device):
@@ -72,10 +68,39 @@ def _backward(turn: Turn, nets: Nets, task: Task, share: range, scale: float) ->
             with autocast_products(task.precision, task.device):
                 loss = turn.loss(nets, task.teacher, piece)  # type: ignore[arg-type]
             _well_formed(loss, turn)
-            (loss.total * scale / task.parts).backward()
-        for key, value in {"loss": loss.total, **loss.logs}.items():
+            total = {} if loss.total is None else {"loss": loss.total}
+            for value in total.values():
+                (value * factor / task.parts).backward()
+        for key, value in {**total, **loss.logs}.items():
             logs[key] = logs.get(key, 0) + value.detach() / task.parts
-    return logs
+        for key, value in loss.sums.items():
+            sums[key] = sums.get(key, 0) + value.detach()
+    sums = distributed.sum_over_ranks(sums)
+    known = {} if scale is None else {"scale": scale}
+    if "loss" not in logs:
+        numbers = _means(logs).tolist()
+        return Gradient({**dict(zip(logs, numbers, strict=True)), **known}, None, sums)
+    distributed.average_gradients(net)
+    means = _means(logs)
+    if factor != 1:
+        torch._foreach_div_([p.grad for p in net.parameters() if p.grad is not None], factor)
+    norm = total_norm(net)
+    *numbers, size = torch.cat([means, norm.float()[None]]).tolist()  # one wait for the device
+    logged = {**dict(zip(logs, numbers, strict=True)), "grad_norm": size, **known}
+    return Gradient(logged, norm, sums)
+
+
+def _means(logs: dict[str, Tensor]) -> Tensor:
+    """The logs as one vector, averaged over processes."""
+    if not logs:
+        return torch.empty(0)
+    return distributed.mean_over_ranks(torch.stack([value.float() for value in logs.values()]))
+
+
+def total_norm(net: nn.Module) -> Tensor:
+    """The Euclidean norm () of the gradient of `net`, on whichever ranks its parts are."""
+    gradients = [p.grad for p in net.parameters() if p.grad is not None]
+    return distributed.full_tensor(nn.utils.get_total_norm(gradients))
 
 
 @contextmanager
@@ -108,11 +133,16 @@ def _well_formed(loss: Loss, turn: Turn) -> None:
     if not isinstance(loss, Loss):
         kind = type(loss).__name__
         raise ValueError(f"the loss of {turn.net!r} returned a {kind}; return Loss(total, logs)")
-    for name, value in {"total": loss.total, **loss.logs}.items():
+    numbers = dict(loss.logs) if loss.total is None else {"total": loss.total, **loss.logs}
+    for name, value in numbers.items():
         if not isinstance(value, Tensor) or value.numel() != 1:
             shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise ValueError(f"the loss of {turn.net!r}: {name} must be a scalar, got {shape}")
-    if not loss.total.requires_grad:
+    if loss.total is None and not loss.sums:
+        raise ValueError(
+            f"the loss of {turn.net!r} has neither a total to minimise nor sums to measure"
+        )
+    if loss.total is not None and not loss.total.requires_grad:
         raise ValueError(
             f"the loss of {turn.net!r} does not depend on its parameters: no gradient reaches them"
         )

@@ -15,16 +15,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from fewstep.diffusion.types import Denoiser, Source
-from fewstep.distillation.method import Method, Nets, Turn
+from fewstep.diffusion.types import Denoiser, Source, device_of
+from fewstep.distillation.method import Method, Nets, Step, Turn
 from fewstep.training import distributed
-from fewstep.training.ema import EMA
-from fewstep.training.gradient import Task, gradient, total_norm
+from fewstep.training.ema import EMA, copy_weights
+from fewstep.training.gradient import Gradient, Task, gradient, total_norm
 from fewstep.training.optim import Optim
 from fewstep.training.precision import Precision, Scale
 
@@ -52,27 +52,55 @@ class State:
     """How many of them since the last step without any."""
     scales: dict[str, Scale] = field(default_factory=dict)
     """The loss scale of each net, in float16."""
+    restarts: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """Step and images at which the present stage of a net began, if it was restarted."""
     memory: dict[str, list[float]] = field(default_factory=dict)
     """What the rules beside the loop remember (`fewstep.runs.early_stopping`)."""
 
     @classmethod
-    def init(cls, method: Method, teacher: Denoiser | None, net: nn.Module) -> State:
+    def init(
+        cls, method: Method, teacher: Denoiser | None, net: nn.Module, fake: Any = None
+    ) -> State:
         """The state at step 0: the method's nets, and a copy of its output net as the average.
 
-        Freezes the teacher and puts it in evaluation mode.
+        fake: the network that the fake score starts as, where that is neither the teacher nor
+        `net`. Freezes the teacher and puts it in evaluation mode. ValueError where the method has
+        no fake score to start as `fake`.
         """
         if isinstance(teacher, nn.Module):
             teacher.requires_grad_(False).eval()
         nets = method.init(teacher, net)
+        if fake is not None:
+            if "fake" not in nets:
+                name = type(method).__name__
+                raise ValueError(f"{name} has no fake score: leave out --fake-init")
+            nets["fake"] = method.init(fake, fake)["fake"]
         average = deepcopy(nets[method.output]).requires_grad_(False).eval()
         return cls(nets, average)
+
+    def began(self, net: str) -> tuple[int, int]:
+        """Step and images at which the present stage of `nets[net]` began."""
+        return self.restarts.get(net, (0, 0))
+
+    def scale(self, net: str) -> float:
+        """The loss scale of `nets[net]`."""
+        return self.scales.setdefault(net, Scale()).value
+
+    def restart(self, net: str, output: str) -> None:
+        """Begin a new stage of `nets[net]`; `output` is the net that is averaged."""
+        self.optimizers.pop(net, None)
+        self.scales.pop(net, None)
+        self.restarts[net] = (self.step, self.images)
+        if net == output:
+            copy_weights(self.average, self.nets[net])
 
 
 class Record(NamedTuple):
     """The result of one step.
 
     step: steps done, this one included; images: samples the output net has been updated on; logs:
-    scalars by name; state: the live `State`, which the next step changes.
+    scalars by name; state: the live `State`, which the next step changes; restarted: nets that a
+    new stage has begun for.
     """
 
     step: int
@@ -84,6 +112,7 @@ class Record(NamedTuple):
     Of a skipped update also "skipped.<net>": the number of its first sample.
     """
     state: State
+    restarted: tuple[str, ...] = ()
 
 
 @contextmanager
@@ -128,35 +157,52 @@ def train(
     """
     require_divisible(batch, accumulate)
     state = state or State.init(method, teacher, net)
-    device = next(state.average.parameters()).device
+    device = device_of(state.average)
     task = Task(method, teacher, source, accumulate, precision, seed, device)
     while state.step < steps:
         logs: dict[str, float] = {}
+        sums: dict[str, Tensor] = {}
         skipped = state.skipped
         for turn in _turns(method, state.nets, state.step):
             config = optim if isinstance(optim, Optim) else _named(optim, turn.net)
-            rate = config.rate(state.step, steps)
+            step, images = state.began(turn.net)
+            rate = turn.rate * config.rate(state.step - step, steps - step)
             with training_only(state.nets, turn.net) as trained:
-                if turn.net not in state.optimizers:
-                    state.optimizers[turn.net] = config.build(trained.parameters())
-                optimizer = state.optimizers[turn.net]
-                values, norm = _gradient(turn, state, task, batch)
-                if _guard(state, turn.net, values, patience):
-                    _descend(trained, optimizer, config, rate, norm)
+                samples = range(state.drawn, state.drawn + batch)
+                state.drawn += batch
+                scale = state.scale(turn.net) if precision == "fp16" else None
+                found = gradient(turn, state.nets, task, samples, scale)
+                if _guard(state, turn.net, found, patience):
+                    for name, value in found.sums.items():
+                        sums[name] = sums[name] + value if name in sums else value
+                    if found.norm is not None:
+                        _descend(trained, _optimizer(state, turn.net, config), config, rate, found)
                     if turn.net == method.output:
-                        ema.update(state.average, trained, batch, state.images)
+                        if found.norm is not None:
+                            ema.update(state.average, trained, batch, state.images - images)
                         state.images += batch
                 else:
                     logs[f"skipped.{turn.net}"] = float(state.drawn - batch)
-                optimizer.zero_grad(set_to_none=True)
-            logs |= {f"{turn.net}/{key}": value for key, value in values.items()}
-            logs[f"{turn.net}/lr"] = rate
-        method.after_step(state.nets, state.step)
+                trained.zero_grad(set_to_none=True)
+            logs |= {f"{turn.net}/{key}": value for key, value in found.logs.items()}
+            if found.norm is not None:
+                logs[f"{turn.net}/lr"] = rate
+        done = Step(state.nets, state.average, state.step, state.images, batch, sums)
+        method.after_step(done)
         state.step += 1
+        for name in done.restarted:
+            state.restart(name, method.output)
         if state.skipped == skipped:
             state.streak = 0
         logs["skipped"] = float(state.skipped)
-        yield Record(state.step, state.images, logs, state)
+        yield Record(state.step, state.images, logs, state, tuple(done.restarted))
+
+
+def _optimizer(state: State, net: str, config: Optim) -> torch.optim.Optimizer:
+    """The optimiser of `nets[net]`, made at its first update."""
+    if net not in state.optimizers:
+        state.optimizers[net] = config.build(state.nets[net].parameters())
+    return state.optimizers[net]
 
 
 def require_divisible(batch: int, accumulate: int) -> None:
@@ -170,24 +216,16 @@ def require_divisible(batch: int, accumulate: int) -> None:
         )
 
 
-def _gradient(turn: Turn, state: State, task: Task, batch: int) -> tuple[dict[str, float], Tensor]:
-    """Leave the gradient over the next `batch` samples in the net; returns its logs and its norm.
-
-    Counts the samples, and in float16 keeps the net's loss scale.
-    """
-    samples = range(state.drawn, state.drawn + batch)
-    state.drawn += batch
-    if task.precision == "fp16":
-        state.scales.setdefault(turn.net, Scale())
-    scaled = {"scale": state.scales[turn.net].value} if turn.net in state.scales else {}
-    values, norm = gradient(turn, state.nets, task, samples, scaled.get("scale", 1.0))
-    return values | scaled, norm
-
-
 def _descend(
-    net: nn.Module, optimizer: torch.optim.Optimizer, config: Optim, rate: float, norm: Tensor
+    net: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    config: Optim,
+    rate: float,
+    found: Gradient,
 ) -> None:
-    """One optimiser step along the gradient, of this norm, clipped by element, then by norm."""
+    """One optimiser step along the gradient, clipped by element, then by norm."""
+    norm = found.norm
+    assert norm is not None
     if config.clip_value < math.inf:
         nn.utils.clip_grad_value_(net.parameters(), config.clip_value)
         norm = total_norm(net)
@@ -218,12 +256,13 @@ def _turns(method: Method, nets: Nets, step: int) -> Sequence[Turn]:
     return turns
 
 
-def _guard(state: State, net: str, values: Mapping[str, float], patience: int) -> bool:
+def _guard(state: State, net: str, found: Gradient, patience: int) -> bool:
     """Whether the update is finite; counts, and raises at `patience` refusals on end.
 
     A gradient that a smaller loss scale can mend is skipped without using up patience.
     """
-    bad = [key for key in ("loss", "grad_norm") if not math.isfinite(values[key])]
+    bad = [key for key in ("loss", "grad_norm") if not math.isfinite(found.logs.get(key, 0.0))]
+    bad += [name for name, value in found.sums.items() if not bool(value.isfinite().all())]
     absorbed = False
     if net in state.scales and "loss" not in bad:
         absorbed = state.scales[net].absorbs(finite=not bad)

@@ -16,8 +16,8 @@ from torch import nn
 
 from fewstep.training import distributed
 
-METHODS = ("encode", "forward_with_features")
-"""Methods of a denoiser that are called beside forward (`HasEncoderFeatures`)."""
+METHODS = ("encode", "forward_with_features", "answers", "numbers")
+"""Methods of nets that are called beside forward (`HasEncoderFeatures`, heads, `methods.gas`)."""
 
 
 def shard(net: nn.Module, parts: int = 0, offload: bool = False) -> None:

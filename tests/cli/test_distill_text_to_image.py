@@ -20,7 +20,6 @@ pytest.importorskip("diffusers")
 from fewstep.storage.model_folder import load_student
 from fewstep.teachers.diffusers.load import load_pipeline
 from tests import tiny_pipelines
-from tests.cli.test_cli import interrupt
 from tests.command import fewstep, tree
 
 TEXTS = ["a red cube", "a blue ball", "the small ball"]
@@ -84,6 +83,13 @@ def test_from_prompts_to_pictures(trained: Path, home: Path) -> None:
     assert fewstep("export", "run", "net.safetensors", "--to", "safetensors").code == 0
 
 
+def stopped(trained: Path) -> None:
+    """The run as it was at step 2, here."""
+    shutil.copytree(trained / "run", "cut")
+    for folder in ("student", "checkpoints/step-00000004"):
+        shutil.rmtree(Path("cut", folder))
+
+
 def _noise(seed: int) -> torch.Tensor:
     from fewstep.diffusion.rng import Draws
 
@@ -93,10 +99,7 @@ def _noise(seed: int) -> torch.Tensor:
 def test_a_stopped_run_goes_on_to_the_same_student(trained: Path, home: Path) -> None:
     """From its second checkpoint, in another place, with what was encoded before."""
     cached = tree(home / "prompts.txt.embeddings")
-    done = fewstep(*DISTIL, "--out", "cut")
-    assert done.code == 0, done.err
-    for folder in ("student", "checkpoints/step-00000004"):
-        shutil.rmtree(home / "cut" / folder)
+    stopped(trained)
     again = fewstep(*DISTIL, "--out", "cut")
     assert "continuing from step 2 of 4" in again.err
     weights = "student/model.safetensors"
@@ -111,8 +114,8 @@ WRONG: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "no prompts": (("distill", "t2i", "--teacher", "pipe", "--domain.file", "x.txt"), "no file x"),
     "data": ((*DISTIL, "--method", "SiDA(FewStep(625))"), "a file of prompts has no pictures"),
-    "SiD's own steps": (
-        (*DISTIL, "--method", "SiD(guidance=LSG(4.5))"),
+    "steps of another path": (
+        (*DISTIL, "--method", "SiD(FewStep(80.0), guidance=LSG(4.5))"),
         "does not fit the times",
     ),
     "no such format": (
@@ -158,21 +161,17 @@ def test_a_broken_pipeline_is_no_teacher(home: Path) -> None:
     assert "pipe holds numbers that are not finite, in net.net.conv_in.bias" in done.err
 
 
-def test_prompts_that_changed_are_another_run(home: Path) -> None:
-    assert fewstep(*DISTIL, "--steps", "1", "--out", "run").code == 0
+def test_prompts_that_changed_are_another_run(trained: Path, home: Path) -> None:
+    shutil.copytree(trained / "run", "run")
     Path("prompts.txt").write_text("other")
-    done = fewstep(*DISTIL, "--steps", "1", "--out", "run")
+    done = fewstep(*DISTIL, "--out", "run")
     assert done.code == 2
     assert "in use by a run with other settings (run.domain.sha256 was" in done.err
 
 
-def test_a_pipeline_and_prompts_may_move(
-    trained: Path, home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_pipeline_and_prompts_may_move(trained: Path, home: Path) -> None:
     """The run is told by digests: the file by its absolute path, pipeline and cache elsewhere."""
-    with monkeypatch.context() as patch:
-        interrupt(patch, 2, 15)
-        assert fewstep(*DISTIL, "--out", "cut").code == 75
+    stopped(trained)
     Path("new").mkdir()
     Path("pipe").rename("new/pipe")
     Path("prompts.txt").rename("new/p.txt")
@@ -192,12 +191,10 @@ def test_a_pipeline_and_prompts_may_move(
     ("part", "said"), [("unet", "weights"), ("text_encoder", "text"), ("vae", "vae")]
 )
 def test_another_part_in_its_place_is_another_teacher(
-    part: str, said: str, home: Path, monkeypatch: pytest.MonkeyPatch
+    part: str, said: str, trained: Path, home: Path
 ) -> None:
     """Each part that a run rests on, of the same shapes under the same name."""
-    with monkeypatch.context() as patch:
-        interrupt(patch, 2, 15)
-        assert fewstep(*DISTIL, "--out", "cut").code == 75
+    stopped(trained)
     (path,) = Path("pipe", part).glob("*.safetensors")
     state = load_file(path)
     save_file({name: t + 0.01 for name, t in state.items()}, path, {"format": "pt"})
@@ -218,3 +215,31 @@ def test_a_teacher_of_another_prediction_is_refused_before_training(home: Path) 
     assert not (home / "run" / "log.jsonl").exists()
     anyway = [*DISTIL[:5], "Prompts('prompts.txt', check=False)", *DISTIL[6:]]
     assert fewstep(*anyway, "--steps", "1", "--out", "run").code == 0
+
+
+def test_another_size_is_trained_and_sampled(home: Path) -> None:
+    """24 x 16 pixels: the run is of that size, whatever the teacher's own; then a third one."""
+    done = fewstep(*DISTIL, "--size", "24x16", "--steps", "1", "--out", "wide")
+    assert done.code == 0, done.err
+    again = fewstep(*DISTIL, "--size", "24x16", "--steps", "1", "--out", "wide")
+    assert "wide is finished already" in again.err
+    assert fewstep(*DISTIL, "--steps", "1", "--out", "wide").code == 2  # another run
+    student = load_student("wide")
+    assert student.shape == (4, 8, 12)
+    sample = ("sample", "wide", "--prompts", "a red cube", "--seeds", "0-1", "--out")
+    for name, size, shape in (
+        ("a.npz", (), (2, 16, 24, 3)),
+        ("b.npz", ("--size", "16x20"), (2, 20, 16, 3)),
+    ):
+        done = fewstep(*sample, name, *size)
+        assert done.code == 0, done.err
+        assert np.load(name)["images"].shape == shape
+    done = fewstep("export", "wide", "out")
+    assert done.code == 0, done.err
+    assert "guidance_scale=0, height=16, width=24)" in Path("out/README.md").read_text()
+    for size, message in (
+        ("24", "a size is WIDTHxHEIGHT in pixels, such as 1024x768, got '24'"),
+        ("25x16", "this model makes pictures of multiples of 2 pixels, got 25x16"),
+    ):
+        done = fewstep(*sample, "c.npz", "--size", size)
+        assert (done.code, message in done.err) == (2, True)

@@ -32,6 +32,7 @@ from fewstep.eval.prompt_scores import Joined, Resized, alignment, diversity, re
 from fewstep.report.formatting import short
 from fewstep.storage.model_folder import load_student
 from fewstep.teachers.diffusers.load import load_pipeline, with_text_and_vae
+from fewstep.teachers.diffusers.prompt_lengths import lost
 from tests.command import fewstep, tree
 from tests.tiny_text import save_clip
 
@@ -184,13 +185,15 @@ def test_evaluate_with_prompts(place: Path) -> None:
     rows = "; ".join(f"“{text}”" for text in TEXTS[:4])
     assert f"The rows' prompts, from the top: {rows}." in page
     assert "16 pictures in 4 columns" in page
-    assert "The teacher is not shown: sampling a pipeline takes many calls" in page
+    assert "the same noise for teacher and student" in page
+    assert "<h3>Teacher <span>50 calls, without guidance</span></h3>" in page
+    assert "<h3>Student <span>1 call, at t = 625</span></h3>" in page
 
 
-def test_the_report_shows_prompts_and_not_the_null_prompt(place: Path) -> None:
-    """Its pictures are those of `fewstep sample` with the first prompts."""
+def test_the_report_shows_prompts_and_not_the_null_prompt(ready: Path, place: Path) -> None:
+    """Its pictures are those of `fewstep sample` with the first prompts, of the teacher too."""
     from fewstep.report.run_data import read_run
-    from fewstep.report.sample_images import sample
+    from fewstep.report.sample_images import Making, sample, side_by_side
 
     shown = to_uint8(sample(read_run(Path("run"))).x["student"])
     student = with_text_and_vae(load_student("run"))
@@ -200,6 +203,23 @@ def test_the_report_shows_prompts_and_not_the_null_prompt(place: Path) -> None:
     assert (shown.int() - expected.int()).abs().max() <= 1
     null = to_uint8(student.decode(load_student("run").sample(range(16))))
     assert (shown.int() - null.int()).abs().max() > 5
+    teacher = load_pipeline(ready / "pipe")
+    assert teacher.text is not None
+    cond = teacher.text(texts)
+    for making, sampler, note in (
+        (Making(), teacher.sampler, "50 calls, without guidance"),
+        (Making(guidance=7.5), CFG(teacher.sampler, 7.5), "100 calls, guidance 7.5"),
+    ):
+        both = sample(read_run(Path("run")), making)
+        made_by_hand = replace(teacher, sampler=sampler).sample(range(16), cond=cond)
+        gap = to_uint8(both.x["teacher"]).int() - to_uint8(made_by_hand).int()
+        assert gap.abs().max() <= 1
+        assert (to_uint8(both.x["student"]).int() - expected.int()).abs().max() <= 1
+        assert both.calls == {"student": "1 call, at t = 625", "teacher": note}
+        teachers, students = side_by_side(both)
+        assert (teachers.title, students.title) == ("Teacher", "Student")
+        assert (teachers.width, teachers.height) == (students.width, students.height)
+    assert set(sample(read_run(Path("run")), Making(teacher=False)).x) == {"student"}
     Path("prompts.txt").unlink()
     gone = sample(read_run(Path("run")))
     assert not gone.x
@@ -229,6 +249,23 @@ def test_the_report_shows_whole_pictures_over_time(place: Path) -> None:
             ]
             assert there.std() > 1  # a picture, no border
             assert np.array_equal(strip[4:tile, 4 + i * tile : (i + 1) * tile], there)
+
+
+def test_prompts_that_are_cut_are_counted_once(place: Path) -> None:
+    """By the pipeline's text encoder and by the CLIP, of 8 tokens each; short ones are not."""
+    long = "a red cube on the red ball of the cube of "
+    prompts = [*TEXTS[:18], f"{long} a", f"{long} b"]
+    Path("prompts.txt").write_text("\n".join(prompts))
+    cut = (
+        "2 of 20 different prompts are longer than the 8 tokens that {0} hears, and cut there; "
+        "1 cannot be told from an earlier one by {0}\n"
+    )
+    assert lost(load_student("run").card, prompts) + "\n" == cut.format("the text encoder")
+    done = fewstep(*EVALUATE, "--runs", "2")
+    assert done.code == 0, done.err
+    assert [done.err.count(cut.format(of)) for of in ("the text encoder", "CLIP")] == [1, 1]
+    Path("prompts.txt").write_text("\n".join(TEXTS))
+    assert "hears" not in fewstep(*EVALUATE).err
 
 
 def test_the_teacher_is_measured_alike(ready: Path, place: Path) -> None:
@@ -275,7 +312,11 @@ def test_wrong_input_is_one_sentence(place: Path, finished: Path) -> None:
         ("evaluate", "run", "--clip", "clip"): "--clip needs --prompts FILE",
         ("evaluate", "run", "--guidance", "2"): "--guidance needs --protocol fid50k, or --prompts",
         (*EVALUATE, "--guidance", "nan"): "CFG.kappa is a finite scale, got nan",
-        ("evaluate", "run"): "by --prompts where it takes them",
+        ("evaluate", "run"): "by --prompts those of models that take prompts",
+        ("report", "run", "--guidance", "inf"): "CFG.kappa is a finite scale, got inf",
+        ("report", str(finished / "runs" / "sid"), "--guidance", "2"): (
+            "--guidance is for models that take prompts; leave it out"
+        ),
         ("evaluate", str(finished / "runs" / "sid"), *EVALUATE[2:]): "takes no prompts",
         ("evaluate", "run", "--protocol", "fid50k", "--reference", "x.npz"): (
             "run takes prompts, and --protocol fid50k knows labels alone"

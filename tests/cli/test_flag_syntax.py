@@ -7,6 +7,7 @@ import shlex
 import typing
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
+from functools import cache
 from typing import Any
 
 import pytest
@@ -32,13 +33,17 @@ def plain(node: Any, prefix: str = "--") -> Iterator[tuple[str, Any]]:
             yield flag, hint
 
 
+TEXTS = ("<class 'str'>", "tuple[str, ...]")
+
+
+@cache
 def kinds() -> dict[str, tuple[str, Run]]:
-    """One flag of each type that any recipe has."""
+    """One flag of each type that any recipe has, but for texts, which any value is."""
     found: dict[str, tuple[str, Run]] = {}
     for make in every().values():
         for flag, hint in plain(run := make()):
             found.setdefault(str(hint), (flag, run))
-    return {kind: found[kind] for kind in sorted(found) if kind != "<class 'str'>"}
+    return {kind: found[kind] for kind in sorted(found) if kind not in TEXTS}
 
 
 def refused(run: Run, words: list[str]) -> str:

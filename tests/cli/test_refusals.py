@@ -71,7 +71,8 @@ CASES = {
     f"{D} --method SiD(": "--method: cannot read 'SiD('; write it as Name(field=value, ...)",
     f"{D} --method.times Heun()": "--method.times: expected a TimeLaw, got Heun",
     f"{D} --method.sampler FewStep(steps=0)": "--method.sampler: FewStep needs steps >= 1, "
-    "t_init > 0 and rho > 0, got FewStep(t_init=2.5, steps=0, noise='fresh', rho=1.0, unit=False)",
+    "t_init > 0 and rho > 0, got FewStep(t_init=2.5, steps=0, noise='fresh', rho=1.0, "
+    "unit=False, times=())",
     f"{D} --method x.py:Mine": "--method: there is no file x.py",
     f"{D} --optim=": f"--optim needs a value, such as {digits().optim!r}",
     # teachers

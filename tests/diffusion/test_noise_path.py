@@ -13,6 +13,7 @@ from torch import Tensor
 from fewstep.diffusion.noise_path import (
     VE,
     VP,
+    Bridge,
     Flow,
     NoisePath,
     TrigFlow,
@@ -80,7 +81,7 @@ def test_predictions_are_what_they_are_called(path: NoisePath) -> None:
 def test_velocity_is_the_time_derivative(path: NoisePath) -> None:
     """Against central differences of alpha_t x_0 + sigma_t eps, whose error is below 1e-6."""
     t = inner_times(path)
-    h = 1e-4 * t.clamp(max=1)
+    h = 3e-5 * t.clamp(max=1)
     x0, eps = normal(len(t), 4), normal(len(t), 4, seed=1)
     xt = perturb(path, x0, eps, t)
     ahead, behind = perturb(path, x0, eps, t + h), perturb(path, x0, eps, t - h)
@@ -254,10 +255,30 @@ def test_vp_by_hand() -> None:
     assert (VP().t_min, VP().t_max) == (0.0, 999.0)
 
 
-@pytest.mark.parametrize("path", [p for p in PATHS if not isinstance(p, VE | Flow)], ids=repr)
+PRESERVING = [p for p in PATHS if not isinstance(p, VE | Flow | Bridge)]
+
+
+@pytest.mark.parametrize("path", PRESERVING, ids=repr)
 def test_variance_is_preserved(path: NoisePath) -> None:
     t = inner_times(path)
     torch.testing.assert_close(path.alpha(t) ** 2 + path.sigma(t) ** 2, torch.ones_like(t))
+
+
+def test_a_bridge_by_hand() -> None:
+    """Variance s (1 - t) of what a Brownian bridge adds; its noise level found back; its ends."""
+    path, t = Bridge(0.5), torch.tensor([0.0, 0.2, 0.5, 1.0], dtype=F64)
+    assert path.sigma(t).tolist() == pytest.approx([0, 0.2, 0.25, 0])
+    assert path.alpha(t).tolist() == pytest.approx([1, 0.8, 0.5, 0])
+    inner = t[1:3]
+    torch.testing.assert_close(path.time_of(path.flow_time(inner)), inner)
+    # From data and the state at t to s: mean and variance of a Brownian bridge between them.
+    x0, xt, eps = (normal(2, 1, seed=i) for i in range(3))
+    later, s = inner * 0 + 0.5, inner * 0 + 0.2
+    found = path.ancestral(xt, x0, eps, later, s)
+    mean = 0.6 * x0 + 0.4 * xt
+    torch.testing.assert_close(found, mean + 0.5 * math.sqrt(0.2 * 0.3 / 0.5) * eps)
+    with pytest.raises(ValueError, match=r"Bridge.std is positive and finite, got 0"):
+        Bridge(0.0)
 
 
 @pytest.mark.parametrize("path", PATHS, ids=repr)

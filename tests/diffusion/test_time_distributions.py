@@ -9,11 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from fewstep.diffusion.noise_path import NoisePath
 from fewstep.diffusion.time_distributions import (
     Discrete,
     Karras,
     LogitNormal,
     LogNormal,
+    NoiseLevels,
+    OfLevel,
     Shifted,
     TimeLaw,
     Uniform,
@@ -38,6 +41,21 @@ def karras(law: Karras) -> Callable[[Tensor], Tensor]:
     return cdf
 
 
+def noise_levels(level: Tensor, lo: float, hi: float, rho: float) -> Tensor:
+    if rho == math.inf:
+        return (level / lo).log() / math.log(hi / lo)
+    low, high = lo ** (1 / rho), hi ** (1 / rho)
+    return (level ** (1 / rho) - low) / (high - low)
+
+
+def level(path: NoisePath, t: Tensor) -> Tensor:
+    return path.sigma(t) / path.alpha(t)
+
+
+def level_ends(path: NoisePath) -> Tensor:
+    return level(path, torch.tensor([path.t_min, path.t_max], dtype=F64))
+
+
 def cdf(law: TimeLaw) -> Callable[[Tensor], Tensor]:
     """P(T <= t), written from the law's description."""
     match law:
@@ -55,6 +73,11 @@ def cdf(law: TimeLaw) -> Callable[[Tensor], Tensor]:
             return lambda t: (t / (shift * (1 - t) + t) - lo) / (1 - lo)
         case Discrete(values):
             return lambda t: (torch.tensor(values) <= t[:, None] + 1e-9).double().mean(1)
+        case NoiseLevels(path, lo, hi, rho):
+            return lambda t: noise_levels(path.sigma(t) / path.alpha(t), lo, hi, rho)
+        case OfLevel(LogNormal(mean, std), path):
+            low, high = (gauss((x.log() - mean) / std) for x in level_ends(path))
+            return lambda t: (gauss((level(path, t).log() - mean) / std) - low) / (high - low)
     raise NotImplementedError(f"give {law} a distribution function here")
 
 
@@ -103,3 +126,25 @@ def test_discrete() -> None:
         Discrete((2.0, 1.0))
     with pytest.raises(ValueError, match="not empty"):
         Discrete(())
+
+
+@pytest.mark.parametrize("law", TIME_LAWS, ids=repr)
+def test_within_is_the_law_between_two_times(law: TimeLaw) -> None:
+    """Its distribution function is (F(t) - F(low)) / (F(high) - F(low))."""
+    u = (torch.arange(200, dtype=torch.float64) + 0.5) / 200
+    low, high = (law.quantile(torch.full_like(u, end)) for end in (0.2, 0.7))
+    found = law.within(u, low, high)
+    assert bool(((low <= found) & (found <= high)).all())
+    assert bool((found.diff() >= 0).all())
+    a, b = law.share(low), law.share(high)
+    torch.testing.assert_close(found, law.quantile(a + u * (b - a)).clamp(low, high))
+    if not isinstance(law, Discrete | Whole):
+        torch.testing.assert_close(law.share(found), 0.2 + 0.5 * u)
+
+
+def test_within_by_hand() -> None:
+    u = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
+    end = torch.tensor([0.4, 0.5, 0.6], dtype=torch.float64)
+    torch.testing.assert_close(Uniform().within(u, 0 * end, end), u * end)
+    torch.testing.assert_close(Uniform().within(u, end, 0 * end + 1), end + (1 - end) * u)
+    assert Uniform(2.0, 3.0).within(u, 0 * end, end).tolist() == end.tolist()  # no mass there

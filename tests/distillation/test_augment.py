@@ -18,7 +18,7 @@ from fewstep.distillation.augment import SYM6, Augment, diagonal, resample, rota
 from fewstep.distillation.critic import Critic
 from fewstep.distillation.fake_score import FakeScore, Rollout, add_noise, augment_samples
 from fewstep.distillation.guidance_scales import Unguided
-from fewstep.losses.adversarial import discriminator, logits
+from fewstep.losses.adversarial import cross_entropy, logits
 from fewstep.losses.score import denoising
 from fewstep.losses.weight import EDMWeight
 from fewstep.teachers import edm
@@ -278,6 +278,6 @@ def test_the_fake_score_is_told() -> None:
         logits(net.encode(m.xt, m.t, None, real_labels)),
         logits(net.encode(n.xt, n.t, None, labels)),
     )
-    judged = weight.mean() * discriminator(*maps).mean()
+    judged = weight.mean() * cross_entropy(*maps).mean()
     torch.testing.assert_close(both.logs["discriminator"], judged)
     torch.testing.assert_close(both.total, expected + judged / 64)

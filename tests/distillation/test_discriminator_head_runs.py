@@ -93,3 +93,23 @@ def test_a_plan_counts_it() -> None:
     head = size(DiscriminatorHead(feature_shape(run.model.build())))
     assert made[1].kept - made[0].kept == 3 * head
     assert made[1].gradient - made[0].gradient == head
+
+
+def test_a_plan_counts_networks_that_judge() -> None:
+    """Heads on the teacher, or a copy of the network with a head: weights and two moments."""
+    run = digits()
+    net = run.model.build()
+    critic = Critic(average="sample")
+    made = [
+        measure_step(replace(run, method=DMD2(FewStep(2.5), fake=replace(critic, **more))))
+        for more in (
+            {},
+            {"features": "teacher", "pool": "learned"},
+            {"features": "own", "pool": "learned"},
+        )
+    ]
+    head = size(DiscriminatorHead(feature_shape(net)))
+    assert made[1].kept - made[0].kept == 3 * head
+    buffers = sum(b.numel() * b.element_size() for b in net.buffers())
+    assert made[2].kept - made[0].kept == 3 * (head + size(net)) + buffers
+    assert made[0].operations < made[1].operations < made[2].operations

@@ -15,7 +15,7 @@ from fewstep.diffusion.types import Batch
 from fewstep.distillation.critic import Critic
 from fewstep.distillation.fake_score import FakeScore, Rollout, add_noise, predict
 from fewstep.distillation.guidance_scales import Unguided
-from fewstep.losses.adversarial import discriminator, logits
+from fewstep.losses.adversarial import cross_entropy, logits
 from fewstep.losses.score import denoising, sid
 from fewstep.losses.weight import EDMWeight
 from fewstep.methods.sid import SiD
@@ -59,7 +59,7 @@ def test_the_fake_score_weighs_its_loss_and_pays_for_it() -> None:
     assert batch.x0 is not None
     m = add_noise(teacher.path, batch.x0, LogNormal(), batch)
     maps = [logits(fake.encode(at.xt, at.t, batch.cond)) for at in (m, n)]
-    judged = weight.mean() * discriminator(*maps).mean()
+    judged = weight.mean() * cross_entropy(*maps).mean()
     both = Critic(logvar=True, scale=100.0).turn(rollout, Unguided()).loss(nets, teacher, batch)
     torch.testing.assert_close(both.total, expected + 100 / 64 * judged)
     (slope,) = torch.autograd.grad(both.logs["discriminator"], u_parameter(fake))

@@ -15,8 +15,9 @@ pytest.importorskip("transformers")
 
 import transformers
 
-from fewstep.eval.clip import Clip, load_clip, middle
+from fewstep.eval.clip import Clip, load_clip, middle, text_vectors
 from fewstep.eval.prompt_scores import alignment
+from fewstep.training.progress import heard
 from tests.tiny_text import save_clip
 
 SIDE = 16
@@ -42,6 +43,22 @@ def test_vectors_are_those_of_transformers(tmp_path: Path) -> None:
         expected = float((found.text_embeds * found.image_embeds).sum())
         assert alignment(seen[picture][None], texts[1:]) == pytest.approx(expected, abs=1e-6)
     assert torch.allclose(seen.norm(dim=1), torch.ones(3))
+
+
+def test_texts_that_are_cut_are_told(tmp_path: Path) -> None:
+    """Once, with their number, and which become equal by that; their vectors are equal then."""
+    ours = load_clip(save_clip(tmp_path / "clip"))
+    long = "a red cube on the red ball of the cube"
+    told: list[str] = []
+    with heard(told.append):
+        vectors = text_vectors(ours, ["a", f"{long} a", f"{long} b", "a ball"])
+        text_vectors(ours, ["a", "a ball"])
+    assert told == [
+        "2 of 4 different prompts are longer than the 8 tokens that CLIP hears, and cut there; "
+        "1 cannot be told from an earlier one by CLIP"
+    ]
+    assert torch.equal(vectors[1], vectors[2])
+    assert not torch.allclose(vectors[0], vectors[3], atol=1e-2)
 
 
 def test_pictures_are_brought_to_size_as_clips_own_code_does() -> None:

@@ -59,6 +59,23 @@ def kernel(x: Tensor, y: Tensor) -> float:
     return float((x @ y / len(x) + 1) ** 3)
 
 
+def test_the_distance_of_fewer_samples_than_dimensions() -> None:
+    """Singular covariances: the root's trace is a nuclear norm; equal sets are at 0, no less."""
+    draws = torch.Generator().manual_seed(0)
+    for n, m, dim in ((20, 30, 64), (5, 5, 128)):
+        a = torch.randn(n, dim, generator=draws, dtype=torch.float64)
+        b = 0.1 + torch.randn(m, dim, generator=draws, dtype=torch.float64)
+        x, y = ((s - s.mean(0)) / math.sqrt(len(s) - 1) for s in (a, b))
+        nuclear = torch.linalg.svdvals(x @ y.T).sum()
+        gap = (a.mean(0) - b.mean(0)).square().sum()
+        expected = float(gap + x.square().sum() + y.square().sum() - 2 * nuclear)
+        found = frechet_distance(moments(a), moments(b))
+        assert found == pytest.approx(expected, rel=1e-6)
+        assert 0 <= frechet_distance(moments(a), moments(a)) < 1e-5
+    broken = FeatureMoments(torch.full((dim,), math.nan), torch.eye(dim))
+    assert math.isnan(frechet_distance(broken, broken))
+
+
 def test_the_kernel_distance_has_no_bias() -> None:
     """Its mean over all sets of three from two distributions on two points is the exact one.
 

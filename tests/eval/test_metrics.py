@@ -23,6 +23,7 @@ from fewstep.eval.metrics import (
     precision_recall,
     sliced_wasserstein,
 )
+from fewstep.eval.neighbours import Reference
 
 F64 = torch.float64
 
@@ -260,6 +261,21 @@ def test_neighbourhood_scores_are_those_of_all_pairs(
         found = (*precision_recall(real, fake, k), *density_coverage(real, fake, k))
         assert found == pytest.approx(all_pairs(real, fake, k), abs=1e-12), k
     assert (*precision_recall(real, real), density_coverage(real, real)[1]) == (1.0, 1.0, 1.0)
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_reference_is_looked_at_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its radii serve every set that it is compared with, of whatever scale."""
+    real, fake = HOSTILE[name](1), HOSTILE[name](2)[:17]
+    known, seen, found = Reference(real), list[int](), neighbours.radii
+    monkeypatch.setattr(neighbours, "radii", lambda x, k: seen.append(k) or found(x, k))
+    for factor in (1.0, 3.0, 2.0**-10, 2.0**30):
+        other = (fake.double() * factor).to(fake.dtype)
+        scores = (*precision_recall(known, other), *density_coverage(known, other, 3))
+        assert scores == pytest.approx(all_pairs(real, other, 3), abs=1e-12), factor
+    assert seen == [3]  # those of the others are metrics' own
+    constant, near = Reference(torch.ones(9, 2)), 1 + torch.zeros(9, 2).double()
+    assert precision_recall(constant, near) == (1.0, 1.0)
 
 
 def test_a_large_mean_changes_nothing() -> None:

@@ -20,9 +20,12 @@ pytest.importorskip("diffusers")
 
 from safetensors.torch import load_file
 
+from fewstep.diffusion.guidance import CFG
 from fewstep.diffusion.model import Model
 from fewstep.diffusion.noise_path import VP
-from fewstep.diffusion.samplers import FewStep
+from fewstep.diffusion.samplers import FewStep, MultiStep
+from fewstep.diffusion.time_distributions import Whole
+from fewstep.diffusion.types import Sampler
 from fewstep.export.comfyui import (
     NUMBER,
     caution,
@@ -32,6 +35,7 @@ from fewstep.export.comfyui import (
     workflow,
     workflow_difference,
 )
+from fewstep.export.diffusers_pipeline import to_diffusers
 from fewstep.storage.model_folder import load_student
 from fewstep.teachers.diffusers.load import load_pipeline
 from fewstep.teachers.diffusers.network import DiffusersNet
@@ -140,16 +144,21 @@ def test_the_command_tells_them(folders: Folders, tmp_path: Path) -> None:
 
 
 def test_what_stock_nodes_cannot_do_is_refused(folders: Folders, tmp_path: Path) -> None:
-    def of(kind: str, sampler: FewStep) -> Path:
+    def of(kind: str, sampler: Sampler) -> Path:
         return student(folders(kind), tmp_path / f"{kind}{len(list(tmp_path.iterdir()))}", sampler)
 
     with pytest.raises(ValueError, match="reads no network of a SanaPipeline"):
         to_comfyui(of("sana", FewStep(1.0)), tmp_path / "out")
-    with pytest.raises(ValueError, match="repeats the same noise"):
+    for sampler in (CFG(FewStep(625.0)), MultiStep(Whole(0, 999), 4, "dpm++")):
+        for export in (to_comfyui, to_diffusers):
+            message = r"follow[s]?; --to pt2 and --to onnx write any student with its sampler$"
+            with pytest.raises(ValueError, match=message):
+                export(of("sd", sampler), tmp_path / "out")
+    with pytest.raises(ValueError, match=r"repeats the same noise, .*; --to pt2 and --to onnx"):
         to_comfyui(of("sd", FewStep(999.0, 4, "fixed")), tmp_path / "out")
-    for sampler in (FewStep(625.0, unit=True), FewStep(999.0)):
+    for early in (FewStep(625.0, unit=True), FewStep(999.0)):
         with pytest.raises(ValueError, match="unit noise at 999 and with sigma z below"):
-            to_comfyui(of("sd", sampler), tmp_path / "out")
+            to_comfyui(of("sd", early), tmp_path / "out")
     made = load_student(of("sd", FewStep(625.0)))
     object.__setattr__(made.denoiser.path, "beta_end", 0.02)
     assert isinstance(made.denoiser.path, VP)

@@ -26,14 +26,17 @@ import diffusers
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from fewstep.diffusion.linear_solver import LinearSolver
 from fewstep.diffusion.noise_path import VE, VP, Flow
 from fewstep.diffusion.samplers import FewStep
+from fewstep.diffusion.types import Sampler
 from fewstep.export.diffusers_pipeline import (
     against,
     compare_pipelines,
     to_diffusers,
     to_safetensors,
 )
+from fewstep.export.fewstep_solver import FewstepSolver
 from fewstep.export.schedulers import betas, call, stock_scheduler
 from fewstep.storage.model_folder import load_student, save_model
 from fewstep.teachers.diffusers.load import load_pipeline, with_text_and_vae
@@ -56,11 +59,16 @@ TRAJECTORIES = {
     "sana": (FewStep(1.0), FewStep(1.0, 4)),
     "flux": (FewStep(1.0), FewStep(1.0, 4)),
     "flux_guided": (FewStep(1.0, 2), FewStep(1.0, 4, "ddim")),
+    "sd_bert": (FewStep(625.0),),
+    "sd35": (FewStep(1.0, 4),),
+    "flux2": (FewStep(1.0), FewStep(1.0, 4)),
+    "qwen_image": (FewStep(1.0, 2), FewStep(1.0, 4, "ddim")),
+    "z_image": (FewStep(1.0), FewStep(1.0, 4)),
 }
 CASES = [(kind, sampler) for kind, samplers in TRAJECTORIES.items() for sampler in samplers]
 
 
-def student(folder: Path, home: Path, sampler: FewStep) -> Path:
+def student(folder: Path, home: Path, sampler: Sampler) -> Path:
     """A student of the pipeline in `folder` whose weights are not the teacher's."""
     teacher = load_pipeline(folder)
     old = teacher.denoiser.state_dict()
@@ -91,6 +99,59 @@ def test_stock_diffusers_samples_the_student(
     (tmp_path / "out" / "model_index.json").write_text(json.dumps(index))
     if sampler.steps > 1 or kind == "sd":
         assert compare_pipelines(tmp_path / "out", load_student(made)) > 1e-3
+
+
+SOLVERS = [
+    ("sd", LinearSolver(3, order=2)),
+    ("sd_v", LinearSolver(3)),
+    ("sd3", LinearSolver(3, order=3)),
+    ("flux", LinearSolver(3)),
+    ("pixart", LinearSolver(2)),
+    (
+        "sdxl",
+        LinearSolver(
+            times=(900.0, 300.0),
+            told=(880.5, 310.0),
+            a=((0.4,), (0.05, 0.02)),
+            c=((0.6,), (-0.1, 0.9)),
+        ),
+    ),
+    ("sd", FewStep(noise="ddim", times=(999.0, 400.0, 50.0))),
+    ("sd", FewStep(noise="ddim", times=(999.0, 400.0, 50.0), unit=True)),
+]
+
+
+@pytest.mark.parametrize(("kind", "sampler"), SOLVERS, ids=str)
+def test_a_solver_of_its_own_is_code_in_the_folder(
+    folders: Folders, tmp_path: Path, kind: str, sampler: Sampler
+) -> None:
+    """Loaded by diffusers with its code; with another solver's numbers it is far off."""
+    made = student(folders(kind), tmp_path / "student", sampler)
+    assert to_diffusers(made, tmp_path / "out") <= 1e-5
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert "trust_remote_code=True" in text
+    assert "scheduler/fewstep_solver.py" in text
+    if kind == "sd":  # as a user loads it
+        out = str(tmp_path / "out")
+        pipe = diffusers.DiffusionPipeline.from_pretrained(out, trust_remote_code=True)
+        assert type(pipe.scheduler).__module__.endswith("fewstep_solver")
+        assert against(pipe, load_student(made), "a blue ball") <= 1e-5
+    home = tmp_path / "out" / "scheduler"
+    config = json.loads((home / "scheduler_config.json").read_text())
+    config["c"][-1][-1] *= 1.1
+    (home / "scheduler_config.json").write_text(json.dumps(config))
+    assert compare_pipelines(tmp_path / "out", load_student(made)) > 1e-3
+    (home / "fewstep_solver.py").write_text("raise SystemExit")  # other code is never run
+    with pytest.raises(ValueError, match=r"holds code \(scheduler/fewstep_solver\.py\)"):
+        compare_pipelines(tmp_path / "out", load_student(made))
+
+
+def test_a_solver_of_its_own_has_its_number_of_steps() -> None:
+    scheduler = FewstepSolver([9.0, 4.0], [1.0, 1.0], [1.0, 0.5], [[0], [0, 0]], [[1], [0, 1]])
+    with pytest.raises(ValueError, match="this solver has 2 steps, got 3"):
+        scheduler.set_timesteps(3)
+    with pytest.raises(ValueError, match="starts at its first step"):
+        scheduler.set_begin_index(1)
 
 
 ALONE = """

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +20,18 @@ pytest.importorskip("diffusers")
 pytest.importorskip("peft")
 
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, load_file, save_file
 
 from fewstep.config import encode
-from fewstep.diffusion.samplers import FewStep
+from fewstep.diffusion.extra_inputs import ExtraInputs
+from fewstep.diffusion.samplers import FewStep, Jumps
 from fewstep.export import lora as module
 from fewstep.export.diffusers_pipeline import against
 from fewstep.export.formats import export
 from fewstep.export.lora import FILE, factored, parts, to_kohya, to_lora, verified
 from fewstep.nets.lora import LoRA, pairs
 from fewstep.storage.model_folder import load_student, save_model
+from fewstep.teachers.diffusers.adapter_base import adapter_of
 from fewstep.teachers.diffusers.load import load_pipeline
 from tests.command import fewstep
 from tests.export.test_diffusers_pipeline import ran
@@ -41,6 +45,7 @@ SAMPLERS = {
     "sana": FewStep(1.0),
     "flux": FewStep(1.0, 2),
     "pixart": FewStep(399.0, unit=True),
+    **dict.fromkeys(("sd35", "flux2", "qwen_image", "z_image"), FewStep(1.0, 2)),
 }
 BLOCKS = ("net.net.down_blocks", "net.net.mid_block", "net.net.up_blocks", "net.net.transformer_b")
 
@@ -85,7 +90,7 @@ def stock(out: Path, teacher: Path, moved: Path | None = None) -> Any:
     return pipe
 
 
-@pytest.mark.parametrize("kind", ["sd", "sdxl", "sd3", "sana", "flux"])
+@pytest.mark.parametrize("kind", [k for k in SAMPLERS if k != "pixart"])
 def test_stock_diffusers_samples_the_student(folders: Folders, tmp_path: Path, kind: str) -> None:
     """To 1e-5 of the range; fused, the network's weights are the student's."""
     folder = folders(kind)
@@ -186,6 +191,23 @@ def test_a_whole_student_by_its_singular_values(
     carried = {f"net.net.{layer}.weight" for layer in factors}
     tables = {name for name in changed - carried if not name.endswith(".weight")}
     assert changed - carried == tables
+
+
+def test_names_that_are_no_utf_8(folders: Folders, tmp_path: Path) -> None:
+    """Libraries that take only such names read what was written by a link; the same tensors."""
+    made = whole(folders("sd"), tmp_path / "student", "sd")
+    odd = os.fsdecode(b"r\xe9n \xff")
+    for format, rank, suffix, inside in (
+        ("safetensors", None, ".safetensors", ""),
+        ("lora", 1000, "", FILE),
+        ("kohya", 1000, ".safetensors", ""),
+    ):
+        plain, named = (tmp_path / f"{name} {format}{suffix}" for name in ("plain", odd))
+        assert export(made, named, format, rank) < 1e-5
+        export(made, plain, format, rank)
+        stored, same = (load((path / inside).read_bytes()) for path in (named, plain))
+        assert stored.keys() == same.keys()
+        assert all(torch.equal(stored[name], same[name]) for name in stored)
 
 
 def test_what_lies_outside_the_blocks_stays_behind(folders: Folders, tmp_path: Path) -> None:
@@ -301,3 +323,35 @@ def test_from_prompts_to_an_adapter(
     assert against(pipe, student) < 1e-5
     pipe.disable_lora()
     assert against(pipe, student) > 1e-4
+
+
+def test_no_file_of_stock_programs_carries_a_second_time(folders: Folders, tmp_path: Path) -> None:
+    """A flow map of a pipeline, of adapters: refused in a sentence, and exported as a program."""
+    teacher, lora, some = load_pipeline(folders("sd")), LoRA(3), noise()
+    assert teacher.model is not None
+    model = replace(teacher.model, inputs=("s",))
+    role = ExtraInputs(lora.adapt(teacher.denoiser), ("s",))
+    for p in role.parameters():
+        p.data += some(p)
+    adapters = role.state_dict()
+    base = teacher.model.carried(teacher.denoiser.state_dict(), model)
+    card = {"teacher": dict(teacher.card), "lora": encode(lora)}
+    home = tmp_path / "student"
+    save_model(home, lora.merged(base, adapters), model, Jumps(625.0, 2), card, adapters)
+    made = load_student(home)
+    z, t, s = torch.randn(2, *model.shape), torch.tensor(500.0), torch.tensor(100.0)
+    net = adapter_of(made.denoiser)
+    assert net is not None
+    cond = {name: tensor.expand(2, *tensor.shape) for name, tensor in net.null().items()}
+    with torch.no_grad():
+        whole, parts_of_it = made.denoiser(z, t, cond, s=s), role(z, t, cond, s=s)
+        assert (made.denoiser(z, t, cond) - whole).abs().max() > 1e-3
+    torch.testing.assert_close(whole, parts_of_it, rtol=1e-4, atol=1e-4)
+    for name in ("diffusers", "safetensors", "comfyui", "lora", "kohya"):
+        message = (
+            r"has further inputs \(s\), which .* do not take; --to pt2 and --to onnx write any"
+        )
+        with pytest.raises(ValueError, match=message):
+            export(home, tmp_path / name, name)
+    assert export(home, tmp_path / "it.pt2", "pt2") <= 1e-5
+    assert "| output | x_0, scaled latents of shape" in (tmp_path / "it.pt2.md").read_text()

@@ -8,24 +8,30 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from copy import deepcopy
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from fewstep.diffusion.generator import Generator
+from fewstep.diffusion.guidance import CFG
 from fewstep.diffusion.model import Model
 from fewstep.diffusion.rng import Draws
-from fewstep.diffusion.samplers import FewStep
+from fewstep.diffusion.samplers import FewStep, Heun, Jumps, MultiStep
+from fewstep.diffusion.time_distributions import Karras
+from fewstep.diffusion.types import Cond, Denoiser, Sampler, State
 from fewstep.export import pt2_onnx
 from fewstep.export.formats import export
+from fewstep.export.model_card import card
 from fewstep.export.pt2_onnx import to_onnx, to_pt2
 from fewstep.export.traced_generator import Program, batches, difference, examples, traced
 from fewstep.nets.mlp import MLP
 from fewstep.nets.patch_unet import PatchUNet
-from fewstep.storage.model_folder import load_student
+from fewstep.storage.model_folder import load_student, save_model
 from fewstep.teachers.network_config import describe
 from tests.command import fewstep
 
@@ -33,15 +39,23 @@ SMALL = {
     **{"img_resolution": 8, "img_channels": 3, "label_dim": 4, "model_channels": 8},
     **{"channel_mult": [1, 2], "num_blocks": 1, "attn_resolutions": [4]},
 }
-STUDENTS: dict[str, Callable[[], tuple[Model, FewStep]]] = {
+TINY = Model(MLP(16, 1), (1, 8, 8), 10)
+STUDENTS: dict[str, Callable[[], tuple[Model, Sampler]]] = {
     "four calls, fresh noise": lambda: (Model(MLP(16, 1), (1, 8, 8), 10), FewStep(2.5, 4)),
     "patches": lambda: (Model(PatchUNet(8), (1, 8, 8)), FewStep(2.5, 2, "fixed")),
     "EDM": lambda: (describe("EDMPrecond", {**SMALL, "model_type": "SongUNet"})[0], FewStep(2.5)),
     "EDM2": lambda: (describe("Precond", {**SMALL, "channels_per_head": 8})[0], FewStep(2.5)),
+    "chosen times": lambda: (TINY, FewStep(noise="ddim", times=(80.0, 2.0, 0.5))),
+    "a flow map": lambda: (replace(TINY, inputs=("s",)), Jumps(2.5, 3)),
+    "DDIM": lambda: (TINY, Heun(Karras(0.02, 5), 4, 1)),
+    "Heun": lambda: (TINY, Heun(Karras(0.02, 5), 3)),
+    "DPM-Solver++": lambda: (TINY, MultiStep(Karras(0.02, 5), 4, "dpm++")),
+    "UniPC": lambda: (TINY, MultiStep(Karras(0.02, 5), 5, "unipc", 3)),
+    "guided": lambda: (TINY, CFG(FewStep(2.5, 2), 2.0)),
 }
 
 
-def generator(model: Model, sampler: FewStep) -> Generator:
+def generator(model: Model, sampler: Sampler) -> Generator:
     """With no weight left at zero."""
     net = model.build()
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
@@ -52,7 +66,10 @@ def generator(model: Model, sampler: FewStep) -> Generator:
     return Generator(net.requires_grad_(False).eval(), sampler, model.shape, model.classes, model)
 
 
-@pytest.mark.parametrize("name", STUDENTS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name == "EDM")) for name in STUDENTS],
+)
 def test_a_graph_computes_what_the_student_does(name: str) -> None:
     """For one sample and for three, where two were traced."""
     student = generator(*STUDENTS[name]())
@@ -63,6 +80,63 @@ def test_a_graph_computes_what_the_student_does(name: str) -> None:
     for p in other.denoiser.parameters():
         p.data += 0.01
     assert difference(other, graph.module(), (1,)) > 1e-3
+
+
+@pytest.mark.parametrize("name", ["a flow map", "guided", "UniPC"])
+def test_a_stored_program_is_what_sample_makes(name: str, tmp_path: Path) -> None:
+    """`Generator.sample`, which `fewstep sample` calls, and not the samples of one call fewer."""
+    student = generator(*STUDENTS[name]())
+    assert student.model is not None
+    state = student.denoiser.state_dict()
+    save_model(tmp_path / "model", state, student.model, student.sampler, {})
+    assert to_pt2(tmp_path / "model", tmp_path / "it.pt2") <= 1e-5
+    again = torch.export.load(tmp_path / "it.pt2").module()
+    draws = Draws(torch.arange(3), 0, "sample/")
+    inputs = {"z": draws.normal("z", student.shape), "label": torch.arange(3)}
+    if name == "guided":
+        inputs["noise"] = draws.normal("eps1", student.shape)[:, None]
+    x = load_student(tmp_path / "model").sample(range(3))
+    assert (again(inputs) - x).abs().max() <= 1e-5 * x.abs().max()
+    inner = student.sampler.sampler if isinstance(student.sampler, CFG) else student.sampler
+    assert isinstance(inner, FewStep | Jumps | MultiStep)
+    fewer = replace(student, sampler=replace(inner, steps=inner.steps - 1)).sample(range(3))
+    assert (fewer - x).abs().max() > 1e-3 * x.abs().max()
+
+
+def test_the_card_says_how_it_is_sampled(tmp_path: Path) -> None:
+    """Calls and their times, whatever the sampler; guidance that is part of it."""
+    rows = {}
+    for name in ("chosen times", "a flow map", "Heun", "guided"):
+        text = card(generator(*STUDENTS[name]()), tmp_path, "", {})
+        rows[name] = [
+            line for line in text.splitlines() if line.startswith(("# ", "| st", "| gu"))
+        ]
+    z = "standard normal z of [1, 8, 8], which is multiplied by"
+    weights = "| guidance | none at sampling: it is in the weights |"
+    assert rows["chosen times"] == [
+        "# a teacher trained by fewstep in 3 steps",
+        "| steps | 3, at t = 80, 2, 0.5 of VE |",
+        f"| starts from | {z} 80 |",
+        weights,
+    ]
+    assert rows["a flow map"][1] == "| steps | 3, at t = 2.5, 1.66667, 0.833333 of VE |"
+    middle = Karras(0.02, 5).quantile(torch.tensor(0.5, dtype=torch.float64))
+    ladder = f"5, {middle:g}, {middle:g}, 0.02, 0.02"
+    assert rows["Heun"][1] == f"| steps | 5, at t = {ladder} of VE |"
+    assert rows["guided"][0] == "# a teacher trained by fewstep in 2 steps"
+    assert rows["guided"][3] == ("| guidance | at scale 2, part of the sampler: 4 network calls |")
+
+
+@dataclass(frozen=True)
+class Jittered(FewStep):
+    """Draws a number that is no normal noise."""
+
+    def states(
+        self, denoiser: Denoiser, z: Tensor, cond: Cond = None, draws: Draws | None = None
+    ) -> Iterator[State]:
+        assert draws is not None
+        draws.uniform("time")
+        yield from super().states(denoiser, z, cond, draws)
 
 
 def test_the_program_is_the_sampler() -> None:
@@ -189,8 +263,12 @@ def test_refusals(finished: Path, tmp_path: Path) -> None:
         export(home, tmp_path / "new.pt2", "pt2", pictures=True)
     with pytest.raises(ValueError, match="--pictures is for pt2 and onnx, not for 'diffusers'"):
         export(home, tmp_path / "new", "diffusers", pictures=True)
-    with pytest.raises(ValueError, match="only few-step students are exported"):
-        export(finished / "runs" / "teacher", tmp_path / "t.pt2", "pt2")
+    with pytest.raises(ValueError, match="draws other numbers than normal noise, for 'time'"):
+        traced(generator(TINY, Jittered(2.5)))
+    with pytest.raises(
+        ValueError, match=r"not distilled from a pipeline.*pt2 and --to onnx write"
+    ):
+        export(home, tmp_path / "new", "diffusers")
     (tmp_path / "half").mkdir()
     (tmp_path / "half" / "run.json").write_text((home / "run.json").read_text())
     with pytest.raises(ValueError, match="is not finished; continue it with: fewstep distill"):

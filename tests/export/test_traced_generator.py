@@ -27,6 +27,7 @@ from tests.command import fewstep
 from tests.export.test_diffusers_pipeline import ran, student
 
 
+@pytest.mark.slow
 def test_a_pipeline_as_a_program(folders: Folders, tmp_path: Path) -> None:
     """Embeddings and noise in, latents out; the graph of a U-Net takes up to 63 at once."""
     made = student(folders("sd_v"), tmp_path / "student", FewStep(625.0))
@@ -53,7 +54,9 @@ def test_a_pipeline_as_a_program(folders: Folders, tmp_path: Path) -> None:
     assert ran(text, tmp_path)["x"].shape == (1, 3, 16, 16)
 
 
-@pytest.mark.parametrize("kind", ["sd", "sdxl", "sd3", "pixart", "sana", "flux"])
+@pytest.mark.parametrize(
+    "kind", ["sd", "sdxl", "sd3", "pixart", "sana", "flux", "flux2", "qwen_image"]
+)
 def test_the_card_of_a_program_makes_embeddings(
     folders: Folders, tmp_path: Path, kind: str
 ) -> None:
@@ -74,6 +77,14 @@ def test_the_card_of_a_program_makes_embeddings(
     ]
     assert off[0] <= 1e-5 * names["x"].abs().max() < off[1]
     assert facts["output"] == f"x_0, scaled latents of shape {['B', *made.shape]}".replace("'", "")
+
+
+def test_prompts_of_their_own_lengths_have_no_graph(folders: Folders, tmp_path: Path) -> None:
+    made = student(folders("z_image"), tmp_path / "student", FewStep(1.0))
+    with pytest.raises(
+        ValueError, match="of a ZImageTransformer2DModel have lengths of their own"
+    ):
+        to_pt2(made, tmp_path / "out.pt2")
 
 
 def test_a_card_whose_teacher_is_gone(folders: Folders, tmp_path: Path) -> None:

@@ -17,13 +17,14 @@ from fewstep.diffusion.samplers import FewStep
 from fewstep.diffusion.time_distributions import Discrete
 from fewstep.diffusion.types import Batch
 from fewstep.distillation.critic import Critic
-from fewstep.distillation.fake_score import Rollout
+from fewstep.distillation.discriminator import Discriminator
+from fewstep.distillation.fake_score import NoisedSamples, Rollout
 from fewstep.distillation.guidance_scales import Unguided
 from fewstep.distillation.method import Nets
-from fewstep.losses.adversarial import averaged, discriminator, generator, logits
+from fewstep.losses.adversarial import LOSSES, averaged, cross_entropy, logits, nonsaturating
 from fewstep.losses.weight import EDMWeight, Power
 from fewstep.methods.sid import SiD
-from fewstep.methods.sida import SiDA
+from fewstep.methods.sida import LARGEST, SiDA
 from fewstep.nets.mlp import MLP
 from fewstep.teachers.gaussian import Gaussian
 
@@ -42,32 +43,75 @@ def test_losses_by_hand() -> None:
     fake = torch.tensor([[0.0, 0.0], [-3.0, 0.5]], dtype=F64)
     second = (softplus(-2.0) + softplus(-3.0) + softplus(1.0) + softplus(0.5)) / 4
     expected = [math.log(2), second]
-    assert discriminator(real, fake).tolist() == pytest.approx(expected, rel=1e-14)
-    assert discriminator(fake, real)[1] > discriminator(real, fake)[1]  # the sides matter
+    assert cross_entropy(real, fake).tolist() == pytest.approx(expected, rel=1e-14)
+    assert cross_entropy(fake, real)[1] > cross_entropy(real, fake)[1]  # the sides matter
     expected = [math.log(2), (softplus(3.0) + softplus(-0.5)) / 2]
-    assert generator(fake).tolist() == pytest.approx(expected, rel=1e-14)
+    assert nonsaturating(fake).tolist() == pytest.approx(expected, rel=1e-14)
     with pytest.raises(ValueError, match=r"fake has shape \(2, 1\) but real has shape \(2, 2\)"):
-        discriminator(real, fake[:, :1])
+        cross_entropy(real, fake[:, :1])
+
+
+def test_the_other_losses_by_hand() -> None:
+    """One sample of two logits; at l = 0 none of them prefers a side."""
+    real, fake = torch.tensor([[2.0, -1.0]], dtype=F64), torch.tensor([[-3.0, 0.5]], dtype=F64)
+    expected = {
+        "hinge": ((0 + 2) + (0 + 1.5)) / 4,
+        "least_squares": ((1 + 4) + (4 + 2.25)) / 16,
+        "relativistic": (softplus(-5.0) + softplus(1.5)) / 2,
+    }
+    fooled = {
+        "hinge": (3 - 0.5) / 2,
+        "least_squares": (16 + 0.25) / 8,
+        "relativistic": (softplus(5.0) + softplus(-1.5)) / 2,
+    }
+    for name, value in expected.items():
+        loss = LOSSES[name]
+        assert float(loss.discriminator(real, fake)) == pytest.approx(value, rel=1e-14)
+        at = fake - real if loss.paired else fake
+        assert float(loss.generator(at)) == pytest.approx(fooled[name], rel=1e-14)
+        assert loss.discriminator(fake, real) > loss.discriminator(real, fake)
+        with pytest.raises(ValueError, match=r"fake has shape \(1, 1\) but real has shape"):
+            loss.discriminator(real, fake[:, :1])
+    for loss in LOSSES.values():
+        at = torch.zeros(1, 1, dtype=F64, requires_grad=True)
+        slopes = [
+            torch.autograd.grad(loss.discriminator(*sides).sum(), at)[0]
+            for sides in ((at, at.detach()), (at.detach(), at))
+        ]
+        assert torch.equal(slopes[0], -slopes[1])
+        assert slopes[0] < 0 > torch.autograd.grad(loss.generator(at).sum(), at)[0]
+    with pytest.raises(ValueError, match="least_squares, relativistic, got 'wgan'"):
+        Discriminator(loss="wgan")  # type: ignore[arg-type]
 
 
 def test_a_discriminator_that_knows_everything_loses_nothing() -> None:
     """And no logit, however large, overflows."""
     large = torch.full((1, 3), 1e4, dtype=torch.float32)
-    assert discriminator(large, -large).item() == 0
-    assert discriminator(-large, large).item() == 1e4
-    assert generator(-large).item() == pytest.approx(10 + softplus(-10.0))
+    assert cross_entropy(large, -large).item() == 0
+    assert cross_entropy(-large, large).item() == 1e4
+    assert nonsaturating(-large).item() == 1e4
 
 
 def test_beyond_ten_the_generator_feels_nothing() -> None:
-    """Its slope is -sigmoid(-l) within, and exactly 0 beyond; the discriminator has no bound."""
+    """Its slope is -sigmoid(-l) within a bound, and exactly 0 beyond; SiDA's is 10."""
     at = torch.tensor([[-10.5], [-9.5], [0.0], [9.5], [10.5]], dtype=F64, requires_grad=True)
-    (slope,) = torch.autograd.grad(generator(at).sum(), at)
     inner = (-at.detach()).sigmoid().flatten().tolist()
-    assert slope.flatten().tolist() == pytest.approx([0.0, *(-s for s in inner[1:4]), 0.0])
-    (slope,) = torch.autograd.grad(generator(at, bound=5.0).sum(), at)
-    assert [bool(s) for s in slope.flatten()] == [False, False, True, False, False]
-    (slope,) = torch.autograd.grad(discriminator(at, at.detach()).sum(), at)
-    assert slope.flatten().tolist() == pytest.approx([-s / 2 for s in inner])
+    n: Any = NoisedSamples(at, torch.ones(5), torch.ones(()), torch.ones(()))
+    nets: Any = {}
+    alone = Discriminator(features="fake", pool="channels")
+
+    def slope(bound: float) -> list[float]:
+        fooled = alone.fool(nets, nets, batch(torch.arange(5)), n, None, at, bound=bound)
+        assert torch.equal(fooled.total, fooled.gan_loss)
+        slopes: list[float] = (5 * torch.autograd.grad(fooled.total, at)[0]).flatten().tolist()
+        return slopes
+
+    assert slope(10.0) == pytest.approx([0.0, *(-s for s in inner[1:4]), 0.0])
+    assert [bool(s) for s in slope(5.0)] == [False, False, True, False, False]
+    assert slope(math.inf) == pytest.approx([-s for s in inner])
+    assert LARGEST == 10
+    (found,) = torch.autograd.grad(cross_entropy(at, at.detach()).sum(), at)
+    assert found.flatten().tolist() == pytest.approx([-s / 2 for s in inner])
 
 
 def test_logits_are_means_over_channels_or_over_places() -> None:

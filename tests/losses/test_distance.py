@@ -24,10 +24,22 @@ from fewstep.losses.distance import (
     NormPower,
     PseudoHuber,
     SquaredL2,
+    SumOfAbsolutes,
     SumOfPowers,
+    huber,
+    regression,
+    rms_distance,
 )
 from fewstep.losses.score import denoising, kl, sid, sim
-from fewstep.losses.weight import L1, SNR, EDMWeight, Power, Weight
+from fewstep.losses.weight import (
+    L1,
+    SNR,
+    EDMWeight,
+    Power,
+    SignalNoise,
+    TruncatedSNR,
+    Weight,
+)
 from fewstep.methods.diff_instruct import DiffInstruct
 from fewstep.methods.pretrain import Pretrain
 from fewstep.methods.sid import SiD
@@ -76,6 +88,16 @@ def test_powers_below_two_are_refused(distance: Any) -> None:
         PseudoHuber(0.0)
 
 
+def test_regressions_are_means_over_a_samples_own_dimensions() -> None:
+    """Of 3, -4 and of 1, 2: (9 + 16) / 2 and 5 / 2; 7 / 2 and 3 / 2."""
+    zero = torch.zeros_like(Y)
+    assert regression(SquaredL2(), Y, zero).tolist() == [12.5, 2.5]
+    assert regression(SumOfAbsolutes(), Y, zero).tolist() == [3.5, 1.5]
+    assert SumOfAbsolutes().slope(Y).tolist() == [[1.0, -1.0], [1.0, 1.0]]
+    with pytest.raises(ValueError, match=r"x0 has shape \(2, 1\) but prediction has"):
+        regression(SquaredL2(), Y, zero[:, :1])
+
+
 def test_losses_are_means_over_a_samples_own_dimensions() -> None:
     """Three hand-made numbers: x = (1, 2), real = (2, 0), fake = (0, 1)."""
     x, real, fake = rows([1.0, 2.0]), rows([2.0, 0.0]), rows([0.0, 1.0])
@@ -96,6 +118,8 @@ WEIGHED = {
     Power(1, -4, 3.0): [3 * 0.5 / 16, 3 * 2 / 0.0625],
     EDMWeight(): [(0.0625 + 4) / 1, (1 + 0.25) / 0.0625],
     SNR(): [4 + 0.25 / 4, 4 + 4 / 0.25],
+    TruncatedSNR(): [1.0, 16.0],
+    SignalNoise(): [1 / 4.25, 1 / 4.25],
     L1(): [1 / 1.5, 1e5],
 }
 
@@ -196,3 +220,15 @@ def test_fake_score_loss_at_its_optimum() -> None:
     )
     expected = (0.25 + s.sigma**2) / (0.5 * s.sigma) ** 2 * float(posterior)
     assert loss.total.item() == pytest.approx(expected, rel=1e-2)
+
+
+def test_distances_of_root_mean_squares() -> None:
+    """Of the same size for samples of any size; the mean of Huber's is over elements."""
+    y = torch.tensor([[3.0, -4.0], [0.3, 0.4]], dtype=torch.float64)
+    wide = y.repeat(1, 8).reshape(2, 4, 4)
+    for distance in (SquaredL2(), PseudoHuber(0.1), NormPower(3.0)):
+        torch.testing.assert_close(rms_distance(distance, wide), rms_distance(distance, y))
+    torch.testing.assert_close(rms_distance(SquaredL2(), y), (y**2).mean(1))
+    by_hand = ((9.01**0.5 - 0.1) + (16.01**0.5 - 0.1)) / 2
+    assert huber(y, 0.1)[0].item() == pytest.approx(by_hand)
+    assert huber(wide, 0.1)[0].item() == pytest.approx(by_hand)

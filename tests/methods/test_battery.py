@@ -6,6 +6,7 @@ MLPs with random weights everywhere, so that no difference of predictions is zer
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from functools import partial
@@ -20,11 +21,12 @@ from fewstep.diffusion.model import Model
 from fewstep.diffusion.noise_path import NoisePath, perturb, velocity_to_x0, x0_to_velocity
 from fewstep.diffusion.rng import Draws
 from fewstep.diffusion.types import Batch
+from fewstep.distillation.discriminator_head import Heads
 from fewstep.distillation.guidance_scales import Unguided
 from fewstep.distillation.method import Method, Nets, Turn
+from fewstep.distillation.pictures import give_decoder
 from fewstep.methods.diff_instruct import DiffInstruct
 from fewstep.methods.sid import SiD
-from fewstep.methods.sida import SiDA
 from fewstep.methods.sim import SIM
 from fewstep.nets.mlp import MLP
 from fewstep.training.loop import train, training_only
@@ -52,29 +54,41 @@ def network(seed: int) -> nn.Module:
     return stirred(MODEL.build(seed), seed)
 
 
+def in_a_row(x: Tensor) -> Tensor:
+    """Pictures (B, 1, 1, D) of samples of D numbers, for methods that look at pictures."""
+    return x.flatten(1)[:, None, None]
+
+
 def scene(method: Method, dtype: torch.dtype = F64) -> tuple[Nets, Any]:
     """Nets that differ from one another and from the teacher."""
     teacher = network(0).to(dtype)
+    give_decoder(teacher, in_a_row)
     nets = method.init(teacher, network(1).to(dtype))
     for number, net in enumerate(nets.values()):
         stirred(net, number + 2)
     return nets, teacher
 
 
-def source(draws: Draws, dtype: torch.dtype = F64, data: bool = True) -> Batch:
+def source(draws: Draws, dtype: torch.dtype = F64, data: bool = True, more: bool = True) -> Batch:
+    """Noise, labels, data, and pairs that nothing made."""
     x0 = draws.normal("x0", (2,), F64).to(dtype) if data else None
     z, cond = draws.normal("z", (2,), F64).to(dtype), draws.integers("label", CLASSES)
-    return Batch(z, cond, x0, draws)
+    pair = {name: draws.normal(name, (2,), F64).to(dtype) for name in ("pair_z", "pair_x0")}
+    return Batch(z, cond, x0, draws, {**pair, "pair_cond": cond} if more else {})
 
 
 def gradients(nets: Nets, teacher: Any, turn: Turn, index: Tensor, parts: int = 1) -> Tensor:
-    """The gradient of a turn's loss over the samples `index`, as one vector."""
+    """What a turn leaves for its update, as one vector: its gradient over `index`, or its sums."""
+    sums: dict[str, Tensor] = {}
     with training_only(nets, turn.net) as trained:
         for piece in index.chunk(parts):
-            (turn.loss(nets, teacher, source(Draws(piece))).total / parts).backward()
-        found = torch.cat([p.grad.flatten() for p in trained.parameters() if p.grad is not None])
+            loss = turn.loss(nets, teacher, source(Draws(piece)))
+            sums = {name: sums.get(name, 0) + value for name, value in loss.sums.items()}
+            if loss.total is not None:
+                (loss.total / parts).backward()
+        found = [p.grad.flatten() for p in trained.parameters() if p.grad is not None]
         trained.zero_grad()
-    return found
+    return torch.cat([*found, *(value.double().flatten() for value in sums.values())])
 
 
 def turns(method: Method) -> Iterator[Turn]:
@@ -101,8 +115,11 @@ def test_only_the_turns_net_receives_gradient(method: Method) -> None:
         nets, teacher = scene(method)
         teacher.requires_grad_(False)
         with training_only(nets, turn.net) as trained:
-            loss = turn.loss(nets, teacher, source(Draws.range(0, 6))).total
-            loss.backward()
+            loss = turn.loss(nets, teacher, source(Draws.range(0, 6)))
+            if loss.total is None:
+                assert not any(True for _ in trained.parameters())
+                continue
+            loss.total.backward()
         assert any(bool((p.grad != 0).any()) for p in trained.parameters() if p.grad is not None)
         others = [net for net in (*nets.values(), teacher) if net is not trained]
         assert all(p.grad is None for net in others for p in net.parameters())
@@ -122,10 +139,10 @@ def test_training_moves_the_nets_and_never_the_teacher(method: Method) -> None:
     assert all(torch.equal(a, b) for a, b in zip(teacher.parameters(), before, strict=True))
     assert all(p.grad is None for p in teacher.parameters())
     assert all(p.grad is None for p in start.parameters())
-    for turn in turns(method):
-        fresh = method.init(teacher, start)[turn.net].parameters()
-        moved = zip(last.state.nets[turn.net].parameters(), fresh, strict=True)
-        assert any(not torch.equal(a, b) for a, b in moved)
+    fresh = method.init(teacher, start)
+    for name, net in last.state.nets.items():
+        moved = zip(net.state_dict().values(), fresh[name].state_dict().values(), strict=True)
+        assert any(not torch.equal(a, b) for a, b in moved) != (name in method.frozen)
     assert last.logs["skipped"] == 0
 
 
@@ -136,7 +153,10 @@ def test_losses_and_gradients_are_finite(method: Method, dtype: torch.dtype) -> 
     nets, teacher = scene(method, dtype)
     for turn in turns(method):
         with training_only(nets, turn.net) as trained:
-            loss = turn.loss(nets, teacher, source(Draws.range(0, 64), dtype)).total
+            loss, _, sums = turn.loss(nets, teacher, source(Draws.range(0, 64), dtype))
+            assert all(bool(value.isfinite().all()) for value in sums.values())
+            if loss is None:
+                continue
             loss.backward()
             assert loss.isfinite()
             assert loss.shape == ()
@@ -148,29 +168,25 @@ def test_losses_and_gradients_are_finite(method: Method, dtype: torch.dtype) -> 
 def test_losses_are_finite_at_the_very_start(method: Method) -> None:
     """Student, fake score and teacher equal: every difference of predictions is exactly zero."""
     teacher = network(0).double()
+    give_decoder(teacher, in_a_row)
     nets = method.init(teacher, teacher)
     for turn in turns(method):
         assert gradients(nets, teacher, turn, torch.arange(8)).isfinite().all()
 
 
-def judged_as_a_batch(method: Method) -> bool:
-    """Whether it is SiDA as published, whose losses depend on what a batch is."""
-    return isinstance(method, SiDA) and method.fake.average == "batch"
-
-
 @each_method
 def test_accumulation_is_one_batch(method: Method) -> None:
-    """But for SiDA as published, where it must not be: the fakeness of the parts is averaged."""
+    """But for methods that couple the samples of a batch, where it must not be."""
     nets, teacher = scene(method)
     differs = False
     for turn in turns(method):
-        whole = gradients(nets, teacher, turn, torch.arange(12))
-        for parts in (2, 3, 12):
-            found = gradients(nets, teacher, turn, torch.arange(12), parts)
+        whole = gradients(nets, teacher, turn, torch.arange(4))
+        for parts in (2, 4):
+            found = gradients(nets, teacher, turn, torch.arange(4), parts)
             same = torch.allclose(found, whole, rtol=1e-9, atol=1e-12)
-            assert same or judged_as_a_batch(method)
+            assert same or method.couples_samples
             differs = differs or not same
-    assert differs == judged_as_a_batch(method)
+    assert differs == method.couples_samples
 
 
 @each_method
@@ -194,7 +210,7 @@ def test_order_within_a_batch_does_not_matter(method: Method) -> None:
     ids=repr,
 )
 def test_repr_evaluates_to_an_equal_object(thing: object) -> None:
-    again = eval(repr(thing), dict(vars(instances)))
+    again = eval(repr(thing), {**vars(instances), "inf": math.inf})
     assert again == thing
     assert hash(again) == hash(thing)
     assert repr(again) == repr(thing)
@@ -207,31 +223,45 @@ def test_wrong_shapes_are_refused_by_name(method: Method) -> None:
 
         path = MODEL.path
 
-        def forward(self, xt: Tensor, t: Tensor, cond: Any = None) -> Tensor:
+        def forward(self, xt: Tensor, t: Tensor, cond: Any = None, **named: Any) -> Tensor:
             return xt[:, :1]
 
         def encode(self, xt: Tensor, t: Tensor, cond: Any = None) -> Tensor:
-            return xt
+            return xt[:, :1]
 
         def forward_with_features(
             self, xt: Tensor, t: Tensor, cond: Any = None
         ) -> tuple[Tensor, Tensor]:
-            return xt[:, :1], xt
+            return xt[:, :1], xt[:, :1]
 
     wrong: Any = Wrong()
+    give_decoder(wrong, in_a_row)
     for turn in turns(method):
-        nets, _ = scene(method)
-        for name in nets.keys() - {"student"}:
-            nets[name] = wrong
+        nets, teacher = scene(method)
+        called: list[object] = []
+        for name, net in (*nets.items(), ("teacher", teacher)):
+            judges = isinstance(net, Heads)  # of features, of whatever shape
+            if name != "student" and not judges and any(True for _ in net.parameters()):
+                net.register_forward_hook(lambda *_, seen=called: seen.append(1))
+        turn.loss(nets, teacher, source(Draws.range(0, 6)))
+        if not called:  # the student alone, and features
+            continue
+        if turn.net == "discriminator":  # it has features, of whatever shape, and no prediction
+            continue
+        for name, net in nets.items():
+            if name != "student" and any(True for _ in net.parameters()):
+                nets[name] = wrong
         message = r"(real|prediction|x0) has shape \(6, [12]\) but \w+ has shape \(6, [12]\)"
         with pytest.raises(ValueError, match=message):
             turn.loss(nets, wrong, source(Draws.range(0, 6)))
 
 
 def outcome(turn: Turn, nets: Nets, teacher: Any, batch: Batch) -> Tensor | str:
-    """The loss, or the sentence that refuses to compute it."""
+    """The loss and the sums, or the sentence that refuses to compute it."""
     try:
-        return turn.loss(nets, teacher, batch).total
+        total, _, sums = turn.loss(nets, teacher, batch)
+        parts = [*sums.values(), *(() if total is None else (total,))]
+        return torch.cat([part.double().flatten() for part in parts])
     except ValueError as error:
         return str(error)
 
@@ -240,9 +270,10 @@ def outcome(turn: Turn, nets: Nets, teacher: Any, batch: Batch) -> Tensor | str:
 def test_missing_inputs_are_refused(method: Method) -> None:
     nets, teacher = scene(method)
     draws = Draws.range(0, 6)
-    refused = 0
+    refused = paired = 0
     for turn in turns(method):
-        expected = turn.loss(nets, teacher, source(draws)).total
+        expected = outcome(turn, nets, teacher, source(draws))
+        assert isinstance(expected, Tensor)
         found = outcome(turn, nets, teacher, source(draws)._replace(draws=None))
         if isinstance(found, str):
             assert re.search(r"make it with Draws\.range|pass draws", found)
@@ -254,7 +285,14 @@ def test_missing_inputs_are_refused(method: Method) -> None:
             refused += 1
         else:
             assert torch.equal(found, expected)  # a loss that needs no data
+        found = outcome(turn, nets, teacher, source(draws, more=False))
+        if isinstance(found, str):
+            assert re.match(r"\w+ needs pairs of noise and the teacher's samples, but", found)
+            paired += 1
+        else:
+            assert torch.equal(found, expected)  # a loss that needs no pairs
     assert (refused > 0) == method.needs_data
+    assert (paired > 0) == (method.needs_pairs() is not None)
 
 
 @each_method
@@ -262,15 +300,18 @@ def test_conditions_reach_every_call_of_every_network(method: Method) -> None:
     nets, teacher = scene(method)
     seen: list[Tensor] = []
     for net in (*nets.values(), teacher):
-        net.register_forward_pre_hook(lambda _, args: seen.append(args[2]))
+        if any(True for _ in net.parameters()) and not isinstance(net, Heads):
+            net.register_forward_pre_hook(lambda _, args: seen.append(args[2]))
     for turn in turns(method):
         batch = source(Draws.range(0, 6))
         turn.loss(nets, teacher, batch)
         assert seen
         free = [cond for cond in seen if cond is None]
-        assert all(cond is None or torch.equal(cond, batch.cond) for cond in seen)
+        same = [c is None or torch.equal(c, batch.cond.repeat(len(c) // 6)) for c in seen]
+        assert all(same)
         assert len(free) < len(seen)
-        assert not free or getattr(method, "guidance", Unguided()) != Unguided()
+        guided = getattr(method, "guidance", Unguided()) != Unguided()
+        assert not free or guided or getattr(method, "kappa", 1.0) != 1
 
 
 def test_published_order_and_graphs() -> None:

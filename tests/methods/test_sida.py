@@ -123,8 +123,7 @@ def test_untapped_networks_are_refused() -> None:
     for fake, name in ((mixture, "GaussianMixture"), (EDM(Deaf(), VE()), "Deaf")):
         nets["fake"] = fake
         sentence = (
-            f"the discriminator is the encoder of the fake score, but {name} has no "
-            "encoder features; "
+            f"a discriminator reads an encoder, but {name} has no encoder features; "
             "give it the methods encode and forward_with_features "
             "(fewstep.diffusion.encoder_features)"
         )

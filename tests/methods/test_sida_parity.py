@@ -23,7 +23,7 @@ from torch import Tensor
 from fewstep.diffusion.samplers import FewStep
 from fewstep.diffusion.time_distributions import Karras
 from fewstep.diffusion.types import Batch
-from fewstep.distillation import critic, fake_score
+from fewstep.distillation import discriminator
 from fewstep.distillation.critic import Critic
 from fewstep.distillation.fake_score import NoisedSamples
 from fewstep.losses.weight import L1
@@ -112,14 +112,14 @@ def test_control_accumulated_parts_are_another_loss(gold):
 
 
 def test_control_real_samples_with_noise_of_their_own(gold, monkeypatch):
-    def own(path: Any, x: Tensor, times: Any, batch: Batch) -> NoisedSamples:
-        if x is batch.x0:
-            draws: Any = batch.draws
-            other = {**draws.values, "eps": draws.values["eps"].flip(0)}
-            batch = batch._replace(draws=Replay(other))  # type: ignore[arg-type]
-        return fake_score.add_noise(path, x, times, batch)
+    beside = discriminator.Discriminator._beside
 
-    monkeypatch.setattr(critic, "add_noise", own)
+    def own(self: Any, path: Any, x0: Tensor, n: NoisedSamples, batch: Batch) -> Tensor:
+        draws: Any = batch.draws
+        other = {**draws.values, "eps": draws.values["eps"].flip(0)}
+        return beside(self, path, x0, n, batch._replace(draws=Replay(other)))  # type: ignore[arg-type]
+
+    monkeypatch.setattr(discriminator.Discriminator, "_beside", own)
     found = missing(gold)
     assert found >= {"psi/judged", "psi/grads"}
     assert not found & {"psi/elem", "psi/x_g"}

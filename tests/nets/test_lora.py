@@ -89,6 +89,8 @@ LAYERS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
     "dilated": (nn.Conv2d(4, 6, 3, dilation=2, padding_mode="circular", padding=2), (2, 4, 9, 9)),
     "up": (Conv2d(4, 6, 3, INIT, "up"), (2, 4, 8, 8)),
     "down": (Conv2d(4, 6, 1, INIT, "down"), (2, 4, 8, 8)),
+    "signals": (nn.Conv1d(4, 6, 3, stride=2, padding=1), (2, 4, 9)),
+    "films": (nn.Conv3d(2, 3, (1, 3, 3), padding=(0, 1, 1)), (2, 2, 3, 4, 4)),
     "fused": (Conv2d(4, 6, 3, INIT, "down", (1, 3, 3, 1), fused=True), (2, 4, 8, 8)),
 }
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -108,5 +110,63 @@ def test_what_shares_a_storage_is_not_remembered() -> None:
     """A view whose schema says nothing of it stays a view."""
     x = torch.zeros(6, device="meta")
     for _ in range(2):
-        view = meta_memory.outcome(torch.ops.aten._unsafe_view.default, (x, [2, 3]), {})
+        view, _ = meta_memory.outcome(torch.ops.aten._unsafe_view.default, (x, [2, 3]), {})
         assert view.untyped_storage()._cdata == x.untyped_storage()._cdata
+
+
+class Plain(torch.Tensor):
+    """A tensor of a name of its own, such as one that adapters share."""
+
+
+def test_what_is_alike_is_done_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lists, answers that are in part not asked for, and plain subclasses; with operations."""
+    monkeypatch.setattr(meta_memory, "_outcomes", {})
+    aten, x = torch.ops.aten, torch.zeros(2, 4, 3, 3, device="meta")
+    weight, mean = torch.zeros(4, device="meta"), torch.zeros(2, 2, device="meta")
+    norm = (x, x, mean, mean, weight, 2, 4, 9, 2, [True, False, False])
+    conv = (x.as_subclass(Plain), torch.zeros(5, 4, 3, 3, device="meta"), None)
+    calls: list[tuple[Any, Any, Any]] = [
+        (aten._foreach_sqrt.default, ([x, weight],), [(2, 4, 3, 3), (4,)]),
+        (aten.native_group_norm_backward.default, norm, ((2, 4, 3, 3), None, None)),
+        (
+            aten.convolution.default,
+            (*conv, [1, 1], [0, 0], [1, 1], False, [0, 0], 1),
+            (2, 5, 1, 1),
+        ),
+    ]
+    for func, args, shapes in calls:
+        done: list[object] = []
+
+        class Counted:
+            _schema, _overloadpacket = func._schema, func._overloadpacket
+
+            def __call__(self, *given: Any, func: Any = func, done: list[object] = done) -> Any:
+                done.append(given)
+                return func(*given)
+
+        counted, answers = Counted(), []
+        for _ in range(3):
+            with torch._C.DisableTorchFunction():
+                out, operations = meta_memory.outcome(counted, args, {})
+            answers.append(out)
+            assert operations == (2 * 2 * 5 * 4 * 9 if func is aten.convolution.default else 0)
+            parts = [out] if isinstance(out, torch.Tensor) else out
+            sizes = [None if part is None else tuple(part.shape) for part in parts]
+            assert sizes == ([shapes] if isinstance(out, torch.Tensor) else [*shapes])
+            assert isinstance(out, (torch.Tensor, type(shapes)))
+        assert len(done) == 1
+        assert answers[0] is not answers[1]
+
+
+def test_an_optimisers_step_has_nothing_to_do_without_numbers() -> None:
+    """Where all are on "meta"; numbers that are there are changed."""
+    twice = torch.ops.aten._foreach_mul_.Scalar
+    with MetaMemory() as kept:
+        x = [torch.zeros(3, device="meta"), torch.zeros(4, device="meta")]
+        live = kept.live
+        torch._foreach_mul_(x, 2.0)
+        assert (kept.live, kept.peak) == (live, 4 * 7)
+        there = [torch.ones(3)]
+        torch._foreach_mul_(there, 2.0)
+    assert there[0].tolist() == [2.0] * 3
+    assert meta_memory.outcome(twice, (x, 2.0), {}) == (None, 0)

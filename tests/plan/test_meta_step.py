@@ -15,7 +15,16 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
+from fewstep.diffusion.linear_solver import LinearSolver
 from fewstep.diffusion.model import Model
+from fewstep.distillation.method import Method
+from fewstep.methods.align_your_steps import AlignYourSteps
+from fewstep.methods.dmd import DMD
+from fewstep.methods.dode import DODE
+from fewstep.methods.gas import GAS
+from fewstep.methods.mean_flow import MeanFlow
+from fewstep.methods.optimal_steps import OptimalSteps
+from fewstep.methods.progressive import ProgressiveDistillation
 from fewstep.nets.lora import LoRA
 from fewstep.nets.mlp import MLP
 from fewstep.plan.meta_step import measure_step, prepared, rehearsed, size
@@ -67,7 +76,14 @@ PIPELINES: dict[str, Callable[[Folders], Run]] = {
 }
 
 
-@pytest.mark.parametrize("name", PIPELINES)
+SLOW = {"computed again", "frozen weights in bf16"}
+"""Which others show together."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in PIPELINES],
+)
 def test_the_peak_of_a_tiny_pipeline_is_foretold(folders: Folders, name: str) -> None:
     run = PIPELINES[name](folders)
     assert measure_step(run).peak == pytest.approx(measured(run), rel=0.15)
@@ -98,6 +114,57 @@ def test_moments_of_eight_bits(again: bool) -> None:
     moments = sum(2 * (n + 4 * -(-n // 256)) if n >= 4096 else 8 * n for n in numbers)
     codes = 2 * 256 * 4
     assert cost.kept == 4 * (weights + buffers) + 2 * (moments + codes)
+
+
+@pytest.mark.parametrize("method", [MeanFlow(), DMD(), ProgressiveDistillation()], ids=repr)
+def test_the_peak_of_other_methods(method: Method) -> None:
+    """With a second time and the derivative of a flow map, with pairs, with a target network."""
+    run = replace(digits(), method=method, batch=32)
+    assert measure_step(run).peak == pytest.approx(measured(run), rel=0.15)
+
+
+def test_a_student_of_another_architecture() -> None:
+    """The teacher's own network is counted; by hand two of each, and moments of what is trained.
+
+    Negative control: the teacher taken for as small as its student.
+    """
+    run = replace(digits(), model=replace(digits().model, net=MLP(64, 2)), batch=16)
+    teacher = digits().model
+    cost = measure_step(run, teacher=teacher)
+    peak = allocated(lambda: rehearsed(prepared(run, teacher=teacher)))[1]
+    assert cost.peak == pytest.approx(peak, rel=0.15)
+    small, large = run.model.build(), teacher.build()
+    nets = whole(small) * 3 + whole(large) * 2  # the first student, its copy and its average
+    assert cost.kept == nets + 2 * (size(small) + size(large))
+    assert measure_step(run).peak < 0.5 * cost.peak
+
+
+def whole(net: nn.Module) -> int:
+    """Bytes of parameters and buffers."""
+    return size(net) + sum(b.nbytes for b in net.buffers())
+
+
+@pytest.mark.parametrize(
+    "method",
+    [OptimalSteps(calls=2), DODE(LinearSolver(2), 2), AlignYourSteps(LinearSolver(2), 8)],
+    ids=lambda m: type(m).__name__,
+)
+def test_what_trains_nothing_has_a_cost(method: Method) -> None:
+    """The teacher and a schedule or a few numbers; no gradient."""
+    run = replace(digits(), method=method, batch=4)
+    cost = measure_step(replace(run, steps=run.last_step))
+    assert (cost.gradient, cost.block) == (0, 0)
+    assert cost.kept > size(run.model.build())
+
+
+def test_a_solver_that_is_fitted_has_a_cost() -> None:
+    """The gradient of its numbers, and the activations of all calls."""
+    few, many = (
+        measure_step(replace(digits(), method=GAS(LinearSolver(k), gan=0), batch=64))
+        for k in (2, 6)
+    )
+    assert 0 < few.gradient < many.gradient < 10_000
+    assert many.peak > few.peak
 
 
 def test_digits() -> None:

@@ -211,9 +211,8 @@ def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
             "model.safetensors": pickle.dumps(Trap(mark))
         },
         r"^there is no 'Transformer'; "
-        r"choose from DiffusersNet, MLP, OfTeacher, PatchUNet, SnapshotNet$": {
-            "model.json": json.dumps(unknown).encode()
-        },
+        r"choose from Beside, DiffusersNet, Experts, MLP, OfTeacher, PatchUNet, Routed, "
+        r"SnapshotNet$": {"model.json": json.dumps(unknown).encode()},
         r"^expected a Sampler, got Model$": {"model.json": json.dumps(swapped).encode()},
         r"model\.json does not describe a model$": {"model.json": b"[]"},
         r"model\.json is not readable JSON": {"model.json": pickle.dumps(Trap(mark))},

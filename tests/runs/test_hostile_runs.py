@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from fewstep.storage.files import DEEPEST, Damaged, parse_json, read_json, read_lines
+from fewstep.storage.bounded_reading import DEEPEST, json_value
+from fewstep.storage.files import Damaged, read_json, read_lines
 from tests.command import Result, fewstep
 
 VERBS: dict[str, tuple[str, ...]] = {
@@ -247,15 +248,15 @@ SHOULD = {
 @pytest.mark.parametrize(("data", "sentence"), SHOULD.items(), ids=itertools.count())
 def test_the_reader_refuses(data: bytes, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
-        parse_json(data)
+        json_value(data, finite=True)
 
 
 def test_the_reader_reads_what_is_within_its_bounds(tmp_path: Path) -> None:
     most = b"[" * DEEPEST + b"]" * DEEPEST
-    assert parse_json(most) == json.loads(most)
-    assert parse_json(b"1" * 64) == int("1" * 64)
+    assert json_value(most) == json.loads(most)
+    assert json_value(b"1" * 64) == int("1" * 64)
     value = {"a": [1.5e-300, -0.0, True, None, "\u00e9"], "b": {"a": 10**30}}
-    assert parse_json(json.dumps(value).encode()) == value
+    assert json_value(json.dumps(value).encode()) == value
     path = tmp_path / "log.jsonl"
     lines = b'{"step": 1}\n\n{"step": NaN, "x": 1e400, "y": ' + b"9" * 400 + b"}\n"
     path.write_bytes(lines + b'{"step": 3, "fu')

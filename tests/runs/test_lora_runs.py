@@ -156,7 +156,6 @@ WRONG: dict[str, tuple[tuple[str, ...], str]] = {
         ("--lora", "LoRA(4, targets=('inner', 'autre'))"),
         "LoRA: no layer of this network is named 'autre'; did you mean 'outer'?",
     ),
-    "init": ((*LORA, "--init", "run"), "leave out --init"),
     "no field": (("--lora", "LoRA(4, dropout=0.1)"), "LoRA has no field 'dropout'"),
     "another digest": (
         ("--lora", "LoRA(4, targets=('*',), teacher='0123')"),

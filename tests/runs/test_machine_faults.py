@@ -212,12 +212,13 @@ def test_a_batch_that_is_not_finite_is_told(
     assert files.read_json(Path("x/checkpoints/step-00000020/manifest.json"))["skipped"] == 1
 
 
-def starved(batch: int) -> int:
+def starved(batch: int, width: int) -> int:
     """The command in a process that may have 500 MB more than it has now; its exit code."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     most = pages * resource.getpagesize() + 500_000_000
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
-    small = ("--steps", "4", "--save-every", "2", "--sample-every", "4", "--model.net.width", "64")
+    small = ("--steps", "4", "--save-every", "2", "--sample-every", "4")
+    small = (*small, "--model.net.width", str(width))
     result = fewstep("distill", "mixture", *small, "--batch", str(batch), "--out", "x")
     print(result.err, file=sys.stderr)
     return result.code
@@ -226,10 +227,10 @@ def starved(batch: int) -> int:
 def test_memory_that_is_not_there(tmp_path: Path, monkeypatch: Any) -> None:
     """A limit of the system, met in the first step: a sentence, no half step."""
     monkeypatch.chdir(tmp_path)
-    (ended,) = together(1, tmp_path, starved, 500_000)
+    (ended,) = together(1, tmp_path, starved, 200_000, 1024)
     assert ended.result == 1, ended.err
     assert "fewstep: the memory does not suffice; compute each batch in more parts" in ended.err
     assert not list(Path("x/checkpoints").glob("*"))
     shutil.rmtree("x")
-    (ended,) = together(1, tmp_path, starved, 16)
+    (ended,) = together(1, tmp_path, starved, 16, 64)
     assert ended.result == 0, ended.err

@@ -160,7 +160,7 @@ def test_every_domain_with_files_names_its_places() -> None:
         names = set(cls.__dataclass_fields__)  # type: ignore[attr-defined]
         assert set(cls.places) == names & paths, cls
         assert not cls.places or "sha256" in names
-    assert len([cls for cls in domains if cls.places]) == 5
+    assert len([cls for cls in domains if cls.places]) == 6
 
 
 def test_without_a_digest_a_path_is_a_setting(home: Path) -> None:

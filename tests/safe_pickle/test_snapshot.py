@@ -238,6 +238,7 @@ def test_one_storage_cannot_be_copied_over_and_over():
         parse_snapshot(pickled({"ema": network(many)}))
 
 
+@pytest.mark.slow
 def test_fuzz_in_a_fresh_interpreter():
     """2,000 mutations and the corpus: no other error, no import, no execution, bounded memory."""
     command = [sys.executable, "-W", "ignore", "tools/fuzz_snapshot.py", "--count", "2000"]

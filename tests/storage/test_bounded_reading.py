@@ -8,6 +8,7 @@ import subprocess
 import sys
 import zipfile
 from collections import Counter
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -140,10 +141,17 @@ def test_json_is_bounded() -> None:
     assert json_value(b'\xef\xbb\xbf{"a": [1, 2]}', 3) == {"a": [1, 2]}
     with pytest.raises(ValueError, match="it holds more than 2 values"):
         json_value(b'{"a": [1, 2]}', 2)
-    with pytest.raises(ValueError, match="nested too deep"):
+    with pytest.raises(ValueError, match="nested more than 64 levels deep"):
         json_value("[" * 100_000, 10**6)
     with pytest.raises(ValueError, match="the key 'a' is there twice; keep one"):
         json_value('[{"b": {"a": 1, "c": 2, "a": 1}}]', 100)
+    with pytest.raises(ValueError, match="it holds more than 4,000,000 values"):
+        json_value("[" + "[]," * 2_000_000 + "0]")
+    assert json_value("[NaN, 1e999, -Infinity, " + "7" * 65 + "]")[1:] == [inf, -inf, inf]
+    for refused in ("NaN", "1e999", "-Infinity", "7" * 65, "0." + "7" * 63):
+        with pytest.raises(ValueError, match="is not finite, or too long"):
+            json_value(refused, finite=True)
+    assert json_value("7" * 64, finite=True) == int("7" * 64)
 
 
 def test_labels_of_few_pictures_are_not_many(tmp_path: Path) -> None:

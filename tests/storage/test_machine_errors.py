@@ -158,10 +158,10 @@ threading.Thread(target=wait, daemon=True).start()
     [
         ("fewstep.cli.sample", signal.SIGTERM, 143, " by SIGTERM"),
         ("torch", signal.SIGINT, 130, ""),
-        ("torch.nn", signal.SIGTERM, 143, " by SIGTERM"),
+        pytest.param("torch.nn", signal.SIGTERM, 143, " by SIGTERM", marks=pytest.mark.slow),
         ("fewstep.diffusion.types", signal.SIGHUP, 129, " by SIGHUP"),
         ("numpy._core", signal.SIGTERM, 143, " by SIGTERM"),
-        ("fewstep.cli", signal.SIGINT, 130, ""),
+        pytest.param("fewstep.cli", signal.SIGINT, 130, "", marks=pytest.mark.slow),
         ("fewstep.cli.parser", signal.SIGTERM, 143, " by SIGTERM"),
     ],
 )

@@ -132,6 +132,7 @@ def test_channels_last_is_the_same(gold):
     assert relative(grad_x(net, moved), gradient) < 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["edm_ddpmpp", "edm_adm", "edm2"])
 def test_one_graph_holds_all_of_the_network(name):
     """torch.compile finds nothing it must leave to Python (fullgraph), nor other numbers."""

@@ -11,6 +11,7 @@ import torch
 
 from fewstep.config import encode
 from fewstep.nets.edm_precond import EDMPrecond
+from fewstep.runs.teacher import describe_model
 from fewstep.storage.model_folder import load_student
 from fewstep.teachers.snapshots import load_snapshot, stored_description
 from tests import snapshot_writer
@@ -49,8 +50,8 @@ def test_a_snapshot_is_used_as_it_is(home: Path) -> None:
         a.model
         == b.model
         == stored_description("net.pkl")
-        == stored_description("folder")
-        == stored_description("a")
+        == describe_model("folder")
+        == describe_model("a")
     )
     state = b.denoiser.state_dict()
     assert all(torch.equal(value, state[key]) for key, value in a.denoiser.state_dict().items())
@@ -73,8 +74,8 @@ def test_wrong_teachers(home: Path) -> None:
     cases = {
         "hostile.pkl": "hostile.pkl: the name 'os.system' is not allowed",
         "none.pkl": "there is no file or folder none.pkl",
-        "net.pkl --model.classes 0": "the student has the teacher's network, but --model says "
-        "otherwise: ",
+        "net.pkl --model.classes 0": "the student's classes is 0, but its teacher in net.pkl "
+        "has 10; ",
     }
     for args, words in cases.items():
         done = fewstep(*DISTIL, *args.split(), "--out", "run")

@@ -103,7 +103,7 @@ def test_two_processes_have_the_bits_of_one_that_accumulates(tmp_path: Path) -> 
         assert told == logs
 
 
-@pytest.mark.parametrize(("size", "accumulate"), [(2, 1), (2, 2), (4, 1)])
+@pytest.mark.parametrize(("size", "accumulate"), [(2, 2), (4, 1)])
 def test_the_number_of_processes_does_not_matter(
     size: int, accumulate: int, tmp_path: Path
 ) -> None:
@@ -132,7 +132,7 @@ def samples(until: int, accumulate: int) -> Counter[int]:
     return Counter(source.numbers)
 
 
-@pytest.mark.parametrize(("size", "accumulate"), [(1, 4), (2, 1), (2, 4), (4, 2)])
+@pytest.mark.parametrize(("size", "accumulate"), [(1, 4), (2, 1), (4, 2)])
 def test_all_samples_are_used_once(size: int, accumulate: int, tmp_path: Path) -> None:
     """Two turns a step of 16 samples each, whoever computes them; ranks share none."""
     ranks = results(size, tmp_path, samples, 3, accumulate)
@@ -147,7 +147,7 @@ def test_a_batch_that_cannot_be_shared_is_refused(tmp_path: Path) -> None:
         assert end.err.splitlines()[-1] == f"ValueError: {sentence}"
 
 
-@pytest.mark.parametrize(("before", "after"), [(1, 1), (2, 2), (1, 2), (2, 1)])
+@pytest.mark.parametrize(("before", "after"), [(2, 2), (1, 2), (2, 1)])
 def test_runs_continue_with_any_number_of_processes(
     before: int, after: int, tmp_path: Path
 ) -> None:

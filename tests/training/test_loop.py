@@ -15,7 +15,7 @@ from fewstep.data.batches import Latents
 from fewstep.diffusion.model import Model
 from fewstep.diffusion.samplers import FewStep
 from fewstep.diffusion.types import Batch, Sampler
-from fewstep.distillation.method import Loss, Method, Nets, Turn
+from fewstep.distillation.method import Loss, Method, Nets, Step, Turn
 from fewstep.methods.pretrain import Pretrain
 from fewstep.methods.sid import SiD
 from fewstep.nets.mlp import MLP
@@ -297,3 +297,116 @@ def test_one_net_methods_average_their_output() -> None:
     assert list(state.nets) == ["denoiser"]
     average: Any = state.average
     assert average.w.tolist() == [1.0, 2.0]
+
+
+@dataclass(frozen=True)
+class Staged(Pull):
+    """A turn at half the rate, two that measure, and a new stage after three steps."""
+
+    def turns(self, step: int) -> Sequence[Turn]:
+        return (
+            Turn("student", self.loss, 0.5),
+            Turn("student", self.counted),
+            Turn("meter", self.counted),
+        )
+
+    def init(self, teacher: Any, net: nn.Module) -> Nets:
+        nets = super().init(teacher, net)
+        nets["meter"] = Meter()
+        return nets
+
+    def counted(self, nets: Nets, teacher: Any, batch: Batch) -> Loss:
+        assert batch.draws is not None
+        index = batch.draws.index.double()
+        if int(index[0]) // BATCH in self.broken:
+            index = index * math.nan
+        sums = {"count": torch.ones_like(index).sum(), "index": index.sum()}
+        return Loss(None, {"first": index[0]}, sums)
+
+    def after_step(self, step: Step) -> None:
+        meter: Any = step.nets["meter"]
+        meter.seen.append({name: float(value) for name, value in step.sums.items()})
+        meter.steps.append((step.step, step.images, step.batch))
+        if step.step == 2:
+            step.restart("student")
+
+
+class Meter(nn.Module):
+    """A net without parameters, which remembers what it was told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[dict[str, float]] = []
+        self.steps: list[tuple[int, int, int]] = []
+
+
+@pytest.mark.parametrize("accumulate", [1, 2, 4])
+def test_sums_are_over_the_whole_batch_of_all_turns(accumulate: int) -> None:
+    """Twice 8 samples a step, whose numbers are added; not their means over microbatches."""
+    *_, last = run(Staged(), 2, accumulate=accumulate)
+    meter: Any = last.state.nets["meter"]
+    expected = [sum(range(24 * s + 8, 24 * s + 24)) for s in range(2)]
+    assert meter.seen == [{"count": 16.0, "index": float(total)} for total in expected]
+    assert meter.steps == [(0, 16, 8), (1, 32, 8)]
+
+
+def test_a_turn_that_measures_updates_nothing() -> None:
+    """And has no learning rate or norm to log; its samples count as seen by the output net."""
+    records = run(Staged(), 3)
+    logs = records[0].logs
+    assert {"meter/lr", "meter/grad_norm", "meter/loss"}.isdisjoint(logs)
+    assert logs["meter/first"] == 16
+    assert records[-1].images == 48
+    assert "meter" not in run(Staged(), 2)[-1].state.optimizers
+
+
+def test_the_rate_of_a_turn_is_a_factor() -> None:
+    moved = [weights(run(method, 1, optim=Optim(0.1))[-1].state) for method in (Pull(), Staged())]
+    assert moved[1] == pytest.approx([x / 2 for x in moved[0]])
+    assert run(Staged(), 1, optim=Optim(0.1))[-1].logs["student/lr"] == pytest.approx(0.05)
+
+
+def test_sums_of_refused_updates_do_not_count() -> None:
+    """The second turn of the first step is not a number."""
+    *_, last = run(Staged(broken=(1,)), 1)
+    meter: Any = last.state.nets["meter"]
+    assert meter.seen == [{"count": 8.0, "index": float(sum(range(16, 24)))}]
+    assert last.logs["skipped"] == 1
+
+
+def test_a_stage_begins_anew() -> None:
+    """Moments, warm-up and the average, from the weights as they are."""
+    rates, ages = [], []
+    settings: Any = {"optim": Optim(0.1, warmup=4), "ema": EMA(1e9, 1e9)}
+    for record in train(Staged(), None, Pair(), Latents((2,)), batch=8, steps=6, **settings):
+        state = record.state
+        average: Any = state.average
+        student: Any = state.nets["student"]
+        rates.append(record.logs["student/lr"])
+        ages.append([int(e["step"]) for o in state.optimizers.values() for e in o.state.values()])
+        assert record.restarted == (("student",) if record.step == 3 else ())
+        if record.step == 3:
+            assert torch.equal(average.w, student.w)
+            assert state.restarts == {"student": (3, 48)}
+            begun = student.w.detach().clone()
+    assert rates == pytest.approx([0.05 * k / 4 for k in (1, 2, 3, 1, 2, 3)])
+    assert ages == [[1], [2], [], [1], [2], [3]]
+    beta = [EMA(1e9, 1e9).decay(8, 16 * n) for n in range(3)]
+    assert beta[0] == 0  # the ramp of the average begins anew too
+    assert not torch.equal(begun, student.w)
+
+
+def test_a_restart_of_nothing_is_refused() -> None:
+    step = Step(Nets({"student": Pair()}), Pair(), 0, 0, 8, {})
+    with pytest.raises(ValueError, match=r"no net 'critic' to restart; there are \['student'\]"):
+        step.restart("critic")
+
+
+def test_a_loss_that_does_nothing_is_refused() -> None:
+    @dataclass(frozen=True)
+    class Idle(Pull):
+        def loss(self, nets: Nets, teacher: Any, batch: Batch) -> Loss:
+            return Loss(None)
+
+    with pytest.raises(ValueError, match="neither a total to minimise nor sums"):
+        run(Idle(), 1)

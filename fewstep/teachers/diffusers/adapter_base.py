@@ -17,7 +17,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from fewstep.diffusion.extra_inputs import TimeEmbedding
 from fewstep.diffusion.types import Cond
+
+
+def _side(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 class _Heard(Exception):
@@ -25,35 +30,67 @@ class _Heard(Exception):
 
 
 class Adapter(nn.Module, ABC):
-    """A diffusers network for samples (C, H, W), with the null prompt of `tokens` tokens."""
+    """A diffusers network for samples (C, H, W), with the null prompt of `tokens` tokens.
+
+    scale: pixels along a side of one position of a sample.
+    """
 
     flow: ClassVar[bool] = True
     """Whether such networks are trained on a flow, or on betas."""
     only: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
     """Keys of the configuration that ask for inputs or layers of another kind -> the values that
     do not."""
+    embeds_time: ClassVar[str] = "time_text_embed"
+    """Name of the module that returns the time embedding."""
     learned_variance: ClassVar[bool] = False
     """Whether the network may answer with twice the channels, the second half of no use here."""
 
-    def __init__(self, net: nn.Module, tokens: int, pixels: int) -> None:
+    scaled_latents: ClassVar[bool] = False
+    """Whether the stock pipeline gives away the VAE's latents, not the network's samples."""
+    own_lengths: ClassVar[bool] = False
+    """Whether prompts have no common length, so that there is no one graph for all."""
+
+    def __init__(self, net: nn.Module, tokens: int, shape: tuple[int, ...], scale: int) -> None:
         super().__init__()
         self.net = net
-        self.pixels = pixels
-        for name, shape in self.shapes(tokens).items():
-            self.register_buffer(f"null_{name}", torch.zeros(shape))
+        self.scale = scale
+        self.resize(shape)
+        for name, size in self.shapes(tokens).items():
+            self.register_buffer(f"null_{name}", torch.zeros(size))
+
+    def resize(self, shape: tuple[int, ...]) -> None:
+        """From now on samples have this shape (C, H, W)."""
+        self.sample_shape = shape
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of a picture, in pixels."""
+        return self.scale * self.sample_shape[1], self.scale * self.sample_shape[2]
 
     @property
     def config(self) -> Any:
         """The network's configuration."""
         return self.net.config
 
-    @staticmethod
-    def shape(config: Mapping[str, Any]) -> tuple[int, int, int]:
-        """Shape of a sample for a network of this configuration; ValueError where it says none."""
+    @classmethod
+    def shape(cls, config: Mapping[str, Any]) -> tuple[int, int, int]:
+        """The shape of a sample that a configuration names; ValueError where it names none."""
         channels, size = config.get("in_channels"), config.get("sample_size")
-        if not isinstance(size, int) or not isinstance(channels, int):
-            raise ValueError("the configuration says no square sample_size and in_channels")
-        return channels, size, size
+        sides = size if isinstance(size, list | tuple) else (size, size)
+        if not isinstance(channels, int) or len(sides) != 2 or not all(map(_side, sides)):
+            raise ValueError("the configuration says no sample_size and in_channels")
+        return channels, sides[0], sides[1]
+
+    @classmethod
+    def fits(cls, config: Mapping[str, Any], shape: tuple[int, ...]) -> None:
+        """Raise ValueError where a network of this configuration takes no samples of `shape`."""
+        own, patch = cls.shape(config), cls.patch(config)
+        if len(shape) != 3 or shape[0] != own[0]:
+            raise ValueError(f"this configuration is for {own}, got Model.shape {shape}")
+        if shape[1] % patch or shape[2] % patch:
+            raise ValueError(
+                f"samples are cut into squares of {patch} x {patch}, which {shape} does not allow"
+            )
 
     @classmethod
     def suits(cls, config: Mapping[str, Any]) -> None:
@@ -100,18 +137,43 @@ class Adapter(nn.Module, ABC):
     def middle(self) -> nn.Module:
         """The module whose input is the encoder features."""
 
+    @property
+    def time_embedding(self) -> TimeEmbedding:
+        """Where the network embeds its time (`fewstep.diffusion.extra_inputs`)."""
+        width = self.config.num_attention_heads * self.config.attention_head_dim
+        return TimeEmbedding(self.net.get_submodule(self.embeds_time), width)
+
     def laid_out(self, x: Tensor) -> Tensor:
-        """x (B, C, H, W) in the layout that the network takes, and its stock pipeline."""
+        """x (B, C, H, W) in the layout that the network takes."""
         return x
 
-    def put_back(self, out: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """The inverse of `laid_out`; shape: (..., H, W)."""
-        return out
+    def put_back(self, out: Any, shape: tuple[int, ...]) -> Tensor:
+        """The inverse of `laid_out`, of a network's answer; shape: (..., H, W)."""
+        result: Tensor = out
+        return result
+
+    def to_stock(self, x: Tensor) -> Tensor:
+        """x (B, C, H, W) in the layout of the stock pipeline's `latents`."""
+        return self.laid_out(x)
+
+    def from_stock(self, out: Tensor) -> Tensor:
+        """Latents as the stock pipeline gives them, (B, ...), as (B, C, H, W)."""
+        return self.put_back(out, self.sample_shape)
+
+    def drawn(self, noise: Tensor) -> Tensor:
+        """Noise that the stock pipeline draws in its loop, in the layout of `to_stock`, as x."""
+        return self.from_stock(noise)
 
     @property
     def call(self) -> dict[str, float]:
-        """Arguments of the stock pipeline of a student, so that it adds no guidance of its own."""
-        return {"guidance_scale": 0.0}
+        """Arguments of the stock pipeline of a student, so that it adds no guidance of its own.
+
+        The size, too, where the pipeline would take another by default.
+        """
+        height, width = self.size
+        own = self.sample_shape == self.shape(self.config)
+        size = {} if own else {"height": height, "width": width}
+        return {"guidance_scale": 0.0, **size}
 
     def null(self) -> dict[str, Tensor]:
         """The null prompt: tensors of `shapes`."""
@@ -148,8 +210,8 @@ class Adapter(nn.Module, ABC):
         A learned variance is dropped. Raises ValueError for a condition of another form.
         """
         arguments = self.arguments(x, label, self.conditions(x, cond))
-        out: Tensor = self.net(self.laid_out(x), **arguments, return_dict=False)[0]
-        out = self.put_back(out, x.shape)
+        answer = self.net(self.laid_out(x), **arguments, return_dict=False)[0]
+        out = self.put_back(answer, x.shape)
         # half of the channels is a learned variance, which diffusers' samplers drop too
         return out.chunk(2, 1)[0] if out.shape[1] == 2 * x.shape[1] else out
 
@@ -187,3 +249,9 @@ class Adapter(nn.Module, ABC):
             yield
         finally:
             handle.remove()
+
+
+def adapter_of(denoiser: Any) -> Adapter | None:
+    """The network of diffusers within a denoiser, whatever wraps it; None where there is none."""
+    modules = denoiser.modules() if isinstance(denoiser, nn.Module) else ()
+    return next((module for module in modules if isinstance(module, Adapter)), None)

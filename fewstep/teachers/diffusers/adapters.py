@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fewstep.diffusion.extra_inputs import TimeEmbedding
 from fewstep.teachers.diffusers.adapter_base import Adapter
 
 
@@ -31,13 +32,6 @@ class UNet(Adapter):
         ),
     }
 
-    def __init__(self, net: nn.Module, tokens: int, pixels: int) -> None:
-        super().__init__(net, tokens, pixels)
-        if self.config.addition_embed_type == "text_time":
-            # the original size, the crop's corner and the target size, all of a full picture
-            sizes = torch.tensor([pixels, pixels, 0, 0, pixels, pixels], dtype=torch.float32)
-            self.register_buffer("time_ids", sizes, persistent=False)
-
     def shapes(self, tokens: int) -> dict[str, tuple[int, ...]]:
         """prompt (tokens, D) and, in SDXL, pooled (P,)."""
         config = self.config
@@ -51,17 +45,25 @@ class UNet(Adapter):
         """Timestep and embedded prompt; in SDXL also the pooled prompt and the picture size."""
         arguments: dict[str, Any] = {"timestep": label, "encoder_hidden_states": cond["prompt"]}
         if "pooled" in cond:
-            ids = self.time_ids.to(x).expand(x.shape[0], 6)  # type: ignore[operator]
-            arguments["added_cond_kwargs"] = {"text_embeds": cond["pooled"], "time_ids": ids}
+            # the original size, the crop's corner and the target size, all of a full picture
+            ids = torch.tensor([*self.size, 0, 0, *self.size], dtype=x.dtype, device=x.device)
+            sizes = ids.expand(x.shape[0], 6)
+            arguments["added_cond_kwargs"] = {"text_embeds": cond["pooled"], "time_ids": sizes}
         return arguments
 
     @property
     def feature_shape(self) -> tuple[int, ...]:
         """(F, h, w) of the input of the middle block."""
-        widths, side = self.config.block_out_channels, self.config.sample_size
+        widths, (_, *sides) = self.config.block_out_channels, self.sample_shape
         for _ in widths[1:]:
-            side = (side + 1) // 2
-        return widths[-1], side, side
+            sides = [(side + 1) // 2 for side in sides]
+        return widths[-1], *sides
+
+    @property
+    def time_embedding(self) -> TimeEmbedding:
+        """The embedding of the timestep, to which SDXL adds that of its other conditions."""
+        module: Any = self.net.time_embedding
+        return TimeEmbedding(module, module.linear_2.out_features)
 
     def middle(self) -> nn.Module:
         """The middle block."""
@@ -73,9 +75,8 @@ class _Transformer(Adapter):
 
     def middle(self) -> nn.Module:
         """The block half way through the stack."""
-        blocks: Any = self.net.transformer_blocks
-        out: nn.Module = blocks[len(blocks) // 2]
-        return out
+        net: Any = self.net
+        return _half(net.transformer_blocks)
 
 
 class _Joint(Adapter):
@@ -101,12 +102,21 @@ class SD3(_Joint, _Transformer):
             "pooled_projections": cond["pooled"],
         }
 
+    @classmethod
+    def fits(cls, config: Mapping[str, Any], shape: tuple[int, ...]) -> None:
+        """Refuse also what has more rows or columns than there are positions for."""
+        super().fits(config, shape)
+        most = int(config.get("pos_embed_max_size") or 96) * cls.patch(config)
+        if max(shape[1:]) > most:
+            raise ValueError(f"this network has positions for {most} x {most}, not for {shape}")
+
 
 class PixArt(_Transformer):
     """PixArtTransformer2DModel; the 1024 pixel model also takes the size of the picture."""
 
     flow = False
     only: ClassVar[Mapping[str, tuple[Any, ...]]] = {"attention_type": ("default",)}
+    embeds_time = "adaln_single.emb"
     learned_variance = True
 
     def shapes(self, tokens: int) -> dict[str, tuple[int, ...]]:
@@ -118,8 +128,8 @@ class PixArt(_Transformer):
         size: dict[str, Tensor | None] = {"resolution": None, "aspect_ratio": None}
         if getattr(self.net, "use_additional_conditions", False):
             size = {
-                "resolution": x.new_full((x.shape[0], 2), self.pixels),
-                "aspect_ratio": x.new_ones(x.shape[0], 1),
+                "resolution": x.new_tensor([self.size]).expand(x.shape[0], 2),
+                "aspect_ratio": x.new_full((x.shape[0], 1), self.size[0] / self.size[1]),
             }
         return {
             "timestep": label,
@@ -133,6 +143,7 @@ class Sana(_Transformer):
     """SanaTransformer2DModel, a flow; its timestep is 1000 t times `timestep_scale`."""
 
     only: ClassVar[Mapping[str, tuple[Any, ...]]] = {"guidance_embeds": (False,)}
+    embeds_time = "time_embed.emb"
     learned_variance = True
 
     def shapes(self, tokens: int) -> dict[str, tuple[int, ...]]:
@@ -148,24 +159,23 @@ class Sana(_Transformer):
         }
 
 
-class Flux(_Joint):
-    """FluxTransformer2DModel, a flow on 2x2 squares as tokens, packed here; its timestep is t.
+class _Packed(Adapter):
+    """A transformer whose tokens are 2x2 squares of a sample, packed here.
 
     Its configuration names no size: the stock pipeline's 128 is used unless "sample_size" says
-    otherwise. A network with distilled guidance (FLUX.1-dev) gets its pipeline's default scale,
-    3.5; a student gets the same input, and its pipeline is called with it.
+    otherwise.
     """
 
-    @staticmethod
-    def shape(config: Mapping[str, Any]) -> tuple[int, int, int]:
+    @classmethod
+    def shape(cls, config: Mapping[str, Any]) -> tuple[int, int, int]:
         """(C, H, W) of a sample before it is packed into tokens of 4 C channels."""
-        channels, size = config.get("in_channels", 64), config.get("sample_size", 128)
-        if not (isinstance(size, int) and isinstance(channels, int)) or size % 2 or channels % 4:
+        channels, *sides = super().shape({"in_channels": 64, **_sized(config)})
+        if channels % 4 or sides[0] % 2 or sides[1] % 2:
             raise ValueError(
-                f"FLUX needs an even sample_size and in_channels that four divides, got {size} "
-                f"and {channels}"
+                f"these networks need an even sample_size and in_channels that four divides, got "
+                f"{sides} and {channels}"
             )
-        return channels // 4, size, size
+        return channels // 4, sides[0], sides[1]
 
     @staticmethod
     def channels(config: Mapping[str, Any]) -> int:
@@ -177,6 +187,39 @@ class Flux(_Joint):
     def patch(config: Mapping[str, Any]) -> int:
         """Side of the square that is one token: 2."""
         return 2
+
+    def laid_out(self, x: Tensor) -> Tensor:
+        """Pack (B, C, H, W) into tokens (B, H W / 4, 4 C)."""
+        return F.pixel_unshuffle(x, 2).flatten(2).mT
+
+    def put_back(self, out: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """Unpack tokens (B, H W / 4, 4 C) to (B, C, H, W)."""
+        return F.pixel_shuffle(out.mT.unflatten(2, (shape[-2] // 2, shape[-1] // 2)), 2)
+
+    @property
+    def call(self) -> dict[str, float]:
+        """Guidance scale and picture size, of which the stock pipeline knows nothing."""
+        return {"guidance_scale": 0.0, "height": self.size[0], "width": self.size[1]}
+
+
+def _sized(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration with the size that stock pipelines take where it names none."""
+    return {**config, "sample_size": config.get("sample_size") or 128}
+
+
+def _half(*stacks: nn.Module) -> nn.Module:
+    """The block half way through stacks of blocks."""
+    blocks: Any = [block for stack in stacks for block in stack]  # type: ignore[attr-defined]
+    out: nn.Module = blocks[len(blocks) // 2]
+    return out
+
+
+class Flux(_Packed, _Joint):
+    """FluxTransformer2DModel, a flow on packed tokens; its timestep is t.
+
+    A network with distilled guidance (FLUX.1-dev) gets its pipeline's default scale, 3.5; a
+    student gets the same input, and its pipeline is called with it.
+    """
 
     def arguments(self, x: Tensor, label: Tensor, cond: dict[str, Tensor]) -> dict[str, Any]:
         """Timestep, embedded and pooled prompt, positions of tokens, and the guidance scale."""
@@ -195,23 +238,187 @@ class Flux(_Joint):
     @property
     def call(self) -> dict[str, float]:
         """Arguments of the stock pipeline of a student: guidance scale and picture size."""
-        scale = 3.5 if self.config.guidance_embeds else 0.0
-        return {"guidance_scale": scale, "height": self.pixels, "width": self.pixels}
-
-    def laid_out(self, x: Tensor) -> Tensor:
-        """Pack (B, C, H, W) into tokens (B, H W / 4, 4 C)."""
-        return F.pixel_unshuffle(x, 2).flatten(2).mT
-
-    def put_back(self, out: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """Unpack tokens (B, H W / 4, 4 C) to (B, C, H, W)."""
-        return F.pixel_shuffle(out.mT.unflatten(2, (shape[-2] // 2, shape[-1] // 2)), 2)
+        return {**super().call, "guidance_scale": 3.5 if self.config.guidance_embeds else 0.0}
 
     def middle(self) -> nn.Module:
         """The block half way through both stacks."""
         net: Any = self.net
-        blocks = [*net.transformer_blocks, *net.single_transformer_blocks]
-        out: nn.Module = blocks[len(blocks) // 2]
+        return _half(net.transformer_blocks, net.single_transformer_blocks)
+
+
+class Flux2(Adapter):
+    """Flux2Transformer2DModel, a flow; its timestep is t, and every position is a token.
+
+    A sample is what the stock pipeline calls packed latents: the VAE's, 2x2 squares folded into
+    channels, and normalised. The size is as FLUX's. A network with distilled guidance
+    (FLUX.2-dev) gets its pipeline's default scale, 4.
+    """
+
+    scaled_latents = True
+    embeds_time = "time_guidance_embed"
+
+    @classmethod
+    def shape(cls, config: Mapping[str, Any]) -> tuple[int, int, int]:
+        """(C, H, W); the stock pipeline's 64 positions a side unless "sample_size" says more."""
+        return super().shape({**config, "sample_size": config.get("sample_size") or 64})
+
+    def shapes(self, tokens: int) -> dict[str, tuple[int, ...]]:
+        """prompt (tokens, D)."""
+        return {"prompt": (tokens, self.config.joint_attention_dim)}
+
+    def arguments(self, x: Tensor, label: Tensor, cond: dict[str, Tensor]) -> dict[str, Any]:
+        """Timestep, embedded prompt, positions (time, row, column, word), and guidance."""
+        one, rows, columns = (torch.arange(n) for n in (1, x.shape[2], x.shape[3]))
+        words = torch.arange(cond["prompt"].shape[1])
+        scale = self.call["guidance_scale"]
+        return {
+            "timestep": label,
+            "encoder_hidden_states": cond["prompt"],
+            "img_ids": torch.cartesian_prod(one, rows, columns, one).to(x),
+            "txt_ids": torch.cartesian_prod(one, one, one, words).to(x),
+            "guidance": x.new_full((x.shape[0],), scale) if scale else None,
+        }
+
+    @property
+    def call(self) -> dict[str, float]:
+        """Arguments of the stock pipeline of a student: guidance scale and picture size."""
+        scale = 4.0 if self.config.guidance_embeds else 0.0
+        return {"guidance_scale": scale, "height": self.size[0], "width": self.size[1]}
+
+    def laid_out(self, x: Tensor) -> Tensor:
+        """Every position as a token: (B, H W, C)."""
+        return x.flatten(2).mT
+
+    def put_back(self, out: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """Tokens (B, H W, C) as (B, C, H, W)."""
+        rows: Tensor = out.mT.unflatten(2, (shape[-2], shape[-1]))
+        return rows
+
+    def to_stock(self, x: Tensor) -> Tensor:
+        """As it is."""
+        return x
+
+    def from_stock(self, out: Tensor) -> Tensor:
+        """As it is: the VAE's own latents."""
         return out
+
+    def drawn(self, noise: Tensor) -> Tensor:
+        """The loop's layout is that of tokens, and its numbers come in that order."""
+        tokens = noise.reshape(len(noise), -1, noise.shape[1])
+        return self.put_back(tokens, self.sample_shape)
+
+    def middle(self) -> nn.Module:
+        """The block half way through both stacks."""
+        net: Any = self.net
+        return _half(net.transformer_blocks, net.single_transformer_blocks)
+
+
+class QwenImage(_Packed, _Transformer):
+    """QwenImageTransformer2DModel, a flow on packed tokens; its timestep is t."""
+
+    only: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        **{"guidance_embeds": (False,), "zero_cond_t": (False,)},
+        **{"use_additional_t_cond": (False,), "use_layer3d_rope": (False,)},
+    }
+
+    @staticmethod
+    def channels(config: Mapping[str, Any]) -> int:
+        """Channels of the output, which are counted before they are packed."""
+        out = config.get("out_channels")
+        return int(config["in_channels"] // 4 if out is None else out)
+
+    def shapes(self, tokens: int) -> dict[str, tuple[int, ...]]:
+        """prompt (tokens, D) and its mask (tokens,)."""
+        return {"prompt": (tokens, self.config.joint_attention_dim), "mask": (tokens,)}
+
+    def arguments(self, x: Tensor, label: Tensor, cond: dict[str, Tensor]) -> dict[str, Any]:
+        """Timestep, embedded prompt and mask, and the size in tokens."""
+        size = (1, x.shape[2] // 2, x.shape[3] // 2)
+        return {
+            "timestep": label,
+            "encoder_hidden_states": cond["prompt"],
+            "encoder_hidden_states_mask": cond["mask"].bool(),
+            "img_shapes": [[size]] * x.shape[0],
+        }
+
+    @property
+    def call(self) -> dict[str, float]:
+        """Arguments of the stock pipeline of a student, which guides by another name."""
+        return {"true_cfg_scale": 1.0, "height": self.size[0], "width": self.size[1]}
+
+
+class ZImage(Adapter):
+    """ZImageTransformer2DModel, a flow; it is told 1 - t, and answers with x_0 - eps.
+
+    It takes lists, of a sample (C, 1, H, W) and of a prompt's own words each: where the words end
+    the positions of the picture begin, so a prompt may not be filled up.
+    """
+
+    own_lengths = True
+    embeds_time = "t_embedder"
+    only: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        **{"all_patch_size": ([2], (2,)), "all_f_patch_size": ([1], (1,))},
+        "siglip_feat_dim": (None,),
+    }
+
+    @classmethod
+    def shape(cls, config: Mapping[str, Any]) -> tuple[int, int, int]:
+        """(C, H, W); the stock pipeline's 128 unless "sample_size" says otherwise."""
+        return super().shape({"in_channels": 16, **_sized(config)})
+
+    @staticmethod
+    def patch(config: Mapping[str, Any]) -> int:
+        """Side of the square that is one token: 2."""
+        return 2
+
+    @property
+    def feature_shape(self) -> tuple[int, ...]:
+        """(F,) of tokens of sample and prompt."""
+        return (self.config.dim,)
+
+    @property
+    def time_embedding(self) -> TimeEmbedding:
+        """Where the network embeds its time, in 256 numbers at most."""
+        module: Any = self.net.t_embedder
+        return TimeEmbedding(module, module.mlp[-1].out_features)
+
+    def shapes(self, tokens: int) -> dict[str, tuple[int, ...]]:
+        """prompt (tokens, D) and its mask (tokens,)."""
+        return {"prompt": (tokens, self.config.cap_feat_dim), "mask": (tokens,)}
+
+    def arguments(self, x: Tensor, label: Tensor, cond: dict[str, Tensor]) -> dict[str, Any]:
+        """1 - t, and each prompt's own words."""
+        words, mask = cond["prompt"], cond["mask"]
+        known = mask.device.type != "meta"
+        counts = mask.sum(1).long().tolist() if known else [words.shape[1]] * len(words)
+        rows = [row[: max(count, 1)] for row, count in zip(words, counts, strict=True)]
+        return {"t": 1 - label, "cap_feats": rows}
+
+    @property
+    def call(self) -> dict[str, float]:
+        """Arguments of the stock pipeline of a student."""
+        return {"guidance_scale": 0.0, "height": self.size[0], "width": self.size[1]}
+
+    def laid_out(self, x: Tensor) -> Any:
+        """A list of (C, 1, H, W)."""
+        return list(x[:, :, None].unbind(0))
+
+    def put_back(self, out: Any, shape: tuple[int, ...]) -> Tensor:
+        """The velocity eps - x_0 of a list of answers."""
+        return -torch.stack(list(out))[:, :, 0]
+
+    def to_stock(self, x: Tensor) -> Tensor:
+        """As it is."""
+        return x
+
+    def from_stock(self, out: Tensor) -> Tensor:
+        """As it is."""
+        return out
+
+    def middle(self) -> nn.Module:
+        """The block half way through the stack on words and sample."""
+        layers: Any = self.net.layers
+        return _half(layers)
 
 
 ADAPTERS: Mapping[str, type[Adapter]] = {
@@ -220,5 +427,8 @@ ADAPTERS: Mapping[str, type[Adapter]] = {
     "PixArtTransformer2DModel": PixArt,
     "SanaTransformer2DModel": Sana,
     "FluxTransformer2DModel": Flux,
+    "Flux2Transformer2DModel": Flux2,
+    "QwenImageTransformer2DModel": QwenImage,
+    "ZImageTransformer2DModel": ZImage,
 }
 """How each class of network is called."""

@@ -11,6 +11,7 @@ configurations, headers and tokenizers alone:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from fewstep.teachers.diffusers import parts
@@ -45,9 +46,9 @@ def check(folder: PipelineFolder, adapter: Adapter) -> None:
 
 def _latents(folder: PipelineFolder, adapter: Adapter) -> None:
     """The VAE's latents are the network's samples, and are scaled by numbers."""
-    config, where = folder.config("vae"), folder.config_path("vae")
+    config, where, kind = folder.config("vae"), folder.config_path("vae"), folder.vae_kind
     name, net = folder.family.network, folder.config(folder.family.network)
-    made, taken = config["latent_channels"], adapter.shape(net)[0]
+    made, taken = config[kind.channels] * kind.folded**2, adapter.shape(net)[0]
     if made != taken:
         raise ValueError(
             f"{folder.path}: {name} takes {taken} channels, but the latents of vae have {made}; "
@@ -57,7 +58,7 @@ def _latents(folder: PipelineFolder, adapter: Adapter) -> None:
     given = adapter.channels(net)
     if given != taken and not (adapter.learned_variance and given == 2 * taken):
         raise ValueError(f"{folder.path}: {name} takes {taken} channels and answers with {given}")
-    colours = config["in_channels"], config.get("out_channels", 3)
+    colours = config[kind.colours], config.get("out_channels", 3)
     if colours != (3, 3):
         raise ValueError(f"{where}: pictures have 3 channels, not {colours[0]} and {colours[1]}")
     moments(folder)
@@ -69,7 +70,11 @@ def moments(folder: PipelineFolder) -> tuple[list[float], list[float]]:
     As the stock pipeline has them: it reads some keys and passes over others.
     """
     family, config, where = folder.family, folder.config("vae"), folder.config_path("vae")
-    scale, shift = number(config, "scaling_factor", where), 0.0
+    if folder.vae_kind.normalised:
+        return _normalisation(folder, config)
+    scale, shift = 1.0, 0.0
+    if "scaling_factor" in family.vae_keys:
+        scale = number(config, "scaling_factor", where)
     if not scale > 0:
         raise ValueError(f"{where}: scaling_factor should be positive, got {scale:g}")
     if "shift_factor" in family.vae_keys:
@@ -77,7 +82,7 @@ def moments(folder: PipelineFolder) -> tuple[list[float], list[float]]:
     means, stds = config.get("latents_mean"), config.get("latents_std")
     if "latents_mean" not in family.vae_keys or means is None or stds is None:
         return [shift], [1 / scale]
-    channels = config["latent_channels"]
+    channels = config[folder.vae_kind.channels]
     for key, values in (("latents_mean", means), ("latents_std", stds)):
         if not isinstance(values, list | tuple) or len(values) != channels:
             raise ValueError(f"{where}: {key} should be {channels} numbers, got {values!r:.80}")
@@ -85,6 +90,15 @@ def moments(folder: PipelineFolder) -> tuple[list[float], list[float]]:
         [number({"latents_mean": v}, "latents_mean", where) for v in means],
         [number({"latents_std": v}, "latents_std", where) / scale for v in stds],
     )
+
+
+def _normalisation(
+    folder: PipelineFolder, config: Mapping[str, Any]
+) -> tuple[list[float], list[float]]:
+    """The statistics of a VAE's layer `bn`, as numbers by channel."""
+    mean, variance = parts.stored(folder.files["vae"], "bn.running_mean", "bn.running_var")
+    added = number(config, "batch_norm_eps", folder.config_path("vae"))
+    return mean.tolist(), (variance + added).sqrt().tolist()
 
 
 def _widths(folder: PipelineFolder, adapter: Adapter, encoders: dict[str, Any]) -> None:
@@ -118,11 +132,14 @@ def _widths(folder: PipelineFolder, adapter: Adapter, encoders: dict[str, Any]) 
 def _width(folder: PipelineFolder, part: str, config: Any, tensor: str) -> int:
     """Width of what an encoder gives to a tensor of the condition."""
     projected = tensor == "pooled" and folder.parts[part].endswith("WithProjection")
-    return int(config.projection_dim if projected else config.hidden_size)
+    if projected:
+        return int(config.projection_dim)
+    return int(config.get_text_config().hidden_size) * folder.family.layers
 
 
 def _words(folder: PipelineFolder, name: str, words: Any, part: str, config: Any) -> None:
     """The tokenizer's tokens, and as many as it makes of a text, are those of its encoder."""
+    config = config.get_text_config()
     known, heard = len(words), int(config.vocab_size)
     padded = {-(-known // size) * size for size in PADDED}
     if heard != known and heard not in padded:

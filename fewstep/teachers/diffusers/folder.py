@@ -12,7 +12,7 @@ in `fewstep.teachers.diffusers.completed_config`.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,14 +21,26 @@ from typing import Any
 from fewstep.storage.files import digest, read_json
 from fewstep.storage.safetensors_header import fetched, header
 from fewstep.teachers.diffusers.completed_config import completed
-from fewstep.teachers.diffusers.families import FAMILIES, SCHEDULERS, Family
+from fewstep.teachers.diffusers.families import (
+    FAMILIES,
+    SCHEDULERS,
+    VAES,
+    Family,
+    VAEKind,
+    is_text_class,
+)
 from fewstep.teachers.diffusers.network import EXTRA, require_library
 from fewstep.teachers.diffusers.weight_files import Weights, resolve, variant_of, variants
 
 NEVER_LOADED = ("safety_checker", "feature_extractor", "image_encoder")
 """Parts of published folders that distillation has no use for."""
-REFUSED = ("auto_map", "quantization_config", "transformers_weights", "configuration_files")
+REFUSED = (
+    *("auto_map", "quantization_config", "transformers_weights", "configuration_files"),
+    *("backbone", "use_timm_backbone", "use_pretrained_backbone"),
+)
 """Keys of a configuration that ask for other code, other numbers or other files."""
+WORDS = (".json", ".txt", ".model", ".jinja")
+"""What files of configurations, vocabularies and chat templates end in."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +114,11 @@ class PipelineFolder:
         return [part for part in self.family.optional if part not in self.parts]
 
     @property
+    def vae_kind(self) -> VAEKind:
+        """How its VAE is read."""
+        return VAES[self.parts["vae"]]
+
+    @property
     def encoders(self) -> list[str]:
         """Names of the text encoders in the folder."""
         return [part for part in self.family.text if part in self.files]
@@ -130,7 +147,7 @@ class PipelineFolder:
             weights = self.files.get(part)
             unread = weights.unread if weights else ()
             for path in sorted(p for p in (self.path / part).rglob("*") if p.is_file()):
-                text = path.suffix in (".json", ".txt", ".model") and path not in unread
+                text = path.suffix in WORDS and path not in unread
                 if text or (weights and path in weights.files):
                     files.append(path)
         return files
@@ -169,6 +186,15 @@ def is_pipeline(path: Path | str) -> bool:
 def open_folder(path: Path | str) -> PipelineFolder:
     """Examine a local pipeline folder; ValueError says what is missing or not allowed."""
     path = Path(path)
+    pipeline, parts, settings = described(path)
+    return PipelineFolder(path, pipeline, parts, settings, _weights(path, pipeline, parts))
+
+
+def described(path: Path) -> tuple[str, dict[str, str], dict[str, Any]]:
+    """What model_index.json says: the pipeline, its parts and their classes, and other settings.
+
+    Raises ValueError for what is not known or not allowed. Weights need not be there.
+    """
     if not is_pipeline(path):
         raise ValueError(f"{path} is no pipeline folder (no model_index.json in it)")
     fetched(path / "model_index.json")
@@ -185,18 +211,21 @@ def open_folder(path: Path | str) -> PipelineFolder:
         raise ValueError(f"{path} holds code ({code.relative_to(path)}); remove it first")
     parts = {name: entry for name, entry in index.items() if isinstance(entry, list)}
     settings = {k: v for k, v in plain(index, path).items() if k not in parts}
-    allowed = _allowed(path, pipeline, parts)
-    return PipelineFolder(path, pipeline, allowed, settings, _weights(path, pipeline, allowed))
+    return pipeline, _allowed(path, pipeline, parts), settings
+
+
+def with_weights(pipeline: str, parts: Iterable[str]) -> dict[str, str]:
+    """Those of the parts that have weights -> the library that reads them."""
+    return {
+        part: "transformers" if part in FAMILIES[pipeline].text else "diffusers"
+        for part in parts
+        if part != "scheduler" and "tokenizer" not in part
+    }
 
 
 def _weights(path: Path, pipeline: str, parts: Mapping[str, str]) -> dict[str, Weights]:
     """The weights of each part; ValueError where they are quantised."""
-    family = FAMILIES[pipeline]
-    homes = {
-        part: "transformers" if part in family.text else "diffusers"
-        for part in parts
-        if part != "scheduler" and "tokenizer" not in part
-    }
+    homes = with_weights(pipeline, parts)
     variant = variant_of(
         {path / part: variants(path / part, kind) for part, kind in homes.items()}
     )
@@ -228,10 +257,12 @@ def _allowed(path: Path, pipeline: str, parts: Mapping[str, list[Any]]) -> dict[
             raise ValueError(f"{path}: a {pipeline} has no part {name!r}")
         origin, cls = map(str, entry) if len(entry) == 2 else ("", "")
         allowed, home = known[name], "transformers" if name in family.text else "diffusers"
-        if origin != home or cls not in allowed:
+        text = name in family.text
+        if origin != home or not (cls in allowed or (text and is_text_class(cls, name))):
+            what = "tokenizers" if name.startswith("tokenizer") else "models"
+            knows = f"the {what} of the installed transformers" if text else ", ".join(allowed)
             raise ValueError(
-                f"{path}: {name} is {origin}.{cls}, which fewstep does not load; "
-                f"it knows {', '.join(allowed)}"
+                f"{path}: {name} is {origin}.{cls}, which fewstep does not load; it knows {knows}"
             )
         if not (path / name).is_dir():
             more = f', or write "{name}": [null, null] there' if name in family.optional else ""

@@ -10,6 +10,7 @@ pipeline, loaded when they are first needed.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from fewstep.diffusion.generator import Generator
 from fewstep.diffusion.model import Model
 from fewstep.diffusion.noise_path import Flow
 from fewstep.teachers.diffusers import parts
-from fewstep.teachers.diffusers.adapter_base import Adapter
+from fewstep.teachers.diffusers.adapter_base import Adapter, adapter_of
 from fewstep.teachers.diffusers.adapters import ADAPTERS
 from fewstep.teachers.diffusers.compatibility import check
 from fewstep.teachers.diffusers.folder import PipelineFolder, is_pipeline, open_folder
@@ -101,13 +102,54 @@ def pipeline_card(card: Mapping[str, Any]) -> Mapping[str, Any]:
     return card
 
 
-def read_schedule(folder: PipelineFolder) -> Schedule:
-    """The noise path, prediction type and shift that the scheduler of a folder describes."""
+def at_shape(generator: Generator, shape: tuple[int, ...]) -> Generator:
+    """The same model of a pipeline for samples of another size; the generator is changed, too.
+
+    A pipeline's own times are those of the new size. Raises ValueError for a model without sizes,
+    and for a size that its network does not take.
+    """
+    net, model = adapter_of(generator.denoiser), generator.model
+    if model is None or not isinstance(model.net, DiffusersNet) or net is None:
+        raise ValueError("only models of text-to-image pipelines are of any size")
+    model.net.fits(shape)
+    net.resize(shape)
+    sampler = generator.sampler
+    if "folder" in generator.card:  # the pipeline itself, whose times depend on the size
+        sampler = read_schedule(open_folder(generator.card["folder"]), shape).sampler()
+    return replace(generator, shape=shape, model=replace(model, shape=shape), sampler=sampler)
+
+
+def sized(model: Model, size: str) -> tuple[int, ...]:
+    """The shape of samples of `model` for pictures of "WIDTHxHEIGHT" pixels, such as "1024x768".
+
+    Raises ValueError for what is no such size, or not one of this model.
+    """
+    match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", size)
+    if match is None:
+        raise ValueError(f"a size is WIDTHxHEIGHT in pixels, such as 1024x768, got {size!r}")
+    if not isinstance(model.net, DiffusersNet):
+        raise ValueError("--size is for text-to-image pipelines and their students; leave it out")
+    scale, (width, height) = model.net.scale, map(int, match.groups())
+    if not width or not height or width % scale or height % scale:
+        raise ValueError(f"this model makes pictures of multiples of {scale} pixels, got {size}")
+    shape = (model.shape[0], height // scale, width // scale)
+    model.net.fits(shape)
+    return shape
+
+
+def read_schedule(folder: PipelineFolder, shape: tuple[int, ...] = ()) -> Schedule:
+    """The noise path, prediction type and shift that the scheduler of a folder describes.
+
+    shape: of a sample; (): that which the network's configuration names.
+    """
     config, kind = folder.config(folder.family.network), ADAPTERS[folder.family.network_class]
-    side = _shape(folder)[1] // kind.patch(config)
-    where = folder.config_path("scheduler")
+    _, height, width = shape or _shape(folder)
+    places = (height // kind.patch(config)) * (width // kind.patch(config))
+    where, by_steps = folder.config_path("scheduler"), folder.family.shift == "steps"
     try:
-        schedule = schedule_of(folder.config("scheduler"), folder.parts["scheduler"], side**2)
+        schedule = schedule_of(
+            folder.config("scheduler"), folder.parts["scheduler"], places, by_steps
+        )
     except ValueError as error:
         text = str(error)
         raise ValueError(text if str(where) in text else f"{where}: {text}") from None

@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import json
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -35,8 +36,14 @@ def require_library(name: str) -> ModuleType:
     return module
 
 
-EXTRA = {"FluxTransformer2DModel": ("sample_size",)}
-"""Keys of a configuration beside the constructor's: FLUX is of any size, and is told one here."""
+EXTRA = dict.fromkeys(
+    (
+        *("FluxTransformer2DModel", "Flux2Transformer2DModel"),
+        *("QwenImageTransformer2DModel", "ZImageTransformer2DModel"),
+    ),
+    ("sample_size",),
+)
+"""Keys of a configuration beside the constructor's: these are of any size, told here."""
 
 
 @dataclass(frozen=True)
@@ -50,20 +57,30 @@ class DiffusersNet(Net):
     tokens: int
     """Length of a prompt's embedding."""
     pixels: int
-    """Side of the decoded picture, which some networks are told."""
+    """Height of the decoded picture at the sample size that the configuration names."""
 
     def build(self, shape: tuple[int, ...], classes: int) -> Adapter:
         """F(x, label, cond) with newly drawn weights, in evaluation mode."""
         if classes:
             raise ValueError(f"a {self.class_name} takes prompts, got Model.classes {classes}")
         net = self.network()
-        kind, config = ADAPTERS[self.class_name], {**net.config, **self.arguments()}  # type: ignore[dict-item]
-        if shape != kind.shape(config):
-            raise ValueError(
-                f"{self.class_name} of this configuration is for {kind.shape(config)}, "
-                f"got Model.shape {shape}"
-            )
-        return kind(net, self.tokens, self.pixels).eval()
+        self.fits(shape, net.config)  # type: ignore[arg-type]
+        return ADAPTERS[self.class_name](net, self.tokens, shape, self.scale).eval()
+
+    @property
+    def scale(self) -> int:
+        """Pixels along a side of one position of a sample."""
+        cls = getattr(require_library("diffusers"), self.class_name)
+        known = inspect.signature(cls.__init__).parameters.items()
+        defaults = {key: p.default for key, p in known if p.default is not p.empty}
+        return self.pixels // ADAPTERS[self.class_name].shape({**defaults, **self.arguments()})[1]
+
+    def fits(self, shape: tuple[int, ...], completed: Mapping[str, Any] | None = None) -> None:
+        """Raise ValueError where the network takes no samples of `shape` (C, H, W)."""
+        try:
+            ADAPTERS[self.class_name].fits({**(completed or {}), **self.arguments()}, shape)
+        except ValueError as error:
+            raise ValueError(f"{self.class_name}: {error}") from None
 
     def network(self) -> nn.Module:
         """The network itself; a ValueError says what is not known of its configuration."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fewstep.storage.safetensors_header import fetched
-from fewstep.teachers.diffusers.folder import PipelineFolder, first_line
+from fewstep.teachers.diffusers.folder import WORDS, PipelineFolder, first_line
 from fewstep.teachers.diffusers.network import require_library
 from fewstep.teachers.diffusers.weight_files import Weights
 
@@ -31,6 +31,20 @@ def tensors(weights: Weights, meta: bool = False) -> dict[str, Tensor]:
 
     files = [load_file(path) for path in weights.files]
     return {name: t for file in files for name, t in file.items()}
+
+
+def stored(weights: Weights, *names: str) -> list[Tensor]:
+    """Tensors of a part by name, in float32; ValueError where a file has them not."""
+    from safetensors import safe_open
+
+    found: dict[str, Tensor] = {}
+    for path in weights.files:
+        with safe_open(path, "pt") as file:
+            here = set(names) & set(file.keys())
+            found |= {name: file.get_tensor(name).float() for name in here}
+    if lacking := [name for name in names if name not in found]:
+        raise ValueError(f"{weights.files[0]} has no {lacking[0]}, which its pipeline reads")
+    return [found[name] for name in names]
 
 
 def text_encoder(folder: PipelineFolder, part: str, meta: bool = False) -> Any:
@@ -112,6 +126,11 @@ def tokenizer(folder: PipelineFolder, part: str) -> Any:
     names = dict(cls.vocab_files_names)
     fast = names.pop("tokenizer_file", "tokenizer.json")
     whole: Iterable[str] = names.values() or ["tokenizer.model"]
+    if strange := [name for name in whole if Path(name).suffix not in WORDS]:
+        raise ValueError(
+            f"{home}: a {cls.__name__} reads {strange[0]}, which fewstep does not; it reads "
+            f"vocabularies that end in {', '.join(WORDS)}"
+        )
     present = [name for name in (fast, *whole) if (home / name).is_file()]
     for name in (*present, "tokenizer_config.json"):
         if (home / name).is_file():

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from fewstep.teachers.diffusers.folder import PipelineFolder, is_pipeline, open_folder
@@ -38,18 +38,33 @@ def heard(folder: PipelineFolder, prompts: Sequence[str]) -> Heard:
     """Count the prompts that the pipeline in `folder` truncates; duplicates count once."""
     words, stock = _tokenizers(folder), TextAndVAE(folder)
     limits = [_limit(stock, tokenizer) for tokenizer in words]
-    lowers = hasattr(stock.kind, "_text_preprocessing")
+    if hasattr(stock.kind, "_text_preprocessing"):
+        return counted(words, limits, prompts, lambda text: text.lower().strip())
+    return counted(words, limits, prompts)
+
+
+def counted(
+    tokenizers: Sequence[Any],
+    limits: Sequence[int],
+    prompts: Sequence[str],
+    prepared: Callable[[str], str] = str,
+) -> Heard:
+    """Count the prompts that are truncated by text encoders; duplicates count once.
+
+    Arguments:
+        tokenizers, limits: those of the encoders, and how many tokens each of them takes.
+        prompts: any number of them.
+        prepared: what is done to a prompt first.
+    """
     different = list(dict.fromkeys(prompts))
     seen: set[bytes] = set()
     cut = equal = 0
     for start in range(0, len(different), PART):
-        texts = different[start : start + PART]
-        if lowers:
-            texts = [text.lower().strip() for text in texts]
-        whole = [tokenizer(texts, verbose=False)["input_ids"] for tokenizer in words]
+        texts = [prepared(text) for text in different[start : start + PART]]
+        whole = [tokenizer(texts, verbose=False)["input_ids"] for tokenizer in tokenizers]
         short = [
             tokenizer(texts, truncation=True, max_length=limit)["input_ids"]
-            for tokenizer, limit in zip(words, limits, strict=True)
+            for tokenizer, limit in zip(tokenizers, limits, strict=True)
         ]
         for i in range(len(texts)):
             cut += all(len(ids[i]) > limit for ids, limit in zip(whole, limits, strict=True))
@@ -76,7 +91,8 @@ def _limit(stock: TextAndVAE, tokenizer: Any) -> int:
     if long is None or type(tokenizer).__name__.startswith("CLIP"):
         return int(tokenizer.model_max_length)
     instructed = bool(stock.settings.get("complex_human_instruction"))
-    return int(long.default) - instructed  # SANA: the instruction takes the place of the start
+    # SANA: the instruction takes the place of the start
+    return int(long.default) - instructed - stock.folder.family.template
 
 
 def lost(card: Mapping[str, Any], prompts: Sequence[str]) -> str:
@@ -84,17 +100,21 @@ def lost(card: Mapping[str, Any], prompts: Sequence[str]) -> str:
     where = pipeline_card(card).get("folder")
     if where is None or not is_pipeline(where):
         return ""
-    counts = heard(open_folder(where), prompts)
+    return sentence(heard(open_folder(where), prompts), "the text encoder")
+
+
+def sentence(counts: Heard, hearer: str) -> str:
+    """What `hearer` does not hear of prompts as a sentence, or "" where it hears all."""
     parts = []
     if counts.cut:
         are = "is" if counts.cut == 1 else "are"
         parts.append(
             f"{counts.cut:,} of {counts.prompts:,} different prompts {are} longer than the "
-            f"{counts.tokens} tokens that the text encoder hears, and cut there"
+            f"{counts.tokens} tokens that {hearer} hears, and cut there"
         )
     if counts.equal:
         which = f"{counts.equal:,}" + (
             "" if parts else f" of {counts.prompts:,} different prompts"
         )
-        parts.append(f"{which} cannot be told from an earlier one by the text encoder")
+        parts.append(f"{which} cannot be told from an earlier one by {hearer}")
     return "; ".join(parts)

@@ -52,6 +52,8 @@ SAMPLING = (
     "timestep_scaling",
 )
 """Keys that change how a scheduler samples, and nothing about the network."""
+FLOW_STEPS = 28
+"""Steps of a teacher on a flow."""
 SMALLEST = 2.0**-24
 """abar of a last timestep that should be pure noise; zero would put eps-networks at infinity."""
 
@@ -76,16 +78,19 @@ class Schedule:
     def sampler(self) -> Sampler:
         """The default sampler of the teacher: DDIM with 50 steps on betas, 28 of a flow."""
         if isinstance(self.path, Flow):
-            return Heun(Shifted(self.shift, self.path.t_min), steps=28, order=1)
+            return Heun(Shifted(self.shift, self.path.t_min), steps=FLOW_STEPS, order=1)
         top = self.path.t_max
         return FewStep(top, min(50, int(top)), "ddim", unit=True)
 
 
-def schedule_of(config: Mapping[str, Any], kind: str, places: int = 4096) -> Schedule:
+def schedule_of(
+    config: Mapping[str, Any], kind: str, places: int = 4096, by_steps: bool = False
+) -> Schedule:
     """The schedule of a scheduler of class `kind` with this completed configuration.
 
-    places: tokens of a picture, for a shift that depends on them. Raises ValueError for what is
-    not known here.
+    places: tokens of a picture, for a shift that depends on them; by_steps: whether it also
+    depends on the number of steps, by FLUX.2's formula. Raises ValueError for what is not known
+    here.
     """
     for key, values in ONLY.items():
         if config.get(key, values[0]) not in values:
@@ -103,11 +108,11 @@ def schedule_of(config: Mapping[str, Any], kind: str, places: int = 4096) -> Sch
             "epsilon and v_prediction on betas, and flow_prediction on a flow"
         )
     if flow:
-        return Schedule(Flow(), "velocity", _shift(config, kind, places))
+        return Schedule(Flow(), "velocity", _shift(config, kind, places, by_steps))
     return Schedule(_betas(config, kind), _PREDICTS[says])
 
 
-def _shift(config: Mapping[str, Any], kind: str, places: int) -> float:
+def _shift(config: Mapping[str, Any], kind: str, places: int, by_steps: bool) -> float:
     """The shift of a flow's times."""
     if number(config, "num_train_timesteps", kind) != 1000:
         raise ValueError(
@@ -115,12 +120,19 @@ def _shift(config: Mapping[str, Any], kind: str, places: int) -> float:
             "flow is told 1000 t, and with another number it would be told another time"
         )
     if config.get("use_dynamic_shifting"):
-        shift = _dynamic(config, kind, places)
+        shift = _by_steps(places) if by_steps else _dynamic(config, kind, places)
     else:
         shift = number(config, "shift" if "shift" in config else "flow_shift", kind)
     if not shift > 0:
         raise ValueError(f"{kind} shifts its times by {shift:g}, which should be positive")
     return shift
+
+
+def _by_steps(places: int) -> float:
+    """FLUX.2's shift for so many tokens in a teacher's steps, as diffusers has it."""
+    from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
+
+    return math.exp(compute_empirical_mu(image_seq_len=places, num_steps=FLOW_STEPS))
 
 
 def _dynamic(config: Mapping[str, Any], kind: str, places: int) -> float:

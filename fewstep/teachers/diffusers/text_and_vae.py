@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fewstep.teachers.diffusers import parts
 from fewstep.teachers.diffusers.compatibility import longest, moments
-from fewstep.teachers.diffusers.folder import NEVER_LOADED, PipelineFolder
+from fewstep.teachers.diffusers.folder import NEVER_LOADED, PipelineFolder, first_line
 from fewstep.teachers.diffusers.network import require_library
 
 _AS_CALLED = ("max_sequence_length", "clean_caption", "complex_human_instruction")
@@ -51,9 +52,9 @@ class TextAndVAE:
     @property
     def scale(self) -> int:
         """Pixels along a side of one latent position."""
-        config = self.folder.config("vae")
-        blocks = config.get("block_out_channels") or config["encoder_block_out_channels"]
-        return int(2 ** (len(blocks) - 1))
+        kind = self.folder.vae_kind
+        stages = len(self.folder.config("vae")[kind.stages])
+        return int(2 ** (stages if kind.halvings else stages - 1)) * kind.folded
 
     def release(self) -> None:
         """Free the loaded text encoders and VAE."""
@@ -73,10 +74,20 @@ class TextAndVAE:
         return self._encoded([""], "-")
 
     def _encoded(self, texts: list[str], sign: str) -> dict[str, Tensor]:
-        more = {"num_images_per_prompt": 1, **self.settings}
-        out = self._pipeline().encode_prompt(prompt=texts, device=self.device, **more)
-        named = dict(zip(self.folder.family.encoded, out, strict=True))
-        signed = {name: named.get(sign + name, named[name]) for name in self.folder.family.tensors}
+        family = self.folder.family
+        try:
+            out = self._pipeline().encode_prompt(texts, device=self.device, **self.settings)
+            named = dict(zip(family.encoded, out, strict=True))
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:
+            raise ValueError(
+                f"{self.folder.path}: the code of a stock {self.folder.pipeline} cannot encode "
+                f"prompts by these text encoders ({first_line(error)}); it is made for "
+                f"{', '.join(family.text['text_encoder'])}"
+            ) from None
+        given = (name for name in family.tensors if name in named)
+        signed = {name: named.get(sign + name, named[name]) for name in given}
+        if family.own_lengths:
+            return filled(signed["prompt"], signed.get("mask"), self.tokens)
         return {name: tensor.float() for name, tensor in signed.items()}
 
     @property
@@ -85,6 +96,7 @@ class TextAndVAE:
         call = inspect.signature(self.kind.__call__).parameters
         takes = inspect.signature(self.kind.encode_prompt).parameters
         more: dict[str, Any] = {key: call[key].default for key in _AS_CALLED if key in takes}
+        more |= {key: 1 for key in ("num_images_per_prompt",) if key in takes}
         more |= {key: None for key in ("prompt_2", "prompt_3") if key in takes}
         if "do_classifier_free_guidance" in takes:
             more["do_classifier_free_guidance"] = True
@@ -126,24 +138,45 @@ class TextAndVAE:
             self._vae = parts.vae(self.folder).to(self.device)
         return self._vae
 
-    @torch.no_grad()
     def decode(self, z: Tensor) -> Tensor:
-        """Latents (N, C, h, w) -> pictures (N, 3, H, W) in about [-1, 1]."""
+        """Latents (N, C, h, w) -> pictures (N, 3, H, W) in about [-1, 1], with their gradient."""
         z = z.to(self.vae.device)
+        z = self.unscaled(z)
+        frames = self.folder.vae_kind.frames
+        out: Tensor = self.vae.decode(z[:, :, None] if frames else z, return_dict=False)[0]
+        return out[:, :, 0] if frames else out
+
+    def unscaled(self, z: Tensor) -> Tensor:
+        """Latents (N, C, h, w) -> the VAE's own."""
         mean, std = self._affine(z)
-        out: Tensor = self.vae.decode(z * std + mean, return_dict=False)[0]
-        return out
+        return F.pixel_shuffle(z * std + mean, self.folder.vae_kind.folded)
 
     @torch.no_grad()
     def encode(self, x: Tensor) -> Tensor:
         """Pictures (N, 3, H, W) in [-1, 1] -> the means of their latents (N, C, h, w)."""
         x = x.to(self.vae.device)
-        posterior = self.vae.encode(x, return_dict=False)[0]
+        kind = self.folder.vae_kind
+        posterior = self.vae.encode(x[:, :, None] if kind.frames else x, return_dict=False)[0]
         mean, std = self._affine(x)
         z: Tensor = posterior if isinstance(posterior, Tensor) else posterior.mode()
-        return (z - mean) / std
+        return (F.pixel_unshuffle(z[:, :, 0] if kind.frames else z, kind.folded) - mean) / std
 
     def _affine(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the VAE's own latents, in place of x_0's."""
         mean, std = (torch.tensor(values).to(like) for values in moments(self.folder))
         return mean.reshape(1, -1, 1, 1), std.reshape(1, -1, 1, 1)
+
+
+def filled(
+    prompt: Tensor | Sequence[Tensor], mask: Tensor | None, tokens: int
+) -> dict[str, Tensor]:
+    """Prompts of their own lengths as "prompt" (N, tokens, D), with zeros, and "mask" (N, tokens).
+
+    prompt: N tensors (L, D), or (N, L, D) whose words are where `mask` (N, L) says, or all.
+    """
+    rows = [row if mask is None else row[mask[i].bool()] for i, row in enumerate(prompt)]
+    words = rows[0].new_zeros(len(rows), tokens, rows[0].shape[-1], dtype=torch.float32)
+    there = words.new_zeros(len(rows), tokens)
+    for i, row in enumerate(rows):
+        words[i, : len(row)], there[i, : len(row)] = row.float(), 1.0
+    return {"prompt": words, "mask": there}

@@ -16,7 +16,7 @@ lies beside and is not read is known too, so that it can be told.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,8 +60,12 @@ class Weights:
         return path.name.replace(f".{self.variant}", "", 1) if self.variant else path.name
 
 
-def variants(home: Path, library: str) -> Variants:
-    """The variants in which the part in the folder `home` is there; ValueError without any."""
+def variants(home: Path, library: str, names: Iterable[str] | None = None) -> Variants:
+    """The variants in which the part in the folder `home` is there; ValueError without any.
+
+    names: the files of that folder, where it is elsewhere and only its listing is here.
+    """
+    listed = sorted(names if names is not None else (path.name for path in home.iterdir()))
     base = BASES[library]
     single = re.compile(rf"{base}(?:\.([^.]+))?\.safetensors")
     index = re.compile(rf"{base}\.safetensors\.index(?:\.([^.]+))?\.json")
@@ -69,12 +73,12 @@ def variants(home: Path, library: str) -> Variants:
     order = [single, legacy, index] if library == "diffusers" else [index, single]
     by_variant: dict[str, Path] = {}
     for pattern in order:  # later ones win
-        for path in sorted(home.iterdir()):
-            name = pattern.fullmatch(path.name)
-            if name and not _SHARD.search(name[1] or ""):
-                by_variant[name[1] or ""] = path
+        for name in listed:
+            match = pattern.fullmatch(name)
+            if match and not _SHARD.search(match[1] or ""):
+                by_variant[match[1] or ""] = home / name
     if not by_variant:
-        raise ValueError(_nothing(home, base))
+        raise ValueError(_nothing(home, base, listed))
     return by_variant
 
 
@@ -101,11 +105,12 @@ def variant_of(parts: Mapping[Path, Variants]) -> str:
     )
 
 
-def _nothing(home: Path, base: str) -> str:
+def _nothing(home: Path, base: str, names: Sequence[str]) -> str:
     """What to do about a part without weights."""
-    if any(_SHARD.search(path.stem) for path in home.glob("*.safetensors")):
+    paths = [Path(name) for name in names]
+    if any(path.suffix == ".safetensors" and _SHARD.search(path.stem) for path in paths):
         return f"{home} holds shards but no index.json that names them; fetch that too"
-    beside = [path.name for path in sorted(home.iterdir()) if path.suffix in KINDS]
+    beside = [path.name for path in paths if path.suffix in KINDS]
     holds = f" (but {', '.join(beside[:3])})" if beside else ""
     return (
         f"{home} holds no {base}.safetensors{holds}; save the pipeline with "
@@ -132,8 +137,11 @@ def resolve(home: Path, library: str, variant: str) -> Weights:
     return Weights(files, BASES[library], chosen, index, unread)
 
 
-def _shards(index: Path) -> tuple[Path, ...]:
-    """The files that an index names: all there, in its own folder, and as it says."""
+def named_by(index: Path) -> dict[str, str]:
+    """Tensor -> the file beside `index` that holds it, as the index says.
+
+    Raises ValueError where it names nothing, or anything but safetensors files of its own folder.
+    """
     facts = read_json(index)
     places = facts.get("weight_map") if isinstance(facts, dict) else None
     if not isinstance(places, dict) or not places:
@@ -142,6 +150,12 @@ def _shards(index: Path) -> tuple[Path, ...]:
         plain = isinstance(name, str) and Path(name).name == name and "\\" not in name
         if not plain or not name.endswith(".safetensors"):
             raise ValueError(f"{index} names {name!r}, which is no safetensors file beside it")
+    return places
+
+
+def _shards(index: Path) -> tuple[Path, ...]:
+    """The files that an index names: all there, in its own folder, and as it says."""
+    places = named_by(index)
     files = tuple(index.parent / name for name in sorted(set(places.values())))
     held: dict[str, str] = {}
     for path in files:

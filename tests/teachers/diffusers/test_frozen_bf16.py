@@ -16,13 +16,14 @@ from tests.conftest import Folders
 
 pytestmark = pytest.mark.slow
 
-KINDS = ("sd", "sdxl", "sd3", "pixart_sized", "sana", "flux_guided")
+KINDS = ("sd", "sdxl", "sd3", "pixart_sized", "sana", "flux_guided", "flux2", "qwen_image")
 
 
 def answered(denoiser: Any, precision: Precision) -> list[Tensor]:
     """The denoised and the gradient at x_t."""
     generator = torch.Generator().manual_seed(2)
-    xt = torch.randn(2, 4, 8, 8, generator=generator, requires_grad=True)
+    shape = denoiser.net.sample_shape
+    xt = torch.randn(2, *shape, generator=generator, requires_grad=True)
     t = torch.tensor([0.3, 0.6]) * (1 if denoiser.path.t_max <= 1 else 1000)
     with autocast_products(precision, torch.device("cpu")):
         out = denoiser(xt, t)

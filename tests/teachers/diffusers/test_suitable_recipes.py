@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -19,17 +20,22 @@ from fewstep.runs.teacher import describe_model, resolve_run
 from fewstep.teachers.diffusers.hub import name_of
 from fewstep.training.progress import heard
 from tests.conftest import Folders
+from tests.tiny_pipelines import FLOWS
 
 
+@cache
 def prompted() -> dict[str, Run]:
     return {n: run for n, make in every().items() if isinstance((run := make()).domain, Prompted)}
 
 
-@pytest.mark.parametrize("kind", ["sd", "sd_v", "sdxl", "pixart", "sd3", "sana", "flux"])
+@pytest.mark.parametrize(
+    "kind",
+    ["sd", "sd_v", "sdxl", "pixart", "sd3", "sana", "flux", "flux2", "qwen_image", "z_image"],
+)
 def test_a_recipe_of_the_other_kind_names_the_right_one(folders: Folders, kind: str) -> None:
     """Whichever recipe on prompts: it suits betas or flows, and never both."""
     model = describe_model(folders(kind))
-    flow = kind in ("sd3", "sana", "flux")
+    flow = kind in FLOWS
     right, wrong = ("t2i_flow", "t2i") if flow else ("t2i", "t2i_flow")
     suit(replace(prompted()[right], model=model), right, every())
     with pytest.raises(ValueError, match=f"^{wrong} does not suit this teacher") as caught:

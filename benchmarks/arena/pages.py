@@ -1,0 +1,457 @@
+"""The arena's pages and pictures, made of its leaderboard: python -m benchmarks.arena page
+
+    benchmarks/results/arena/summary.json   every figure of the pages
+    docs/arena.md, docs/choosing.md         the pages
+    docs/images/arena-*.svg                 the pictures, light and dark
+    runs/arena/index.html                   both pages and pictures as one file
+    fewstep/recipes/choices.json            what `fewstep recipes --for` reads
+
+A figure of a page is a field of the summary, written by `figure` and its kin; the prose here holds
+none but settings. tests/test_arena.py renders the pages again and compares them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks.arena import leaderboard, records
+from benchmarks.arena.entries import ABSENT, ENTRIES, SPACES
+from benchmarks.arena.scenes import NAMES, ROOT
+from fewstep.recipes.choosing import FROM, SHOWN, Wish, answer, largest
+from fewstep.report.svg_chart import Anchor, Axis, Chart, Series, chart
+from fewstep.storage.files import read_json, write, write_json
+
+SUMMARY = records.RESULTS / "summary.json"
+CHOICES = ROOT / "fewstep" / "recipes" / "choices.json"
+TEMPLATES = Path(__file__).parent / "templates"
+IMAGES = ROOT / "docs" / "images"
+Row = Mapping[str, Any]
+TITLES = {"mixture": "A mixture in the plane", "digits": "8x8 digits"}
+WHAT = {
+    "mixture": "five unequal Gaussians in the plane, known exactly; its teacher is a small MLP "
+    "that was fitted to samples of it",
+    "digits": "8x8 handwritten digits with labels; its teacher is the one of the recipe "
+    "`digits_teacher`, a tenth of whose labels are dropped",
+}
+MEASURE = {
+    "mixture": "the energy distance to the mixture itself, without reference samples, in "
+    "thousandths (zero for exact samples in the mean)",
+    "digits": "`fd_digits`, a Frechet distance in the features of a digit classifier",
+}
+NONE = "-"
+UNIT = {"mixture": 1000.0, "digits": 1.0}
+"""What a distance is multiplied by in tables."""
+INKS = {
+    "score identity": "student",
+    "divergences": "real",
+    "adversaries": "teacher",
+    "trajectories": "fourth",
+    "schedules": "level8",
+}
+"""The colour of a family."""
+
+
+class Table(NamedTuple):
+    """Headings, and rows of text; the first column names."""
+
+    heads: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+def figure(value: float | None, digits: int = 3) -> str:
+    """A number of the summary, with so many digits that matter; a dash where there is none."""
+    if value is None:
+        return NONE
+    text = f"{value:.{digits}g}"
+    return f"{float(text):,.0f}" if "e" in text else text
+
+
+def interval(of: Mapping[str, Any], unit: float) -> str:
+    """A mean with its interval."""
+    if of["mean"] is None:
+        return NONE
+    if of["low"] is None:
+        return figure(of["mean"] * unit)
+    return (
+        f"{figure(of['mean'] * unit)} ({figure(of['low'] * unit)} to {figure(of['high'] * unit)})"
+    )
+
+
+def leaders(scene: str, data: Row, calls: int) -> Table:
+    """The leaderboard of a number of calls."""
+    unit, more = UNIT[scene], ("spread", "least_mode")
+    if scene == "digits":
+        more = ("precision", "recall")
+    heads = [
+        "place",
+        "method",
+        "learns from",
+        "distance",
+        *(name.replace("_", " ") for name in more),
+    ]
+    heads += ["tuning", "failed", "steps", "F", "CPU s", "weights"]
+    rows = []
+    for place, row in enumerate((r for r in data["rows"] if r["calls"] == calls), 1):
+        scores = row["scores"]
+        known = scores.get(data["distance"])
+        cells = [f"{place}{'=' if row['tie'] and place > 1 else ''}", f"`{row['name']}`"]
+        cells += [row["needs"], "diverged" if known is None else interval(known, unit)]
+        cells += [figure(scores.get(name, {}).get("mean")) for name in more]
+        cells += [figure(row["sensitivity"], 2), f"{failed(row)} of {row['runs']}"]
+        cells += [f"{row['steps']:,}", f"{row['forwards'] / 1000:,.0f}k"]
+        cells += [figure(row["seconds"], 2), figure(row["copies"], 2)]
+        rows.append(cells)
+    return Table(heads, rows)
+
+
+def failed(row: Row) -> int:
+    """Trials that diverged, or ended no nearer than a student that nothing was taught."""
+    return int(row["worse"])
+
+
+def references(scene: str, data: Row) -> Table:
+    """What the teacher gives: solvers by calls."""
+    names = list(dict.fromkeys(row["name"] for row in data["baselines"]))
+    calls = sorted({row["calls"] for row in data["baselines"]})
+    cells = {(row["name"], row["calls"]): row for row in data["baselines"]}
+    rows = []
+    for name in names:
+        line = [name]
+        for count in calls:
+            row = cells.get((name, count))
+            known = None if row is None else row["scores"].get(data["distance"])
+            line.append(
+                "" if row is None else figure(None if known is None else known * UNIT[scene])
+            )
+        rows.append(line)
+    return Table(
+        ["solver", *(f"{count} calls" if count > 1 else "1 call" for count in calls)], rows
+    )
+
+
+MARKS = ("teacher 4", "teacher 8", "teacher 35")
+
+
+def speeds(data: Row, calls: int) -> Table:
+    """Forwards and seconds to the teacher's distances, of the methods that reach the first."""
+    heads = ["method"]
+    for mark in MARKS:
+        heads += [f"as {mark.split()[1]} calls: F", "CPU s"]
+    rows = []
+    for row in (r for r in data["rows"] if r["calls"] == calls):
+        to = row["speed"]
+        if to[MARKS[0]]["forwards"] is None:
+            continue
+        line = [f"`{row['name']}`"]
+        for mark in MARKS:
+            line += [whole(to[mark]["forwards"]), figure(to[mark]["seconds"], 2)]
+        rows.append((to[MARKS[0]]["forwards"], line))
+    return Table(heads, [line for _, line in sorted(rows, key=lambda pair: pair[0])])
+
+
+def whole(value: float | None) -> str:
+    """A number of forwards."""
+    return NONE if value is None else f"{float(f'{value:.3g}'):,.0f}"
+
+
+def markdown(table: Table) -> str:
+    """A table in Markdown."""
+    lines = [table.heads, ["---"] * len(table.heads), *table.rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def ranks(scene: str, data: Row, calls: int) -> Chart | None:
+    """Distance against place, with intervals, by family; the teacher as lines."""
+    rows = [r for r in data["rows"] if r["calls"] == calls and r["scores"]]
+    series = []
+    for family, ink in INKS.items():
+        mine = [(k, r) for k, r in enumerate(rows, 1) if r["family"] == family]
+        means = [r["scores"][data["distance"]] for _, r in mine]
+        xs, ys = [float(k) for k, _ in mine], [of["mean"] for of in means]
+        series.append(Series(xs, ys, family, ink, "", marker="o"))
+        for x, of in zip(xs, means, strict=True):
+            if of["low"] is not None:
+                low = max(of["low"], of["mean"] / 10)
+                series.append(Series([x, x], [low, of["high"]], "", ink, "-", 1.0, 0.6))
+    marks = data["marks"]
+    dashes = {"teacher 4": ":", "teacher 8": "-.", "teacher 35": "--"}
+    anchors = [
+        Anchor(marks[name] or 0, f"{name} calls", "muted", dash) for name, dash in dashes.items()
+    ]
+    title = f"{'One call' if calls == 1 else 'Four calls'}: every method by its distance"
+    key = f"{scene[0]}r{calls}"
+    return chart(key, title, series, Axis("place"), Axis("distance", log=True), anchors=anchors)
+
+
+def compute(scene: str, data: Row, calls: int) -> Chart | None:
+    """Distance against forward passes, of the best two of each family."""
+    series = []
+    for family, ink in INKS.items():
+        mine = [r for r in data["rows"] if (r["calls"], r["family"]) == (calls, family)]
+        for row, dash in zip([r for r in mine if r["curve"]][:2], ("-", "--"), strict=False):
+            xs, ys = zip(*row["curve"], strict=True)
+            series.append(Series(xs, ys, row["name"], ink, dash, marker="o"))
+    title = f"{'One call' if calls == 1 else 'Four calls'}: quality against compute"
+    x = Axis("forward passes of the teacher's network", log=True)
+    return chart(f"{scene[0]}c{calls}", title, series, x, Axis("distance", log=True))
+
+
+def pictures(summary: Row) -> dict[str, Chart]:
+    """The charts by the names of their files."""
+    found = {}
+    for scene, data in summary.items():
+        for calls in sorted({row["calls"] for row in data["rows"]}):
+            for kind, make in (("ranks", ranks), ("compute", compute)):
+                one = make(scene, data, calls)
+                if one is not None:
+                    found[f"arena-{scene}-{kind}-{calls}.svg"] = one
+    return found
+
+
+def style() -> str:
+    """The report's colours, light and dark."""
+    text = (files("fewstep.report") / "style.css").read_text(encoding="utf-8")
+    return text[: text.index("* {")]
+
+
+def standalone(one: Chart) -> str:
+    """A chart as a file of its own, on its own ground."""
+    spaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+    text = str(one.svg).replace("<svg ", f"<svg {spaces} ", 1)
+    ground = "svg { background: var(--card); font-family: system-ui, sans-serif; }"
+    return text.replace(">", f"><style>{style()}{ground}</style>", 1) + "\n"
+
+
+def several(values: Sequence[int], noun: str) -> str:
+    """ "1 seed", "1 or 3 seeds"."""
+    return f"{' or '.join(map(str, values))} {noun}{'s' if max(values, default=0) > 1 else ''}"
+
+
+def ran(scene: str, data: Row) -> str:
+    """What was run, counted."""
+    seeds = sorted({row["seeds"] for row in data["rows"]})
+    tuned = sorted({row["tuned"] for row in data["rows"]})
+    lines = [
+        f"{data['trials']} trials of {len({r['name'] for r in data['rows']})} methods, "
+        f"{figure(data['minutes'])} CPU minutes of training on one core in all, the longest "
+        f"{figure(data['longest'])} s; {several(tuned, 'trial')} of tuning and "
+        f"{several(seeds, 'seed')} each. The budget is {data['budget']:,} F in batches of "
+        f"{data['batch']}, and a finished student is measured by {data['samples']:,} samples."
+    ]
+    failed_ = data["failed"]
+    lines.append(
+        f"{failed_} trials were not finite." if failed_ else "No trial became other than finite."
+    )
+    short = [f"`{r['name']}` in {r['calls']}" for r in data["rows"] if r["seeds"] < max(seeds)]
+    if short:
+        lines.append(f"Fewer seeds than others have: {', '.join(short)}.")
+    if data["missing"]:
+        lines.append(f"Not run yet: {', '.join(data['missing'])}.")
+    codes = ", ".join(f"{sha} ({count})" for sha, count in data["code"].items())
+    lines.append(f"Code that made them, by SHA-256: {codes}.")
+    return " ".join(lines)
+
+
+def of_scene(scene: str, data: Row) -> str:
+    """The section of a scene."""
+    parts = [f"## {TITLES[scene]}", f"The law is {WHAT[scene]}. The distance is {MEASURE[scene]}."]
+    parts.append(ran(scene, data))
+    unit = UNIT[scene]
+    if data["exact"]:
+        parts.append(
+            f"Exact samples are {figure(data['exact']['mean'] * unit, 2)} ± "
+            f"{figure(data['exact']['std'] * unit, 2)} away. Another draw of noise moves a good "
+            f"student by {figure(data['noise'] * unit, 2)}, which intervals over seeds do not "
+            "show, since all seeds are measured on one draw."
+        )
+    parts.append("What the teacher gives without distillation, each solver at its best start:")
+    parts.append(markdown(references(scene, data)))
+    parts.append(
+        "Heun's method makes an odd number of calls, the most that are not above the number asked "
+        "for. `undistilled` is the teacher's network sampled as a student is."
+    )
+    for calls in sorted({row["calls"] for row in data["rows"]}):
+        word = "One call" if calls == 1 else "Four calls"
+        parts.append(f"### {word}")
+        parts.append(f"![{word}, by distance](images/arena-{scene}-ranks-{calls}.svg)")
+        parts.append(markdown(leaders(scene, data, calls)))
+        parts.append(f"![{word}, against compute](images/arena-{scene}-compute-{calls}.svg)")
+        table = speeds(data, calls)
+        if table.rows:
+            parts.append(
+                "F and CPU seconds of training until the distance is that of the teacher's best "
+                "solver in 4, 8 and 35 calls, where every seed gets there:"
+            )
+            parts.append(markdown(table))
+    return "\n\n".join(parts)
+
+
+def arena(summary: Row) -> str:
+    """docs/arena.md."""
+    spaces = []
+    for name, family in SPACES.items():
+        points = [
+            f"lr {p.lr:g}, from {p.start:g}" + (", levels to 2.5" if p.times else "")
+            for p in family.points
+        ]
+        mine = ", ".join(f"`{one.name}`" for one in ENTRIES if one.family == name)
+        spaces.append([name, "; ".join(points), f"{family.beta:g}", mine])
+    return template("arena.md").format(
+        spaces=markdown(Table(["family", "three trials", "Adam's beta_1", "methods"], spaces)),
+        absent="\n".join(f"- `{name}` {why}." for name, why in ABSENT.items()),
+        scenes="\n\n".join(of_scene(name, summary[name]) for name in NAMES if name in summary),
+        unrun="\n".join(
+            f"- {WHAT[name]}. **Not run yet.**" for name in NAMES if name not in summary
+        ),
+    )
+
+
+def template(name: str) -> str:
+    """The prose of a page, with fields for all that is counted or measured."""
+    return (TEMPLATES / name).read_text(encoding="utf-8")
+
+
+def choices(summary: Row) -> dict[str, Any]:
+    """What `fewstep recipes --for` reads: the mixture's leaderboard."""
+    data = summary["mixture"]
+    kept = ("name", "family", "needs", "calls", "setting", "seeds", "runs", "copies", "tie")
+    guided = {
+        one.name: any(hasattr(one.cls, field) for field in ("guidance", "kappa"))
+        for one in ENTRIES
+    }
+    rows = [
+        {
+            **{key: row[key] for key in kept},
+            "distance": row["scores"][data["distance"]]["mean"],
+            "failed": failed(row),
+            "guidance": guided[row["name"]],
+        }
+        for row in data["rows"]
+        if row["scores"] and row["tuned"] == leaderboard.TRIALS
+    ]
+    return {"scene": "a mixture in the plane, on equal budgets", "rows": rows}
+
+
+QUESTIONS: tuple[tuple[str, Wish], ...] = (
+    ("No data, one call", Wish(1, data=False)),
+    ("No data, four calls", Wish(4, data=False)),
+    ("Data, one call", Wish(1)),
+    ("Data, four calls", Wish(4)),
+    ("A guided teacher, no data, one call", Wish(1, data=False, guidance=True)),
+    ("A guided teacher, no data, four calls", Wish(4, data=False, guidance=True)),
+    ("No trial that failed, four calls", Wish(4, robust=True)),
+)
+
+
+def words(asked: Wish) -> str:
+    """A wish as it is written on the command line."""
+    parts = ["data" if asked.data else "no data", f"{asked.calls} step{'s' * (asked.calls > 1)}"]
+    parts += ["guidance"] * asked.guidance + ["robust"] * asked.robust
+    return ", ".join(parts)
+
+
+def choosing(table: Row) -> str:
+    """docs/choosing.md."""
+    parts = []
+    for title, asked in QUESTIONS:
+        rows = answer(asked, table).rows[:SHOWN]
+        lines = [
+            [
+                f"`{row['name']}`",
+                row["family"],
+                FROM[row["needs"]],
+                figure(row["distance"] * UNIT["mixture"]),
+                f"{row['failed']} of {row['runs']}",
+                figure(row["copies"], 2),
+                f"{largest(row, 24) / 1e6:,.0f}",
+            ]
+            for row in rows
+        ]
+        heads = ["method", "family", "learns from", "distance", "failed", "weights", "24 GB"]
+        parts.append(f'## {title}\n\n`fewstep recipes --for "{words(asked)}"`')
+        parts.append(markdown(Table(heads, lines)))
+    return template("choosing.md").format(answers="\n\n".join(parts))
+
+
+def html(summary: Row, table: Row, shown: Mapping[str, Chart]) -> str:
+    """Both pages as one file that refers to nothing outside it."""
+    from html import escape
+
+    def inline(text: str) -> str:
+        text = escape(text, quote=False)
+        text = re.sub(r"`([^`]+)`", r"<code>\1</code>", text)
+        text = re.sub(r"\*\*([^*]+)\*\*", r"<b>\1</b>", text)
+        return re.sub(r"\[([^\]]+)\]\([^)]*\)", r"\1", text)
+
+    def block(text: str) -> str:
+        lines = text.split("\n")
+        picture = re.fullmatch(r"!\[.*\]\(images/(.*)\)", text)
+        if picture:
+            one = shown[picture[1]]
+            return f"<figure><h3>{escape(one.title)}</h3>{one.svg}</figure>"
+        if lines[0].startswith("|"):
+            return _html_table([line[2:-2].split(" | ") for line in lines], inline)
+        if lines[0].startswith("#"):
+            level = len(lines[0]) - len(lines[0].lstrip("#"))
+            return f"<h{level}>{inline(lines[0].lstrip('# '))}</h{level}>"
+        if lines[0].startswith("```"):
+            return f"<pre>{escape(chr(10).join(lines[1:-1]))}</pre>"
+        if lines[0].startswith("- "):
+            items = re.split(r"\n- ", text[2:])
+            return f"<ul>{''.join(f'<li>{inline(item)}</li>' for item in items)}</ul>"
+        return f"<p>{inline(text)}</p>"
+
+    body = "\n".join(
+        block(part)
+        for page in (arena(summary), choosing(table))
+        for part in re.split(r"\n{2,}(?!\S* *\n?```$)", page.strip())
+    )
+    css = (files("fewstep.report") / "style.css").read_text(encoding="utf-8")
+    return PAGE.replace("CSS", css).replace("BODY", body)
+
+
+def _html_table(lines: Sequence[Sequence[str]], inline: Any) -> str:
+    head = "".join(f'<th scope="col">{inline(cell)}</th>' for cell in lines[0])
+    rows = "".join(
+        f"<tr>{''.join(f'<td>{inline(cell)}</td>' for cell in line)}</tr>" for line in lines[2:]
+    )
+    table = f'<table class="plain"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
+    return f'<div class="scroll" tabindex="0" role="region" aria-label="Table">{table}</div>'
+
+
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark"><title>fewstep: the arena</title>
+<style>CSS
+main { max-width: 1240px; padding: 24px 20px 60px; }
+h2 { margin-top: 44px; } h3 { margin-top: 26px; } figure { max-width: 760px; margin: 14px 0; }
+table.plain { min-width: 860px; } td code { white-space: nowrap; }
+td:last-child code { white-space: normal; } td { padding-right: 14px; }
+td { overflow-wrap: normal; vertical-align: top; } ul { max-width: 76ch; }
+</style></head><body><main>
+BODY
+</main></body></html>
+"""
+
+
+def write_all() -> None:
+    """Write the summary, the pages, the pictures and the table of the package."""
+    summary = leaderboard.summarise()
+    write_json(SUMMARY, summary)
+    table = choices(read_json(SUMMARY))
+    write_json(CHOICES, table)
+    shown = pictures(summary)
+    for name, one in shown.items():
+        write(IMAGES / name, standalone(one))
+    write(ROOT / "docs" / "arena.md", arena(summary))
+    write(ROOT / "docs" / "choosing.md", choosing(table))
+    out: Path = ROOT / "runs" / "arena" / "index.html"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write(out, html(summary, table, shown))
+    print(f"docs/arena.md, docs/choosing.md and {out.relative_to(ROOT)}")

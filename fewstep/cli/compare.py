@@ -1,0 +1,118 @@
+"""fewstep compare: runs side by side, as a table, a page, JSON or CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fewstep.cli.parser import code_flag, fail, verb_parser
+from fewstep.cli.progress_bar import Bar, say
+from fewstep.storage.files import write
+from fewstep.storage.machine_errors import trouble
+from fewstep.training.progress import listen
+
+if TYPE_CHECKING:
+    from fewstep.compare.page import Row
+
+
+def run(args: list[str]) -> int:
+    """Compare runs; returns the exit code."""
+    parser = verb_parser(
+        "compare",
+        "Put runs side by side: what each reached and what it cost, counted in forward passes of "
+        "the teacher's network. Runs that differ in the seed alone are taken together, and two "
+        "settings are compared seed by seed. Writes one self-contained page, compare.html.",
+    )
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folders")
+    parser.add_argument(
+        "--out", type=Path, default=Path("compare.html"), help="the page (default: compare.html)"
+    )
+    parser.add_argument("--no-page", action="store_true", help="print the table alone")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print all of it as JSON")
+    form.add_argument("--csv", action="store_true", help="print a line for each run as CSV")
+    parser.add_argument(
+        "--no-teacher", action="store_true", help="leave out the teacher's pictures"
+    )
+    parser.add_argument("--device", default="cpu", help="such as cuda or mps (default: cpu)")
+    code_flag(parser)
+    flags = parser.parse_args(args)
+    from fewstep.compare import page
+    from fewstep.compare.table import compare
+    from fewstep.report.sample_images import Making
+    from fewstep.storage.user_code import trust
+
+    making = Making(flags.device, not flags.no_teacher)
+    trust(flags.code, flags.runs)
+    if flags.out.is_dir():
+        fail(f"{flags.out} is a folder; name a file for the page")
+    if not flags.out.parent.is_dir():
+        fail(f"cannot write {flags.out}: there is no folder {flags.out.parent}")
+    with ExitStack() as shown:
+        bars: dict[str, Bar] = {}
+
+        def show(what: str, done: int, total: int) -> None:
+            if what not in bars:
+                bars[what] = shown.enter_context(Bar(what, total))
+            bars[what].update(done)
+
+        with listen(show):
+            found = compare(flags.runs)
+            html = "" if flags.no_page else page.render(found, making)
+    if flags.json:
+        print(json.dumps(found.json(), indent=2, ensure_ascii=False))
+    elif flags.csv:
+        print(as_csv([entry.json() for entry in found.entries]), end="")
+    else:
+        print(table(page.columns(found), page.rows(found)))
+        for note in found.notes:
+            print(f"note: {note}")
+    if html:
+        _write(flags.out, html)
+        say(str(flags.out))
+    return 0
+
+
+def table(columns: Sequence[str], rows: Sequence[Row]) -> str:
+    """The rows for a terminal; under a mean over seeds stands its interval."""
+    lines = [["run", "method", "seed", *columns]]
+    for row in rows:
+        lines.append([row.name, row.method, row.seeds, *(text for text, _ in row.cells)])
+        if any(spread for _, spread in row.cells):
+            lines.append(["", "", "", *(spread for _, spread in row.cells)])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(_line(line, widths) for line in lines)
+
+
+def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
+    words = [cell.ljust(width) for cell, width in zip(cells[:3], widths[:3], strict=True)]
+    numbers = [cell.rjust(width) for cell, width in zip(cells[3:], widths[3:], strict=True)]
+    return "  ".join([*words, *numbers]).rstrip()
+
+
+def as_csv(runs: Sequence[Mapping[str, Any]]) -> str:
+    """A line a run: its fields, then its scores; what is not known is empty."""
+    scores = list(dict.fromkeys(name for run in runs for name in run["scores"]))
+    fields = [name for name in runs[0] if name not in ("scores", "quick")]
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow([*fields, *scores])
+    for run in runs:
+        found = [*(run[name] for name in fields), *(run["scores"].get(name) for name in scores)]
+        writer.writerow(["" if value is None else value for value in found])
+    return out.getvalue()
+
+
+def _write(path: Path, page: str) -> None:
+    """Write the page; ValueError where it cannot be written there."""
+    try:
+        write(path, page)
+    except OSError as error:
+        if trouble(error):
+            raise
+        raise ValueError(f"cannot write {path}: {error.strerror}") from None

@@ -1,0 +1,116 @@
+"""The page of a run in progress, served: it reads the files of the run, and nothing else.
+
+GET  /              the page of `fewstep report`, without fresh samples
+GET  /state         the step, the time left, and the version of the page
+GET  /grid/N.png    the picture taken at step N
+
+The training process is never spoken to. The page is drawn anew when files have changed and the
+last drawing is old enough, so that it costs a small share of one core whatever the run writes.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
+from starlette.routing import Route
+
+from fewstep.report.page import asset, render
+from fewstep.report.run_data import read_run
+from fewstep.report.run_progress import progress
+from fewstep.runs.run_folder import RunFolder
+from fewstep.storage.files import Damaged
+
+FILES = ("run.json", "log.jsonl", "gauges.jsonl", "metrics.json", "student/manifest.json")
+OFTEN = 5.0
+"""Seconds between two drawings, at least."""
+SHARE = 20
+"""Drawing takes at most one part in so many of the time."""
+
+
+@dataclass
+class Watch:
+    """A run folder, and the page that was last drawn of it."""
+
+    path: Path
+    page: str = ""
+    version: str = ""
+    seen: tuple[object, ...] = ()
+    again: float = 0.0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def newest(self) -> tuple[str, str]:
+        """The page and its version; drawn anew where that is due.
+
+        Raises ValueError where the folder holds no run (any more) and none was drawn.
+        """
+        with self.lock:
+            files = self._files()
+            if files != self.seen and time.monotonic() >= self.again:
+                began, cost = time.monotonic(), time.thread_time()
+                self.page = render(read_run(self.path), None)
+                self.seen, self.version = files, str(hash(files))
+                self.again = began + max(OFTEN, SHARE * (time.thread_time() - cost))
+            return self.page, self.version
+
+    def _files(self) -> tuple[object, ...]:
+        """What tells one state of the folder from another."""
+        found: list[object] = []
+        for name in FILES:
+            try:
+                stat = (self.path / name).stat()
+            except OSError:
+                found.append(None)
+            else:
+                found.append((stat.st_mtime_ns, stat.st_size))
+        return (*found, len(list((self.path / "grids").glob("step-*.png"))))
+
+    def application(self) -> Starlette:
+        """The routes; `fewstep.web.shell.serve` guards them."""
+        return Starlette(
+            routes=[
+                Route("/", self._page),
+                Route("/state", self._state),
+                Route("/grid/{step:int}.png", self._grid),
+                Route("/page.css", lambda _: Response(asset("style.css"), media_type="text/css")),
+                Route(
+                    "/page.js", lambda _: Response(asset("page.js"), media_type="text/javascript")
+                ),
+            ]
+        )
+
+    def _page(self, _: Request) -> Response:
+        try:
+            return HTMLResponse(self.newest()[0])
+        except ValueError as error:
+            return Response(str(error), 503, media_type="text/plain")
+
+    def _state(self, _: Request) -> Response:
+        try:
+            version = self.newest()[1]
+            f = read_run(self.path)
+        except ValueError as error:
+            return JSONResponse({"error": str(error)}, 503)
+        now = progress(f)
+        state = {"version": version, "share": now.share, "text": now.text}
+        over = f.finished and self._files() == self.seen
+        return JSONResponse({**state, "finished": over})
+
+    def _grid(self, request: Request) -> Response:
+        path = RunFolder(self.path).grids / f"step-{request.path_params['step']:08d}.png"
+        if not path.is_file():
+            return Response("there is no picture of this step", 404, media_type="text/plain")
+        return FileResponse(path, media_type="image/png")
+
+
+def watch(path: Path) -> Watch:
+    """The page of a run, drawn once; a `Damaged` (ValueError) says why there is none."""
+    made = Watch(path)
+    if not made.newest()[0]:
+        raise Damaged(f"{path} holds no run")
+    return made
