@@ -51,6 +51,13 @@ class Domain(ABC):
         """
         return self.source(model, data_free)
 
+    def prepared(self, teacher: Generator) -> Generator:
+        """The teacher as this domain asks it, such as with a negative prompt; by default as it is.
+
+        Raises ValueError where the teacher cannot be asked so.
+        """
+        return teacher
+
     def conditions(self) -> Conditions | None:
         """The conditions that samples have by default, where they come from the domain's data.
 

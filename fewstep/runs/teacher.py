@@ -184,10 +184,12 @@ def load_teacher(
 ) -> Generator | None:
     """The teacher of a distillation: the model in `path`, or the domain's exact one.
 
-    It makes samples of the size of its student `model`. Losses on pictures decode with what it
-    brings (`pictures_of`).
+    It is asked as the domain says (`Domain.prepared`), and makes samples of the size of its
+    student `model`. Losses on pictures decode with what it brings (`pictures_of`).
     """
     teacher = with_text_and_vae(load_finite(path, device, model)) if path else domain.exact()
+    if teacher is not None:
+        teacher = domain.prepared(teacher)
     if teacher is not None and teacher.text is not None:
         give_decoder(teacher.denoiser, teacher.decode)
     return teacher
