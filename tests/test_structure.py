@@ -180,7 +180,7 @@ WITHOUT_TEST_FILE = {
     "data": "captions digits embeddings errors labels mnist npz pack readers",
     "diffusion": "encoder_features generator model pixels",
     "distillation": "critic",
-    "domains": "digits domain latents prompts ring",
+    "domains": "digits domain latents ring",
     "eval": (
         "digit_features dinov2 domain_scores fid50k inception_torchscript load_features "
         "neighbours prompt_scores"

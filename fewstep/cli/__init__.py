@@ -29,6 +29,7 @@ VERBS = {
     "serve": "try a student in a browser, beside its teacher, step by step",
     "compare": "put runs side by side: quality, cost, samples, settings that differ",
     "export": "write a student for other programs, such as a folder that stock diffusers loads",
+    "push": "export a student and upload it to the Hugging Face hub, with its model card",
     "inspect": "tell what is inside a model file or folder, without executing any of it",
     "convert": "make a model folder of an EDM, EDM2, SiD or SiDA snapshot",
     "ema": "make a model of another average of a run's weights, after the training",
