@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
 
-.PHONY: demo test test-slow lint mutants drill test-all claims arena emoji asset clean
+.PHONY: demo test test-slow lint mutants drill test-all claims arena emoji site release asset clean
 
 demo: $(STAMP)
 	$(BIN)/fewstep demo
@@ -50,6 +50,18 @@ emoji: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[t2i]'
 	OMP_NUM_THREADS=1 $(BIN)/python -m examples.emoji $(EMOJI)
 
+# the documentation as pages in site/, links checked: a minute of one core
+site: $(DEV)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+# wheel and sdist in dist/, checked as a package index checks them, and the wheel tried by itself
+release: $(DEV)
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation --outdir dist .
+	$(BIN)/python -m twine check --strict dist/*
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests/test_release.py
+	@ls -l dist
+
 asset: $(DEV)
 	$(BIN)/python tools/train_features.py digits
 
@@ -60,8 +72,8 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 $(DEV): $(STAMP)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,t2i,onnx,lowmem,serve,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,t2i,onnx,lowmem,serve,docs,dev]'
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) runs dist site
