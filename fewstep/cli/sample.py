@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
+from fewstep.cli.output import result
 from fewstep.cli.parser import SIZE, VAE, code_flag, verb_parser
 from fewstep.cli.progress_bar import say
 from fewstep.cli.sampling_flags import Sampling, sampling_flags
@@ -70,7 +71,7 @@ def run(args: list[str]) -> int:
     trust(flags.code, [flags.model])
     given = (flags.vae, flags.prompts, Sampling.asked(flags), flags.device, flags.size)
     make(flags.model, flags.seeds, flags.labels, flags.out, *given, flags.walk, flags.vary)
-    print(flags.out)
+    result({"file": str(flags.out)}, str(flags.out))
     return 0
 
 
