@@ -15,7 +15,7 @@ from typing import Any
 
 from fewstep.cli.parser import code_flag, fail, verb_parser
 from fewstep.cli.progress_bar import say
-from fewstep.cli.recipe_run import machine_flags, perform, rehearse
+from fewstep.cli.recipe_run import machine_flags, perform, rehearse, told
 from fewstep.runs.command_line import command_line
 from fewstep.runs.run import Run
 from fewstep.runs.run_folder import RunFolder
@@ -81,9 +81,9 @@ def run(args: list[str]) -> int:
     if flags.dry_run:
         return rehearse(found, name, tuned, flags.device, student, base)
     machine: dict[str, Any] = {"device": flags.device, "timeout": flags.timeout}
-    machine |= {"parts": flags.shard, "init": student, "fake_init": base}
+    machine |= {"parts": flags.shard, "init": student, "fake_init": base, "track": flags.track}
     command = command_line(["fewstep", "adapt", *args])
-    return perform(found, out, name, tuned, command, **machine)
+    return told(out, perform(found, out, name, tuned, command, **machine))
 
 
 def _run_of(student: str) -> Run:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from fewstep.cli.output import result
 from fewstep.cli.parser import verb_parser
 
 
@@ -26,5 +27,5 @@ def run(args: list[str]) -> int:
     from fewstep.teachers.snapshots import convert as write
 
     write(flags.file, flags.out, flags.object, flags.student)
-    print(flags.out)
+    result({"model": str(flags.out)}, str(flags.out))
     return 0

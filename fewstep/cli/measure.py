@@ -43,7 +43,7 @@ def measured(path: Path, samples: int, draws: int) -> Metrics:
         student = models["student"].model
         if teacher := load_teacher(domain, teacher_of(folder), model=student):
             models = {"teacher": teacher, **models}
-    metrics: Metrics = {"real": real_scores(sample_metrics)}
+    metrics: Metrics = {"real": real_scores(sample_metrics, samples)}
     for role, model in models.items():
         given = with_conditions(model, domain)
         metrics[role] = _scores(role, given, sample_metrics, samples, draws)
@@ -69,12 +69,13 @@ def _scores(
 def table(metrics: Mapping[str, Mapping[str, float]]) -> str:
     """Metrics as aligned text, mean +- standard deviation over the draws."""
     names = [n for n in next(iter(metrics.values())) if not n.endswith("_std") and n != "draws"]
-    lines = [" " * 14 + "".join(f"{role:>22}" for role in metrics)]
+    width = max(14, *(len(name) + 1 for name in names))
+    lines = [" " * width + "".join(f"{role:>22}" for role in metrics)]
     for name in names:
         cells = []
         for scores in metrics.values():
             spread = scores.get(f"{name}_std", 0.0)
             value = f"{scores[name]:.4g}" if name in scores else "-"
             cells.append(value + (f" +- {spread:.2g}" if spread else ""))
-        lines.append(f"{name:14}" + "".join(f"{cell:>22}" for cell in cells))
+        lines.append(f"{name:{width}}" + "".join(f"{cell:>22}" for cell in cells))
     return "\n".join(lines)

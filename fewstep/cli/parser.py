@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from fewstep.cli import flag_syntax
+from fewstep.cli.output import output_flags
 
 TEACHER = "where the run's teacher is now, if it was moved: checked by digest, and recorded"
 FEATURES = (
@@ -93,5 +94,7 @@ def code_flag(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None
 
 
 def verb_parser(verb: str, text: str, **options: Any) -> Parser:
-    """The parser of one verb; flags are written in full."""
-    return Parser(prog=f"fewstep {verb}", description=text, allow_abbrev=False, **options)
+    """The parser of one verb, with the flags that all have; flags are written in full."""
+    parser = Parser(prog=f"fewstep {verb}", description=text, allow_abbrev=False, **options)
+    output_flags(parser)
+    return parser

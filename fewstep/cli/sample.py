@@ -9,6 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from fewstep.cli.output import result
 from fewstep.cli.pairing import PAIRINGS, Pairing, numbers, paired, texts_of
 from fewstep.cli.parser import SIZE, VAE, code_flag, verb_parser
 from fewstep.cli.progress_bar import Bar, say
@@ -63,7 +64,7 @@ def run(args: list[str]) -> int:
     given = {name: getattr(flags, name) for name in names}
     wish = Wish(**given, captions=not flags.no_captions, sampling=Sampling.asked(flags))
     make(flags.model, flags.out, wish)
-    print(flags.out)
+    result({"file": str(flags.out)}, str(flags.out))
     return 0
 
 
