@@ -23,8 +23,8 @@ from examples.scenes.draw import SIDE, draw
 from examples.scenes.stream import Stream
 from fewstep.diffusion.rng import Draws
 
-BATCH, POOL = 64, 24_576
-"""Pictures of a step, and how many are drawn to learn from."""
+BATCH = 64
+"""Pictures of a step."""
 TAUGHT = 2
 """Seed of these pictures."""
 CELLS, WIDTH = 8, 64
@@ -140,8 +140,8 @@ def loss(said: Answers, true: Labels, amount: Tensor) -> Tensor:
     )
 
 
-def fit(stream: Stream, steps: int, pool: int = POOL) -> Iterator[tuple[int, float, Judge]]:
-    """(step, loss, judge) after each hundredth step and at the end."""
+def fit(stream: Stream, steps: int, pool: int) -> Iterator[tuple[int, float, Judge]]:
+    """(step, loss, judge) after each hundredth step and at the end; pool: so many pictures."""
     torch.manual_seed(5)
     draws = torch.Generator().manual_seed(5)
     judge = Judge()

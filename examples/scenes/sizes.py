@@ -15,14 +15,36 @@ class Sizes:
     vae_steps: int = 2000
     unet_channels: tuple[int, ...] = (48, 64)
     pictures: int = 65_536
-    """Drawn and encoded for the teacher; each has a caption and is seen four or five times."""
-    teacher_steps: int = 9000
-    judge_steps: int = 4000
-    student_steps: int = 600
+    """Drawn and encoded for the teacher; each has a caption, and is seen two or three times."""
+    teacher_steps: int = 5200
+    judged: int = 24_576
+    """Pictures that the judge learns from."""
+    judge_steps: int = 3000
+    student_steps: int = 400
+    student_batch: int = 16
     batch: int = 32
-    samples: int = 1000
+    samples: int = 400
     """Pictures behind a row of scores, half of captions with seen pairs, half with unseen ones."""
     reference: int = 8000
     """Real pictures that distances are taken to."""
     calls: int = 50
     """Steps of the teacher's best sampler."""
+
+
+SMALL = Sizes(
+    captions=16,
+    vae_channels=(8, 16),
+    vae_steps=4,
+    pictures=64,
+    unet_channels=(8, 16),
+    teacher_steps=4,
+    judged=64,
+    judge_steps=4,
+    student_steps=2,
+    student_batch=4,
+    batch=4,
+    samples=16,
+    reference=100,
+    calls=6,
+)
+"""Seconds; learns nothing, but every step is taken."""

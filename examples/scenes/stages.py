@@ -1,8 +1,11 @@
 """The stages of the work, each of which leaves a file or a folder, and is skipped where it is.
 
     vae/   tokenizer/   text_encoder/   prompts.safetensors
+    judge.safetensors
     teacher/                      a run of fewstep, continued where it stopped
-    pipe/                         the teacher, as stock diffusers knows it
+    pipe/   prompts.txt           the teacher, as stock diffusers knows it
+    lsg/   one/   four/   tdm/    the students' runs, continued likewise
+    lsg-pipe/   ...               what is exported of them
 
 The networks before the teacher train for minutes, and start again if they are stopped.
 """
@@ -17,21 +20,27 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
-from safetensors.torch import save
+from safetensors.torch import load_file, save
 from torch import Tensor
 from transformers import BertModel, BertTokenizerFast
 
-from examples.scenes import teacher, vae, words
+from examples.scenes import judge, teacher, vae, words
 from examples.scenes.captions import split
 from examples.scenes.draw import draw
+from examples.scenes.judge import Judge
 from examples.scenes.sizes import Sizes
 from examples.scenes.stream import Stream
+from examples.scenes.students import STUDENTS, flags
+from fewstep import cli
 from fewstep.cli.recipe_run import perform
 from fewstep.diffusion.rng import Draws
+from fewstep.runs.command_line import command_line
 from fewstep.storage.files import write
 
 CHECKED = 1_000_000
 """Number of the first picture that the autoencoder is measured on."""
+ASKED = 1000
+"""Captions of one object, and of two, that students are trained on."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +80,30 @@ class Work:
             finish(encoder, where)
         loaded = BertModel.from_pretrained(where).eval()
         return BertTokenizerFast.from_pretrained(home), loaded
+
+    @cached_property
+    def judge(self) -> Judge:
+        """The judge, trained first if need be."""
+        file = self.out / "judge.safetensors"
+        if not file.is_file():
+            sizes, made = self.sizes, Judge()
+            for step, loss, now in judge.fit(self.stream, sizes.judge_steps, sizes.judged):
+                made = now
+                if step % 500 == 0:
+                    print(f"judge: step {step}, loss {loss:.3f}", flush=True)
+            write(file, save(made.state_dict()))
+        found = Judge()
+        found.load_state_dict(load_file(file))
+        return found.eval()
+
+    @property
+    def prompts(self) -> Path:
+        """Learnt captions of the students, one a line, as many of each kind."""
+        where = self.out / "prompts.txt"
+        if not where.is_file():
+            some = self.stream.split.single[:ASKED], self.stream.split.double[:ASKED]
+            write(where, "".join(f"{caption.text}\n" for part in some for caption in part))
+        return where
 
 
 def finish(part: Any, where: Path) -> None:
@@ -112,3 +145,26 @@ def teach(work: Work) -> None:
     if code := perform(run, trained, "scenes_teacher", "", "the same command"):
         sys.exit(code)
     finish(teacher.assemble(trained, coder, encoder, tokenizer), work.out / "pipe")
+
+
+def distil(work: Work, name: str) -> None:
+    """A student, and its pipeline folder; by the commands that anybody would type."""
+    run, student = work.out / name, STUDENTS[name]
+    if (work.out / f"{name}-pipe").is_dir():
+        return
+    fewstep(
+        *("distill", "t2i", "--teacher", str(work.out / "pipe"), "--out", str(run)),
+        *("--domain", f"Prompts('{work.prompts}')"),
+        *flags(student, work.sizes, work.sizes.student_steps),
+    )
+    fewstep("export", str(run), str(work.out / f"{name}-pipe"))
+
+
+def fewstep(*args: str) -> None:
+    """A command of fewstep, shown and done; ends the program where it fails or is stopped."""
+    print(f"fewstep {command_line(args)}", flush=True)
+    try:
+        cli.main(list(args))
+    except SystemExit as end:
+        if end.code:
+            raise
