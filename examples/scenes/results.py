@@ -12,7 +12,7 @@ from examples.scenes import vae
 from examples.scenes.picture import table
 from examples.scenes.scores import FLOOR, Exam
 from examples.scenes.stages import CHECKED, Work
-from examples.scenes.students import STUDENTS
+from examples.scenes.students import RATE, STUDENTS
 from fewstep.diffusion.generator import Generator
 from fewstep.diffusion.guidance import CFG
 from fewstep.diffusion.noise_path import NoisePath
@@ -45,7 +45,7 @@ def solvers(calls: int, path: NoisePath) -> dict[str, Sampler]:
     found: dict[str, Sampler] = {}
     for steps in (1, FEW, calls):
         plain: dict[str, Sampler] = {"ddim": ddim(steps)}
-        if steps > 1:
+        if steps == FEW:
             plain["dpm"] = dpm(steps, path)
         for kind, sampler in plain.items():
             found[f"{kind} {steps}"] = sampler
@@ -125,8 +125,12 @@ def summary(work: Work, scores: dict[str, Any]) -> dict[str, Any]:
         "psnr": round(vae.psnr(work.vae, x), 2),
         "samples": sizes.samples,
         "teacher_steps": sizes.teacher_steps,
-        "student_steps": sizes.student_steps,
+        "students": {
+            name: {"title": s.title, "calls": s.calls, "method": s.method, "steps": s.steps}
+            for name, s in STUDENTS.items()
+        },
         "student_batch": sizes.student_batch,
+        "student_rate": RATE,
         "guidance": KAPPA,
         "scores": scores,
     }

@@ -20,7 +20,8 @@ class Sizes:
     judged: int = 24_576
     """Pictures that the judge learns from."""
     judge_steps: int = 1600
-    student_steps: int = 400
+    student_steps: int = 0
+    """Of each student; 0: what `students.STUDENTS` says."""
     student_batch: int = 16
     batch: int = 32
     samples: int = 400

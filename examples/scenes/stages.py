@@ -155,7 +155,7 @@ def distil(work: Work, name: str) -> None:
     fewstep(
         *("distill", "t2i", "--teacher", str(work.out / "pipe"), "--out", str(run)),
         *("--domain", f"Prompts('{work.prompts}')"),
-        *flags(student, work.sizes, work.sizes.student_steps),
+        *flags(student, work.sizes),
     )
     fewstep("export", str(run), str(work.out / f"{name}-pipe"))
 

@@ -17,41 +17,39 @@ class Student:
     title: str
     calls: int
     method: str
-    lr: float
+    steps: int
 
 
-def sid(sampler: str, guidance: str, matching: str) -> str:
+def sid(sampler: str, guidance: str) -> str:
     """SiD in the recipe's setting but for these."""
     return (
-        f"SiD({sampler}, 1.0, {TIMES}, fake=FakeScore({TIMES}, Power(2, -2)), "
-        f"guidance={guidance}, matching='{matching}')"
+        f"SiD({sampler}, 1.0, {TIMES}, fake=FakeScore({TIMES}, Power(2, -2)), guidance={guidance})"
     )
 
 
+RATE = 3e-4
 FOUR = "FewStep(999, 4, unit=True)"
 STUDENTS = {
-    "lsg": Student("SiD with LSG(2), four steps", 4, sid(FOUR, "LSG(2.0)", "uniform"), 2e-4),
-    "one": Student(
-        "SiD with LSG(2), one step", 1, sid("FewStep(625)", "LSG(2.0)", "uniform"), 3e-4
-    ),
-    "four": Student("SiD, four steps", 4, sid(FOUR, "Unguided()", "uniform"), 2e-4),
+    "lsg": Student("SiD with LSG(2), 4 steps", 4, sid(FOUR, "LSG(2.0)"), 240),
+    "one": Student("SiD with LSG(2), 1 step", 1, sid("FewStep(625)", "LSG(2.0)"), 240),
+    "four": Student("SiD, 4 steps", 4, sid(FOUR, "Unguided()"), 300),
     "tdm": Student(
-        "TDM, four steps",
+        "TDM, 4 steps",
         4,
         f"TDM(FewStep(999, 4, 'ddim', unit=True), {TIMES}, fake_weight=Power(2, -2), "
         "guidance=Kappas(real=2.0))",
-        2e-4,
+        300,
     ),
 }
 """Name of the run's folder -> settings, in the order in which they are trained."""
 
 
-def flags(student: Student, sizes: Sizes, steps: int) -> Sequence[str]:
+def flags(student: Student, sizes: Sizes) -> Sequence[str]:
     """Of the command, but for teacher, prompts and folder."""
     return (
-        *("--method", student.method, "--steps", str(steps)),
+        *("--method", student.method, "--steps", str(sizes.student_steps or student.steps)),
         *("--batch", str(sizes.student_batch), "--accumulate", "1"),
-        *("--optim", f"Optim({student.lr}, (0.0, 0.99), warmup=20, decay='linear')"),
+        *("--optim", f"Optim({RATE}, (0.0, 0.99), warmup=20, decay='linear')"),
         *("--ema.halflife", str(20 * sizes.student_batch)),
         *("--sample-every", "100000", "--save-every", "50"),
     )
