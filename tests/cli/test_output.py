@@ -40,6 +40,10 @@ CASES: dict[str, tuple[tuple[str, ...], set[str]]] = {
         ("runs/sid", "OUT", "--to", "space"),
         {"file", "format", "difference", "notes"},
     ),
+    "push": (
+        ("runs/sid", "me/it", "--to", "space", "--licence", "mit", "--dry-run"),
+        {"repository", "kind", "licence", "base_model", "files", "address"},
+    ),
     "inspect": (("runs/sid",), set()),
     "convert": (("snapshot.pkl", "OUT"), {"model"}),
     "ema": (

@@ -1,0 +1,70 @@
+"""Everything, step by step: python -m examples.scenes --out runs/scenes
+
+What is finished is not done again, and the same command continues. --small takes every step in
+seconds, and learns nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from examples.scenes import results, stages
+from examples.scenes.sizes import SMALL, Sizes
+from examples.scenes.students import STUDENTS
+from fewstep.storage.files import read_json, write_json
+from fewstep.storage.folder_lock import locked
+from fewstep.teachers.diffusers.network import require_library
+
+
+def main(args: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="examples.scenes", description=(__doc__ or ""))
+    parser.add_argument("--out", type=Path, default=Path("runs/scenes"))
+    parser.add_argument("--small", action="store_true", help="in seconds, for tests")
+    parser.add_argument(
+        "--only", choices=("teach", "judge", *STUDENTS, "measure"), help="one part of the work"
+    )
+    own = parser.parse_args(args)
+    sizes = SMALL if own.small else Sizes()
+    for name in ("diffusers", "transformers"):
+        require_library(name)  # makes them quiet
+    torch.set_num_threads(1)  # of small networks; the same numbers on every machine's cores
+    own.out.mkdir(parents=True, exist_ok=True)
+    with locked(own.out):
+        same(own.out, {"sizes": asdict(sizes)})
+        work = stages.Work(own.out, sizes)
+        if own.only in (None, "teach"):
+            stages.teach(work)
+        if own.only == "judge":
+            _ = work.judge
+        for student in STUDENTS:
+            if own.only in (None, student):
+                stages.distil(work, student)
+        if own.only in (None, "measure"):
+            results.measure(work)
+    if own.only is None:
+        print(f"finished: {own.out / 'results.json'}, {own.out / 'pictures.png'}")
+
+
+def same(out: Path, facts: dict[str, Any]) -> None:
+    """Refuse a folder in which something else was begun."""
+    place, facts = out / "scenes.json", json.loads(json.dumps(facts))
+    if not place.is_file():
+        write_json(place, facts)
+    for name, value in read_json(place).items():
+        if value != facts[name]:
+            raise ValueError(f"{out} was begun with other {name}; choose another with --out")
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except ValueError as error:
+        print(f"scenes: {error}", file=sys.stderr)
+        sys.exit(2)
