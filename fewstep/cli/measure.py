@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fewstep.cli.progress_bar import Bar
+from fewstep.cli.progress_bar import Bar, say
 from fewstep.diffusion.generator import Generator
 from fewstep.domains.domain import Domain
 from fewstep.eval.domain_scores import SampleMetrics, evaluate, real_scores
@@ -15,14 +15,14 @@ from fewstep.runs.teacher import load_teacher, teacher_of, with_conditions
 from fewstep.storage.files import write_json
 from fewstep.storage.model_folder import load_student
 from fewstep.storage.user_code import decoded
-from fewstep.teachers.diffusers.hub import local
+from fewstep.teachers.diffusers.single_file import located
 
 Metrics = dict[str, dict[str, float]]
 
 
 def found_again(run: Path, teacher: str) -> None:
     """Record where the teacher of the run folder `run` is now; a ValueError if it is another."""
-    teacher_of(RunFolder(run), local(teacher))
+    teacher_of(RunFolder(run), located(teacher, say))
 
 
 def measured(path: Path, samples: int, draws: int) -> Metrics:

@@ -17,7 +17,7 @@ from fewstep.recipes.text_to_image import suit
 from fewstep.runs.run import Run
 from fewstep.runs.teacher import describe_model, notes_on
 from fewstep.storage.user_code import trust
-from fewstep.teachers.diffusers.hub import local
+from fewstep.teachers.diffusers.single_file import located
 
 RATE = 80.0
 """Tera-operations a second in bf16 that a GPU is taken to sustain."""
@@ -57,7 +57,7 @@ def run(args: list[str]) -> int:
     gpus = GPUs.parse(flags.gpus)
     if min(flags.at_once) < 1 or not flags.tflops > 0:
         fail("--at-once and --tflops are positive")
-    where = local(flags.teacher)
+    where = located(flags.teacher, say)
     trust(flags.code, [where])
     model = describe_model(where, flags.size)
     for note in notes_on(where):

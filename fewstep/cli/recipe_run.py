@@ -23,7 +23,7 @@ from fewstep.runs.runner import Note, Step, execute, prepare
 from fewstep.runs.teacher import describe_model, resolve_run
 from fewstep.runs.trackers import TRACKERS, Tracking, require_trackers
 from fewstep.storage.machine_errors import short_of_memory
-from fewstep.teachers.diffusers.hub import local
+from fewstep.teachers.diffusers.single_file import located
 from fewstep.training import distributed
 from fewstep.training.progress import heard, listen
 
@@ -56,7 +56,7 @@ def run_recipe(verb: Literal["train", "distill"], args: list[str]) -> int:
             '--method my_file.py:MyMethod, --fake-optim "Optim(lr=1e-5)".'
         )
         return 0
-    teacher, init = local(getattr(flags, "teacher", "")), local(flags.init)
+    teacher, init = located(getattr(flags, "teacher", ""), say), located(flags.init, say)
     fake = getattr(flags, "fake_init", "")
     trust(getattr(flags, "code", []), (teacher, init, fake))
     size = getattr(flags, "size", "")

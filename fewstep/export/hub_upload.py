@@ -27,6 +27,7 @@ NONE = "none"
 """For --base-model: a teacher that is on no hub."""
 SUFFIXES: Mapping[str, str] = {
     "safetensors": "model.safetensors",
+    "checkpoint": "model.safetensors",
     "pt2": "model.pt2",
     "onnx": "model.onnx",
     "kohya": "pytorch_lora_weights_kohya.safetensors",

@@ -41,7 +41,14 @@ CASES: dict[str, tuple[tuple[str, ...], set[str]]] = {
         {"file", "format", "difference", "notes"},
     ),
     "push": (
-        ("runs/sid", "me/it", "--to", "space", "--licence", "mit", "--dry-run"),
+        (
+            "runs/sid",
+            "me/it",
+            "--to",
+            "space",
+            *("--licence", "mit", "--base-model", "none"),
+            "--dry-run",
+        ),
         {"repository", "kind", "licence", "base_model", "files", "address"},
     ),
     "inspect": (("runs/sid",), set()),
