@@ -114,7 +114,7 @@ def _is_plain(index: Tensor) -> bool:
         and index.dtype == torch.int64
         and sys.byteorder == "little"
         and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()  # type: ignore[attr-defined]
+        and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
         and not torch._C._len_torch_dispatch_stack()
         and not torch._C._functorch.is_functorch_wrapped_tensor(index)
     )
