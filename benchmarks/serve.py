@@ -145,9 +145,11 @@ def timed(served: Served, seed: int) -> tuple[float, float]:
 
 
 def processor(pid: int) -> float:
-    """Seconds of processor time that a process and its threads have had so far (Linux)."""
-    threads = Path(f"/proc/{pid}/task").iterdir()
-    return sum(int((t / "schedstat").read_text().split()[0]) for t in threads) / 1e9
+    """Seconds of processor time that a process has had so far, threads that ended included.
+
+    By the clock of that process, as clock_getcpuclockid(3) names it on Linux.
+    """
+    return time.clock_gettime((~pid << 3) | 2)
 
 
 def draw(served: Served) -> None:
