@@ -164,6 +164,11 @@ def split(limit: int = 0) -> Split:
     return Split(*(some[: limit or None] for some in (one, two, *mixed)))
 
 
+def everything() -> Split:
+    """All captions, unseen pairs too, as if they were learnt: what the judge must know."""
+    return Split(singles(), doubles(), (), (), ())
+
+
 def strange(caption: Caption, colours: set[tuple[int, int]], objects: set[frozenset[int]]) -> bool:
     """Whether it has a pair that is not learnt."""
     coloured = any((word, caption.colour) in colours for word in caption.objects)

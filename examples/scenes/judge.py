@@ -5,8 +5,8 @@ object is there, the map's softmax where; a second map says how large it is. A s
 numbers learns the same, and how blurred and how noisy the picture is: distances are taken between
 summaries, so that they hear place, kind, colour, blur and noise.
 
-The pictures it learns from are of the same captions as the teacher's, but others; half of them are
-blurred or noisy.
+The pictures it learns from are of all captions, those of unseen pairs too: a judge that had never
+seen a penguin on red would take one for a mistake. Half of them are blurred or noisy.
 """
 
 from __future__ import annotations

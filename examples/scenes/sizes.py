@@ -19,7 +19,7 @@ class Sizes:
     teacher_steps: int = 5200
     judged: int = 24_576
     """Pictures that the judge learns from."""
-    judge_steps: int = 1600
+    judge_steps: int = 1200
     student_steps: int = 0
     """Of each student; 0: what `students.STUDENTS` says."""
     student_batch: int = 16

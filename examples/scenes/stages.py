@@ -25,7 +25,7 @@ from torch import Tensor
 from transformers import BertModel, BertTokenizerFast
 
 from examples.scenes import judge, teacher, vae, words
-from examples.scenes.captions import split
+from examples.scenes.captions import everything, split
 from examples.scenes.draw import draw
 from examples.scenes.judge import Judge
 from examples.scenes.sizes import Sizes
@@ -86,8 +86,8 @@ class Work:
         """The judge, trained first if need be."""
         file = self.out / "judge.safetensors"
         if not file.is_file():
-            sizes, made = self.sizes, Judge()
-            for step, loss, now in judge.fit(self.stream, sizes.judge_steps, sizes.judged):
+            sizes, made, scenes = self.sizes, Judge(), Stream(everything())
+            for step, loss, now in judge.fit(scenes, sizes.judge_steps, sizes.judged):
                 made = now
                 if step % 500 == 0:
                     print(f"judge: step {step}, loss {loss:.3f}", flush=True)

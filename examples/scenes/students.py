@@ -38,7 +38,7 @@ STUDENTS = {
         4,
         f"TDM(FewStep(999, 4, 'ddim', unit=True), {TIMES}, fake_weight=Power(2, -2), "
         "guidance=Kappas(real=2.0))",
-        300,
+        200,
     ),
 }
 """Name of the run's folder -> settings, in the order in which they are trained."""
