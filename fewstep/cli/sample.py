@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from fewstep.cli.parser import SIZE, VAE, code_flag, verb_parser
+from fewstep.cli.parser import SIZE, VAE_OR_NONE, code_flag, verb_parser
 from fewstep.cli.progress_bar import say
 from fewstep.cli.sampling_flags import Sampling, sampling_flags
 from fewstep.data.image_grid import class_columns, grid, png
@@ -48,7 +48,7 @@ def run(args: list[str]) -> int:
         default=Path("samples.png"),
         help="a .png grid or an .npz of arrays (default: samples.png)",
     )
-    parser.add_argument("--vae", default="", help=VAE)
+    parser.add_argument("--vae", default="", help=VAE_OR_NONE)
     parser.add_argument("--size", default="", metavar="WIDTHxHEIGHT", help=SIZE)
     parser.add_argument(
         "--walk",
