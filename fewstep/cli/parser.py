@@ -23,6 +23,7 @@ CODE = (
 )
 SIZE = "of the pictures, such as 1024x768, of text-to-image pipelines (default: the model's own)"
 VAE = "folder of the autoencoder that decodes latents (default: what FEWSTEP_VAE names)"
+VAE_OR_NONE = f"{VAE}; none: latents are given as they are"
 
 
 def printable(text: str) -> str:

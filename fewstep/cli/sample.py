@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fewstep.cli.output import result
 from fewstep.cli.pairing import PAIRINGS, Pairing, numbers, paired, texts_of
-from fewstep.cli.parser import SIZE, VAE, code_flag, verb_parser
+from fewstep.cli.parser import SIZE, VAE_OR_NONE, code_flag, verb_parser
 from fewstep.cli.progress_bar import Bar, say
 from fewstep.cli.sample_files import Asked, is_folder, refuse_place, write_pictures
 from fewstep.cli.sample_settings import settings_of
@@ -52,7 +52,7 @@ def run(args: list[str]) -> int:
         help="a .png grid, an .npz of arrays, or a new folder: a PNG for each picture, with its "
         "settings in it (default: samples.png)",
     )
-    parser.add_argument("--vae", default="", help=VAE)
+    parser.add_argument("--vae", default="", help=VAE_OR_NONE)
     parser.add_argument("--size", default="", metavar="WIDTHxHEIGHT", help=SIZE)
     _what_flags(parser)
     sampling_flags(parser)

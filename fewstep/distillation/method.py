@@ -105,6 +105,10 @@ class Method(ABC):
     """The net that is the result: the one that is averaged, sampled and shipped."""
     of_levels: ClassVar[frozenset[str]] = frozenset()
     """Fields whose laws are of noise levels sigma / alpha on every path, and of no times."""
+    paths: ClassVar[tuple[type[NoisePath], ...]] = ()
+    """The kinds of noise path that its defaults are for; (): any."""
+    needs_signal: ClassVar[bool] = False
+    """Whether it divides by alpha, so that its calls cannot start from pure noise."""
     sampler: Sampler
     """How the finished net generates."""
 

@@ -29,6 +29,8 @@ class Domain(ABC):
     """How it is written on a command line, where it has to name a file."""
     places: ClassVar[tuple[str, ...]] = ()
     """Fields that only say where files are, which the domain's digests tell apart."""
+    decodes: ClassVar[bool] = True
+    """Whether samples (4, H, W) are an autoencoder's latents, to be decoded for people."""
 
     @abstractmethod
     def source(self, model: Model, data_free: bool) -> Source:
