@@ -237,12 +237,20 @@ def kohya_keys(student: Generator, pipeline: str, out: Path) -> dict[str, str]:
 
 
 def saved(state: Mapping[str, Tensor], facts: Mapping[str, str]) -> bytes:
-    """A safetensors file, whose `modelspec.hash_sha256` is the digest of all but its header."""
+    """A safetensors file, whose `modelspec.hash_sha256` is the digest of all but its header.
+
+    A header is UTF-8: bytes of a name that are none become U+FFFD.
+    """
     data = save(dict(state))
     header = int.from_bytes(data[:8], "little")
     digest = hashlib.sha256(memoryview(data)[8 + header :]).hexdigest()
     del data
-    return save(dict(state), {**facts, "modelspec.hash_sha256": f"0x{digest}"})
+    facts = {**facts, "modelspec.hash_sha256": f"0x{digest}"}
+    legible = {
+        key: text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+        for key, text in facts.items()
+    }
+    return save(dict(state), legible)
 
 
 def sidecars(student: Generator, pipeline: str, file: Path, shown: Example) -> None:

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import io
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -123,10 +124,10 @@ def test_the_digest_is_that_of_the_tensors() -> None:
     state = {"b": torch.randn(3, 5), "a": torch.arange(4).half()}
     found = []
     for weights in (state, {**state, "b": state["b"] + 1}):
-        data = saved(weights, {"card": "{}"})
+        data = saved(weights, {"card": "{}", "name": os.fsdecode(b"r\xe9n")})
         header = int.from_bytes(data[:8], "little")
         told = json.loads(data[8 : 8 + header])["__metadata__"]
-        assert told["card"] == "{}"
+        assert (told["card"], told["name"]) == ("{}", "r\ufffdn")
         digest = hashlib.sha256(data[8 + header :]).hexdigest()
         assert told["modelspec.hash_sha256"] == f"0x{digest}"
         assert all(torch.equal(tensor, weights[name]) for name, tensor in load(data).items())

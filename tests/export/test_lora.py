@@ -245,7 +245,7 @@ def test_a_file_that_loads_as_something_else_is_not_kept(
     message = "diffusers makes something else of these adapters, off by"
     with pytest.raises(ValueError, match=message):
         verified(found, tmp_path / "out" / FILE)
-    monkeypatch.setattr(module, "save", lambda state, facts: dropped(state, facts))
+    monkeypatch.setattr(module, "saved", lambda state, facts: dropped(state, facts))
     with pytest.raises(ValueError, match=message):
         to_lora(made, tmp_path / "new")
     assert not (tmp_path / "new").exists()
