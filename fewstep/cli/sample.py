@@ -197,6 +197,8 @@ def _samples(
     wish: Wish,
 ) -> tuple[Iterator[Tensor], Asked]:
     """A sample of each seed, or of each prompt with each seed."""
+    told = generator if wish.strength is None else steps_left(generator, wish.strength)
+    x0 = _start(generator, wish.start) if wish.start else None
     columns = None if chosen else class_columns(generator.classes, len(index))
     texts: Sequence[str] = ()
     seeds: Sequence[int] = index
@@ -208,10 +210,8 @@ def _samples(
             say(cut)
     if chosen is not None and len(chosen) == 1:
         chosen = chosen * len(seeds)
-    x0 = _start(generator, wish.start) if wish.start else None
     settings = {}
     if is_folder(out):
-        told = generator if wish.strength is None else steps_left(generator, wish.strength)
         settings = settings_of(told, model, wish.negative, wish.start, wish.strength)
     labels = chosen or [i % generator.classes for i in seeds if generator.classes]
     asked = Asked(seeds, labels, texts, columns, bool(texts) and wish.captions, settings)
