@@ -34,6 +34,7 @@ PAGES = {
     "emoji.md": "docs/emoji.md",
     "assets.md": "benchmarks/assets/README.md",
     "adapt.md": "docs/adapt.md",
+    "performance.md": "docs/performance.md",
 }
 """Template -> the page that it is."""
 PASSAGES = {
@@ -49,6 +50,7 @@ STATED: Mapping[str, frozenset[str]] = {
             *("0.25", "0.5", "0.75", "1.05", "1.1", "1.35", "1.5"),
         )
     ),
+    "performance.md": frozenset(("3,072", "0.9")),
     "assets.md": frozenset(("766,516", "18,000", "2,000")),
     "emoji.md": frozenset(("1.3", "1.5", "2,000", "14,000", "1,000", "1.2")),
 }
@@ -95,6 +97,7 @@ def sources() -> dict[str, Field]:
         "solvers": read_json(RESULTS / "solvers.json"),
         "adapt": read_json(RESULTS / "adapt.json"),
         "serve": read_json(RESULTS / "serve.json"),
+        "steps": read_json(RESULTS / "steps.json"),
         "presets": read_json(RESULTS / "claims" / "digits-presets.json"),
         **read_json(RESULTS / "claims" / "summary.json"),
     }
