@@ -109,6 +109,8 @@ def _singular_values(product: Tensor, total: Tensor) -> Tensor:
     The roots of eigenvalues are known to half the square's rounding over the root, or its root.
     They will do where this is below `ROUNDED` of what is left of `total` in all.
     """
+    if not product.numel():  # all samples of a set are the same
+        return product.sum()
     roots = torch.linalg.eigvalsh(product @ product.T).clamp_min(0).sqrt()
     lost = 4 * EPS * roots.square().amax()
     error = torch.minimum(lost / (2 * roots), lost.sqrt()).sum()

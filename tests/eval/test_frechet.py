@@ -98,6 +98,15 @@ def test_small_axes_are_not_lost() -> None:
     assert frechet_distance(one, one) < 1e-12
 
 
+def test_sets_of_one_point() -> None:
+    """Between points it is their squared distance; to a spread set its trace comes on top."""
+    points = [moments(torch.full((5, 3), value)) for value in (1.0, 3.0)]
+    assert frechet_distance(*points) == 12.0
+    spread = moments(normal(50, 3))
+    expected = (spread.mu - 1).square().sum() + spread.sigma.trace()
+    assert frechet_distance(points[0], spread) == pytest.approx(float(expected), rel=1e-12)
+
+
 def test_a_covariance_that_is_not_finite_has_no_distance() -> None:
     broken = FeatureMoments(torch.zeros(2), torch.full((2, 2), math.inf))
     assert math.isnan(frechet_distance(broken, broken))
