@@ -111,12 +111,12 @@ def _singular_values(product: Tensor, total: Tensor) -> Tensor:
     """
     if not product.numel():  # all samples of a set are the same
         return product.sum()
-    roots = torch.linalg.eigvalsh(product @ product.T).clamp_min(0).sqrt()
+    roots: Tensor = torch.linalg.eigvalsh(product @ product.T).clamp_min(0).sqrt()
     lost = 4 * EPS * roots.square().amax()
     error = torch.minimum(lost / (2 * roots), lost.sqrt()).sum()
-    if error < ROUNDED * (total - 2 * roots.sum()):
-        return roots.sum()
-    return torch.linalg.svdvals(product).sum()
+    if not error < ROUNDED * (total - 2 * roots.sum()):
+        roots = torch.linalg.svdvals(product)
+    return roots.sum()
 
 
 def _root(sigma: Tensor) -> Tensor:
