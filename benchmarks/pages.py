@@ -34,6 +34,7 @@ PAGES = {
     "emoji.md": "docs/emoji.md",
     "assets.md": "benchmarks/assets/README.md",
     "adapt.md": "docs/adapt.md",
+    "performance.md": "docs/performance.md",
 }
 """Template -> the page that it is."""
 PASSAGES = {
@@ -51,6 +52,7 @@ STATED: Mapping[str, frozenset[str]] = {
         )
     ),
     "averages.md": frozenset(("0.03", "0.07", "0.13", "0.2", "0.25")),
+    "performance.md": frozenset(("3,072", "0.9")),
     "assets.md": frozenset(("766,516", "18,000", "2,000")),
     "emoji.md": frozenset(("1.3", "1.5", "2,000", "14,000", "1,000", "1.2")),
 }
@@ -98,6 +100,7 @@ def sources() -> dict[str, Field]:
         "adapt": read_json(RESULTS / "adapt.json"),
         "serve": read_json(RESULTS / "serve.json"),
         "averages": read_json(RESULTS / "averages.json"),
+        "steps": read_json(RESULTS / "steps.json"),
         "presets": read_json(RESULTS / "claims" / "digits-presets.json"),
         **read_json(RESULTS / "claims" / "summary.json"),
     }

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fewstep.eval import neighbours
+from fewstep.eval import frechet, neighbours
 from fewstep.eval.frechet import STRIP, FeatureMoments, MomentSum, frechet_distance, moments
 from fewstep.eval.metrics import ClassProbabilities, inception_score, kid, precision_recall
 
@@ -68,6 +68,26 @@ def test_the_distance_is_that_of_the_product(power: int) -> None:
     assert frechet_distance(a, b) == pytest.approx(float(expected), rel=1e-6)
 
 
+def test_near_sets_take_the_longer_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Far ones are told to 1e-7 without singular values; near ones would not be."""
+    scale = torch.logspace(0, -2, 60, dtype=F64)
+    x = normal(400, 60) * scale
+    a, far, near = moments(x), moments(3 * x + 0.5), moments(x * (1 + 1e-6))
+    exact = [frechet_distance(a, other) for other in (far, near)]
+    calls = []
+    svd = torch.linalg.svdvals
+    monkeypatch.setattr(torch.linalg, "svdvals", lambda p: calls.append(1) or svd(p))
+    assert frechet_distance(a, far) == exact[0]
+    assert not calls
+    assert frechet_distance(a, near) == exact[1]
+    assert calls
+    monkeypatch.setattr(frechet, "ROUNDED", 0.0)
+    assert frechet_distance(a, far) == pytest.approx(exact[0], rel=1e-7)
+    stretched = float((x.var(0) * 1e-12).sum())
+    mean = float((x.mean(0) * 1e-6).square().sum())
+    assert exact[1] == pytest.approx(stretched + mean, rel=0.01)
+
+
 def test_small_axes_are_not_lost() -> None:
     """400 axes of 1e-17 beside one of 1: (1e-8.5)^2 each way, far below what a product keeps."""
     a = torch.full((401,), 1e-17, dtype=F64)
@@ -76,6 +96,15 @@ def test_small_axes_are_not_lost() -> None:
     two = FeatureMoments(torch.zeros(401, dtype=F64), a.flip(0).diag())
     assert frechet_distance(one, two) == pytest.approx(2.0, rel=1e-6)
     assert frechet_distance(one, one) < 1e-12
+
+
+def test_sets_of_one_point() -> None:
+    """Between points it is their squared distance; to a spread set its trace comes on top."""
+    points = [moments(torch.full((5, 3), value)) for value in (1.0, 3.0)]
+    assert frechet_distance(*points) == 12.0
+    spread = moments(normal(50, 3))
+    expected = (spread.mu - 1).square().sum() + spread.sigma.trace()
+    assert frechet_distance(points[0], spread) == pytest.approx(float(expected), rel=1e-12)
 
 
 def test_a_covariance_that_is_not_finite_has_no_distance() -> None:
