@@ -40,6 +40,7 @@ PASSAGES = {
     "architecture-speed.md": "docs/architecture.md",
     "solvers.md": "docs/sampling.md",
     "serve.md": "docs/serve.md",
+    "watch.md": "docs/watch.md",
 }
 """Template -> the page that holds it, whatever its line breaks."""
 STATED: Mapping[str, frozenset[str]] = {
@@ -95,6 +96,7 @@ def sources() -> dict[str, Field]:
         "solvers": read_json(RESULTS / "solvers.json"),
         "adapt": read_json(RESULTS / "adapt.json"),
         "serve": read_json(RESULTS / "serve.json"),
+        "browser": read_json(RESULTS / "browser.json"),
         "presets": read_json(RESULTS / "claims" / "digits-presets.json"),
         **read_json(RESULTS / "claims" / "summary.json"),
     }
