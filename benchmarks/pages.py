@@ -42,6 +42,7 @@ PASSAGES = {
     "solvers.md": "docs/sampling.md",
     "serve.md": "docs/serve.md",
     "averages.md": "docs/averages.md",
+    "watch.md": "docs/watch.md",
 }
 """Template -> the page that holds it, whatever its line breaks."""
 STATED: Mapping[str, frozenset[str]] = {
@@ -101,6 +102,7 @@ def sources() -> dict[str, Field]:
         "serve": read_json(RESULTS / "serve.json"),
         "averages": read_json(RESULTS / "averages.json"),
         "steps": read_json(RESULTS / "steps.json"),
+        "browser": read_json(RESULTS / "browser.json"),
         "presets": read_json(RESULTS / "claims" / "digits-presets.json"),
         **read_json(RESULTS / "claims" / "summary.json"),
     }

@@ -33,6 +33,8 @@ NONE_AT_ALL = 0.02
 """Of the same, where no network that learns would be after `EARLY` steps."""
 WORSE = 3.0
 """Times its lowest, for a Frechet distance that diverges."""
+THAN_AT_FIRST = 2.0
+"""Times what it began with: of a beginning that is poor itself, nothing is three times as far."""
 BEYOND = 3.0
 """Times the spread of real data."""
 CONTRAST = 1.3
@@ -108,6 +110,8 @@ def _diverging(f: RunData) -> RunWarning | None:
         values = _quick(f, name) if name.startswith("fd") else []
         if len(values) > 1 and values[-1] > WORSE * min(values):
             found.append(f"{name} is {short(values[-1])}, {short(min(values))} at its best")
+        elif values and values[-1] > THAN_AT_FIRST * values[0]:
+            found.append(f"{name} is {short(values[-1])}, {short(values[0])} at the beginning")
     spread, real = number(f.last, "spread"), number(_real(f), "spread")
     if spread > BEYOND * real:
         found.append(f"the values' spread is {short(spread)}, that of real data {short(real)}")

@@ -47,6 +47,18 @@ def quick(**values: float) -> Callable[[list[dict[str, Any]]], None]:
     return lambda looks: looks[-1]["quick"].update(values)
 
 
+def began(
+    distance: float, change: Callable[[list[dict[str, Any]]], None]
+) -> Callable[[list[dict[str, Any]]], None]:
+    """A change of a run whose first look had this distance."""
+
+    def changed(looks: list[dict[str, Any]]) -> None:
+        looks[0]["quick"]["fd_digits"] = distance
+        change(looks)
+
+    return changed
+
+
 def errors(value: float, since: int = 3) -> Callable[[list[dict[str, Any]]], None]:
     def change(looks: list[dict[str, Any]]) -> None:
         for line in looks[since:]:
@@ -84,8 +96,10 @@ def constant(looks: list[dict[str, Any]]) -> None:
 
 CASES: dict[str, tuple[Callable[[list[dict[str, Any]]], None], list[str]]] = {
     "sound": (lambda _: None, []),
-    "distance at its limit": (quick(fd_digits=32.9), []),
-    "distance above": (quick(fd_digits=33.1), [DIVERGES]),
+    "distance at its limit": (quick(fd_digits=25.9), []),
+    "distance above the beginning": (quick(fd_digits=26.1), [DIVERGES]),
+    "far from its best": (began(40.0, quick(fd_digits=32.9)), []),
+    "farther from its best": (began(40.0, quick(fd_digits=33.1)), [DIVERGES]),
     "spread": (edited(spread=2.3), [DIVERGES, SATURATE]),
     "contrast at its limit": (edited(spread=0.97), []),
     "contrast": (edited(spread=0.98), [SATURATE]),
