@@ -32,6 +32,7 @@ FIGURE = re.compile(
 PAGES = {
     "claims.md": "docs/claims.md",
     "emoji.md": "docs/emoji.md",
+    "scenes.md": "docs/scenes.md",
     "assets.md": "benchmarks/assets/README.md",
     "adapt.md": "docs/adapt.md",
 }
@@ -50,6 +51,7 @@ STATED: Mapping[str, frozenset[str]] = {
         )
     ),
     "assets.md": frozenset(("766,516", "18,000", "2,000")),
+    "scenes.md": frozenset(("2,000", "65,536")),
     "emoji.md": frozenset(("1.3", "1.5", "2,000", "14,000", "1,000", "1.2")),
 }
 
@@ -90,6 +92,7 @@ def sources() -> dict[str, Field]:
     """What templates may name: the results, and the parts of the claims' summary."""
     found = {
         "emoji": read_json(RESULTS / "emoji.json"),
+        "scenes": read_json(RESULTS / "scenes.json"),
         "study": read_json(RESULTS / "emoji-study.json"),
         "networks": read_json(RESULTS / "networks.json"),
         "solvers": read_json(RESULTS / "solvers.json"),
