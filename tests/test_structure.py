@@ -177,10 +177,10 @@ WITHOUT_TEST_FILE = {
         "convert demo distill doctor dry_run ema evaluate export measure parser plan "
         "progress_bar recipes report run_flags stats train"
     ),
-    "data": "captions digits embeddings errors labels mnist npz pack readers",
+    "data": "captions embeddings errors labels mnist npz pack readers",
     "diffusion": "encoder_features generator model pixels",
     "distillation": "critic",
-    "domains": "digits domain latents prompts ring",
+    "domains": "digits domain latents ring",
     "eval": (
         "digit_features dinov2 domain_scores fid50k inception_torchscript load_features "
         "neighbours prompt_scores"

@@ -1,6 +1,6 @@
 """Kill, forget, corrupt: whether a run comes through, as JSON.
 
-    python tools/drill.py --kills 200 --corruptions 1000 --out runs/drill
+    python tools/drill.py --kills 200 --corruptions 1000 --out runs/drill --results FILE
 
 A small distillation is killed (SIGKILL) at random moments and at random file operations inside
 its saves, and started again with the same command until it ends; its last checkpoint, model and
@@ -205,6 +205,7 @@ def main() -> None:
     parser.add_argument("--corruptions", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/drill"))
+    parser.add_argument("--results", type=Path, help="where the JSON is kept too")
     own = parser.parse_args()
     torch.set_num_threads(1)
     began = time.monotonic()
@@ -214,7 +215,8 @@ def main() -> None:
     told["forgetting is noticed"] = controls(own.out)
     told["damage"] = corrupt(own.out, own.seed, own.corruptions)
     told["seconds"] = round(time.monotonic() - began, 1)
-    write_json(own.out / "drill.json", told)
+    for place in filter(None, (own.out / "drill.json", own.results)):
+        write_json(place, told)
     print(json.dumps(told, indent=2))
     noticed = told["forgetting is noticed"]
     sound = not told["kills"]["failed"] and told["damage"]["detected"] == own.corruptions

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from fewstep import __version__
+from fewstep.cli import output
 from fewstep.cli.parser import fail
 from fewstep.signals import ended, interruptible, last_words, tolerant
 from fewstep.storage.machine_errors import sentence, short_of_memory, trouble
@@ -29,6 +30,7 @@ VERBS = {
     "serve": "try a student in a browser, beside its teacher, step by step",
     "compare": "put runs side by side: quality, cost, samples, settings that differ",
     "export": "write a student for other programs, such as a folder that stock diffusers loads",
+    "push": "export a student and upload it to the Hugging Face hub, with its model card",
     "inspect": "tell what is inside a model file or folder, without executing any of it",
     "convert": "make a model folder of an EDM, EDM2, SiD or SiDA snapshot",
     "ema": "make a model of another average of a run's weights, after the training",
@@ -51,7 +53,8 @@ EPILOG = """examples:
 
 'fewstep VERB --help' tells more. A run that was stopped continues with the same command.
 Exit codes: 0 done, 1 failed (a full disk, say), 2 wrong input (one sentence says what to do), 75
-stopped by the system and resumable, 130 stopped by Ctrl-C and resumable."""
+stopped by the system and resumable, 130 stopped by Ctrl-C and resumable.
+Every verb takes --json (the result as JSON, on standard output) and --quiet (no progress)."""
 MEMORY = "the memory does not suffice; ask for less at once, or close other programs"
 
 
@@ -61,6 +64,7 @@ def main(argv: list[str] | None = None) -> None:
     One line is said for whatever ended it early.
     """
     tolerant()
+    output.begin()
     code = 1
     try:
         with interruptible():

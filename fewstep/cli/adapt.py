@@ -15,14 +15,14 @@ from typing import Any
 
 from fewstep.cli.parser import code_flag, fail, verb_parser
 from fewstep.cli.progress_bar import say
-from fewstep.cli.recipe_run import machine_flags, perform, rehearse
+from fewstep.cli.recipe_run import machine_flags, perform, rehearse, told
 from fewstep.runs.command_line import command_line
 from fewstep.runs.run import Run
 from fewstep.runs.run_folder import RunFolder
 from fewstep.runs.teacher import describe_model, teacher_of
 from fewstep.storage.user_code import decoded, trust
 from fewstep.teachers.diffusers.folder import is_pipeline
-from fewstep.teachers.diffusers.hub import local
+from fewstep.teachers.diffusers.single_file import located
 
 STEPS = 300
 
@@ -62,7 +62,7 @@ def run(args: list[str]) -> int:
             fail("adapt needs a student, such as runs/sid; fewstep adapt --help tells more")
         print(parser.format_help())
         return 0
-    student = local(flags.student)
+    student = located(flags.student, say)
     trust(flags.code, [student])
     made = recipe(flags.recipe)() if flags.recipe else _run_of(student)
     name = flags.recipe or str(RunFolder(Path(student)).facts().get("recipe"))
@@ -70,20 +70,20 @@ def run(args: list[str]) -> int:
         print(parser.format_help())
         print(help_text(made, f"fewstep adapt {flags.student}"))
         return 0
-    base = local(flags.base) if flags.base else _base_of(student)
+    base = located(flags.base, say) if flags.base else _base_of(student)
     out = flags.out or Path("runs/adapted")
     found = resolve(_started(made, student), rest, "fewstep adapt", parser.flags())
     suit(found, name, every())
     _refuse(found)
     if not (flags.tuned or flags.tune):
         fail("adapt needs the fine-tune: --tuned FOLDER, or --tune LORA.safetensors")
-    tuned = local(flags.tuned) if flags.tuned else _fused(base, flags, out)
+    tuned = located(flags.tuned, say) if flags.tuned else _fused(base, flags, out)
     if flags.dry_run:
         return rehearse(found, name, tuned, flags.device, student, base)
     machine: dict[str, Any] = {"device": flags.device, "timeout": flags.timeout}
-    machine |= {"parts": flags.shard, "init": student, "fake_init": base}
+    machine |= {"parts": flags.shard, "init": student, "fake_init": base, "track": flags.track}
     command = command_line(["fewstep", "adapt", *args])
-    return perform(found, out, name, tuned, command, **machine)
+    return told(out, perform(found, out, name, tuned, command, **machine))
 
 
 def _run_of(student: str) -> Run:

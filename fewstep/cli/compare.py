@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fewstep.cli.output import as_json, result
 from fewstep.cli.parser import code_flag, fail, verb_parser
 from fewstep.cli.progress_bar import Bar, say
 from fewstep.storage.files import write
@@ -33,9 +33,7 @@ def run(args: list[str]) -> int:
         "--out", type=Path, default=Path("compare.html"), help="the page (default: compare.html)"
     )
     parser.add_argument("--no-page", action="store_true", help="print the table alone")
-    form = parser.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help="print all of it as JSON")
-    form.add_argument("--csv", action="store_true", help="print a line for each run as CSV")
+    parser.add_argument("--csv", action="store_true", help="print a line for each run as CSV")
     parser.add_argument(
         "--no-teacher", action="store_true", help="leave out the teacher's pictures"
     )
@@ -47,6 +45,8 @@ def run(args: list[str]) -> int:
     from fewstep.report.sample_images import Making
     from fewstep.storage.user_code import trust
 
+    if flags.csv and as_json():
+        fail("--csv and --json are two forms of the result: leave one of them out")
     making = Making(flags.device, not flags.no_teacher)
     trust(flags.code, flags.runs)
     if flags.out.is_dir():
@@ -64,14 +64,12 @@ def run(args: list[str]) -> int:
         with listen(show):
             found = compare(flags.runs)
             html = "" if flags.no_page else page.render(found, making)
-    if flags.json:
-        print(json.dumps(found.json(), indent=2, ensure_ascii=False))
-    elif flags.csv:
-        print(as_csv([entry.json() for entry in found.entries]), end="")
+    if flags.csv:
+        text = as_csv([entry.json() for entry in found.entries]).rstrip("\n")
     else:
-        print(table(page.columns(found), page.rows(found)))
-        for note in found.notes:
-            print(f"note: {note}")
+        notes = [f"note: {note}" for note in found.notes]
+        text = "\n".join([table(page.columns(found), page.rows(found)), *notes])
+    result(found.json(), text)
     if html:
         _write(flags.out, html)
         say(str(flags.out))

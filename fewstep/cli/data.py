@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from argparse import Namespace, RawDescriptionHelpFormatter
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from fewstep.cli.output import output_flags, result
 from fewstep.cli.parser import Parser, printable
 from fewstep.cli.progress_bar import Bar, say, stopping
 
@@ -47,7 +47,8 @@ def parser() -> Parser:
     check.add_argument(
         "--sheet", type=Path, default=Path("sheet.png"), help="some of them (default: sheet.png)"
     )
-    check.add_argument("--json", action="store_true", help="for machines")
+    for kind in (pack, check):
+        output_flags(kind)
     top.epilog = pack.format_usage() + check.format_usage()
     return top
 
@@ -80,7 +81,7 @@ def pack(own: Namespace) -> int:
         say(f"{packer.enlarged:,} of {len(reader):,} pictures were smaller and were enlarged")
     for line in reader.notes.lines():
         say(printable(line))
-    print(own.out)
+    result({"file": str(own.out), "pictures": len(reader)}, str(own.out))
     return 0
 
 
@@ -118,7 +119,7 @@ def check(own: Namespace) -> int:
     facts["sheet"] = str(own.sheet)
     if notes := reader.notes.lines():
         facts["notes"] = notes
-    print(json.dumps(facts, indent=2) if own.json else printable_facts(facts))
+    result(facts, printable_facts(facts))
     return 0
 
 

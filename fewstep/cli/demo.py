@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from fewstep.cli.measure import measured, table
+from fewstep.cli.output import result
 from fewstep.cli.parser import verb_parser
 from fewstep.cli.recipe_run import perform
 from fewstep.runs.command_line import command_line
@@ -54,6 +55,7 @@ def demonstrate(out: Path, seed: int, command: str) -> int:
         metrics = {k: v for k, v in read_json(out / "metrics.json").items() if k != "protocol"}
     except ValueError:
         metrics = measured(out, samples=5000, draws=3)
-    print(table(metrics))
-    print(f"\nreport: {write_report(out)}")
+    report = write_report(out)
+    made = {"run": str(out), "metrics": metrics, "report": str(report)}
+    result(made, f"{table(metrics)}\n\nreport: {report}")
     return 0

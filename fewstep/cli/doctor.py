@@ -9,10 +9,11 @@ from pathlib import Path
 
 import torch
 
+from fewstep.cli.output import result
 from fewstep.cli.parser import verb_parser
-from fewstep.cli.progress_bar import say
 from fewstep.losses.score import sid
 from fewstep.runs.environment import environment
+from fewstep.signals import last_words
 from fewstep.teachers.gaussian import Gaussian
 
 FREE = 2 << 30
@@ -24,23 +25,24 @@ def run(args: list[str]) -> int:
     verb_parser(
         "doctor", "Check the installation and the machine; exit code 1 if something is wrong."
     ).parse_args(args)
-    problems = examine()
+    facts, problems = examine()
+    text = "\n".join(f"{name:14} {value}" for name, value in facts.items())
+    result({**facts, "problems": problems}, text)
     for problem in problems:
-        say(f"problem: {problem}")
+        last_words(f"problem: {problem}")
     return 1 if problems else 0
 
 
-def examine() -> list[str]:
-    """Print the facts; return the problems, one sentence each."""
-    for name, value in environment().items():
-        print(f"{name:14} {value}")
+def examine() -> tuple[dict[str, str], list[str]]:
+    """The facts by name, and the problems, one sentence each."""
+    facts = dict(environment())
     disk = shutil.disk_usage(Path.cwd()).free
-    print(f"{'free disk':14} {disk / 2**30:.1f} GiB in this folder")
+    facts["free disk"] = f"{disk / 2**30:.1f} GiB in this folder"
     if hasattr(os, "sysconf") and "SC_AVPHYS_PAGES" in os.sysconf_names:
         memory = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        print(f"{'free memory':14} {memory / 2**30:.1f} GiB")
+        facts["free memory"] = f"{memory / 2**30:.1f} GiB"
     error = gradient_error()
-    print(f"{'self-test':14} SiD gradient against its closed form: {100 * error:.2f} % off")
+    facts["self-test"] = f"SiD gradient against its closed form: {100 * error:.2f} % off"
     problems = []
     if error > 0.02:
         problems.append("the SiD gradient differs from its closed form; reinstall torch")
@@ -56,7 +58,7 @@ def examine() -> list[str]:
             f"torchvision {vision} does not fit torch {torch.__version__} and breaks libraries "
             "that look for it; fewstep does not need it: pip uninstall torchvision"
         )
-    return problems
+    return facts, problems
 
 
 def gradient_error(count: int = 200_000) -> float:

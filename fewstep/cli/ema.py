@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fewstep.cli.measure import found_again
+from fewstep.cli.output import result
 from fewstep.cli.parser import TEACHER, code_flag, verb_parser
 from fewstep.cli.progress_bar import say
 
@@ -30,6 +31,8 @@ def run(args: list[str]) -> int:
     trust(flags.code, [flags.run])
     if flags.teacher:
         found_again(flags.run, flags.teacher)
-    say(write_average(flags.run, flags.sigma_rel, flags.out))
-    print(flags.out)
+    note = write_average(flags.run, flags.sigma_rel, flags.out)
+    say(note)
+    made = {"model": str(flags.out), "sigma_rel": flags.sigma_rel, "note": note}
+    result(made, str(flags.out))
     return 0

@@ -8,6 +8,7 @@ from pathlib import Path
 from fewstep.cli.evaluate_fid50k import evaluate_protocol
 from fewstep.cli.evaluate_prompts import Asked, evaluate_prompts
 from fewstep.cli.measure import found_again, measured, table
+from fewstep.cli.output import result
 from fewstep.cli.parser import FEATURES, TEACHER, VAE, code_flag, fail, verb_parser
 from fewstep.cli.sampling_flags import NAMES, Sampling, sampling_flags
 from fewstep.storage.user_code import trust
@@ -64,7 +65,8 @@ def run(args: list[str]) -> int:
     samples = 5000 if flags.samples is None else flags.samples
     if samples < 100 or flags.draws < 1:
         fail("evaluate needs --samples of at least 100 and --draws of at least 1")
-    print(table(measured(flags.run, samples, flags.draws)))
+    metrics = measured(flags.run, samples, flags.draws)
+    result(metrics, table(metrics))
     return 0
 
 
@@ -76,7 +78,7 @@ def _prompted(own: argparse.Namespace) -> int:
     given = {name: getattr(own, name) for name in names if getattr(own, name) is not None}
     runs = {} if own.draws is None else {"runs": own.draws}
     given |= {"sampling": Sampling.asked(own)}
-    print(evaluate_prompts(own.run, Asked(own.prompts, own.clip or "", **given, **runs)))
+    result(*evaluate_prompts(own.run, Asked(own.prompts, own.clip or "", **given, **runs)))
     return 0
 
 
@@ -88,5 +90,5 @@ def _published(own: argparse.Namespace) -> int:
     batch = 100 if own.batch is None else own.batch
     features, device = own.features or "", own.device or "cpu"
     protocol = (samples, own.draws, batch, device, own.vae or "", Sampling.asked(own))
-    print(evaluate_protocol(own.run, features, own.reference, *protocol))
+    result(*evaluate_protocol(own.run, features, own.reference, *protocol))
     return 0

@@ -68,8 +68,8 @@ def evaluate_protocol(
     device: str,
     vae: str = "",
     sampling: Sampling = Sampling(),
-) -> str:
-    """Measure the model in `path` by the 50k protocol; the scores as text.
+) -> tuple[dict[str, Any], str]:
+    """Measure the model in `path` by the 50k protocol; the report, and as text.
 
     Writes PATH/evaluation/<features>-<samples>.json, and keeps features beside it.
     """
@@ -110,7 +110,7 @@ def evaluate_protocol(
     }
     write_json(path / "evaluation" / f"{name}.json", report)
     many = "an unknown number of" if real.count is None else real.count
-    return f"{results_table(report)}\n\nagainst {many} pictures, {reference}"
+    return report, f"{results_table(report)}\n\nagainst {many} pictures, {reference}"
 
 
 def about(path: Path, real: Reference) -> dict[str, Any]:

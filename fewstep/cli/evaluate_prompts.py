@@ -60,8 +60,8 @@ class Asked:
             raise ValueError("--side and --samples must not be negative")
 
 
-def evaluate_prompts(path: Path, asked: Asked) -> str:
-    """Measure the run, model or pipeline folder `path` on prompts; the scores as text.
+def evaluate_prompts(path: Path, asked: Asked) -> tuple[dict[str, Any], str]:
+    """Measure the run, model or pipeline folder `path` on prompts; the report, and as text.
 
     Writes RUN/evaluation/prompts-<features>-<samples>.json, or PIPELINE.evaluation/..., and keeps
     features beside it: what was made is not made again.
@@ -106,7 +106,7 @@ def evaluate_prompts(path: Path, asked: Asked) -> str:
     write_json(home / f"{place.name}.json", report)
     spread = report["diversity"]
     last = "" if spread is None else f"\n\ndiversity of a prompt's pictures: {spread:.4g}"
-    return results_table(report) + last
+    return report, results_table(report) + last
 
 
 def identity(path: Path) -> tuple[str, Path]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from fewstep.cli.output import result
 from fewstep.cli.parser import code_flag, verb_parser
 from fewstep.cli.progress_bar import say
 
@@ -35,7 +36,9 @@ def run(args: list[str]) -> int:
     trust(flags.code, [flags.run])
     off = write(flags.run, flags.out, flags.to, flags.rank, flags.pictures)
     say(f"differs from the student by {off:.1g} of its range")
-    for note in notes(flags.run, flags.to):
+    told = list(notes(flags.run, flags.to))
+    for note in told:
         say(note)
-    print(flags.out)
+    made = {"file": str(flags.out), "format": flags.to, "difference": off, "notes": told}
+    result(made, str(flags.out))
     return 0

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
+from fewstep.cli.output import result
 from fewstep.cli.parser import printable, verb_parser
 
 
@@ -12,12 +12,9 @@ def run(args: list[str]) -> int:
     """What is inside a model file or folder."""
     parser = verb_parser("inspect", "Tell what is inside a model, without executing any of it.")
     parser.add_argument("model", type=Path, help="a .pkl, .pt or .safetensors file, or a folder")
-    parser.add_argument("--json", action="store_true", help="for machines")
     flags = parser.parse_args(args)
     from fewstep.runs.inspection import as_lines, inspect_model
 
     facts = inspect_model(flags.model)
-    print(
-        json.dumps(facts, indent=2) if flags.json else "\n".join(map(printable, as_lines(facts)))
-    )
+    result(facts, "\n".join(map(printable, as_lines(facts))))
     return 0

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fewstep.cli.progress_bar import Bar
+from fewstep.cli.progress_bar import Bar, say
 from fewstep.diffusion.generator import Generator
 from fewstep.domains.domain import Domain
 from fewstep.eval.domain_scores import SampleMetrics, evaluate, real_scores
@@ -15,14 +15,14 @@ from fewstep.runs.teacher import load_teacher, teacher_of, with_conditions
 from fewstep.storage.files import write_json
 from fewstep.storage.model_folder import load_student
 from fewstep.storage.user_code import decoded
-from fewstep.teachers.diffusers.hub import local
+from fewstep.teachers.diffusers.single_file import located
 
 Metrics = dict[str, dict[str, float]]
 
 
 def found_again(run: Path, teacher: str) -> None:
     """Record where the teacher of the run folder `run` is now; a ValueError if it is another."""
-    teacher_of(RunFolder(run), local(teacher))
+    teacher_of(RunFolder(run), located(teacher, say))
 
 
 def measured(path: Path, samples: int, draws: int) -> Metrics:
@@ -43,7 +43,7 @@ def measured(path: Path, samples: int, draws: int) -> Metrics:
         student = models["student"].model
         if teacher := load_teacher(domain, teacher_of(folder), model=student):
             models = {"teacher": teacher, **models}
-    metrics: Metrics = {"real": real_scores(sample_metrics)}
+    metrics: Metrics = {"real": real_scores(sample_metrics, samples)}
     for role, model in models.items():
         given = with_conditions(model, domain)
         metrics[role] = _scores(role, given, sample_metrics, samples, draws)
@@ -69,12 +69,13 @@ def _scores(
 def table(metrics: Mapping[str, Mapping[str, float]]) -> str:
     """Metrics as aligned text, mean +- standard deviation over the draws."""
     names = [n for n in next(iter(metrics.values())) if not n.endswith("_std") and n != "draws"]
-    lines = [" " * 14 + "".join(f"{role:>22}" for role in metrics)]
+    width = max(14, *(len(name) + 1 for name in names))
+    lines = [" " * width + "".join(f"{role:>22}" for role in metrics)]
     for name in names:
         cells = []
         for scores in metrics.values():
             spread = scores.get(f"{name}_std", 0.0)
             value = f"{scores[name]:.4g}" if name in scores else "-"
             cells.append(value + (f" +- {spread:.2g}" if spread else ""))
-        lines.append(f"{name:14}" + "".join(f"{cell:>22}" for cell in cells))
+        lines.append(f"{name:{width}}" + "".join(f"{cell:>22}" for cell in cells))
     return "\n".join(lines)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from fewstep.cli import flag_syntax
+from fewstep.cli.output import output_flags
 
 TEACHER = "where the run's teacher is now, if it was moved: checked by digest, and recorded"
 FEATURES = (
@@ -22,6 +23,7 @@ CODE = (
 )
 SIZE = "of the pictures, such as 1024x768, of text-to-image pipelines (default: the model's own)"
 VAE = "folder of the autoencoder that decodes latents (default: what FEWSTEP_VAE names)"
+VAE_OR_NONE = f"{VAE}; none: latents are given as they are"
 
 
 def printable(text: str) -> str:
@@ -93,5 +95,7 @@ def code_flag(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None
 
 
 def verb_parser(verb: str, text: str, **options: Any) -> Parser:
-    """The parser of one verb; flags are written in full."""
-    return Parser(prog=f"fewstep {verb}", description=text, allow_abbrev=False, **options)
+    """The parser of one verb, with the flags that all have; flags are written in full."""
+    parser = Parser(prog=f"fewstep {verb}", description=text, allow_abbrev=False, **options)
+    output_flags(parser)
+    return parser

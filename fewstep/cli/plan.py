@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
+from typing import Any
 
+from fewstep.cli.output import result
 from fewstep.cli.parser import SIZE, code_flag, fail, verb_parser
 from fewstep.cli.progress_bar import Bar, say
 from fewstep.cli.recipe_run import like_teacher
@@ -15,7 +17,7 @@ from fewstep.recipes.text_to_image import suit
 from fewstep.runs.run import Run
 from fewstep.runs.teacher import describe_model, notes_on
 from fewstep.storage.user_code import trust
-from fewstep.teachers.diffusers.hub import local
+from fewstep.teachers.diffusers.single_file import located
 
 RATE = 80.0
 """Tera-operations a second in bf16 that a GPU is taken to sustain."""
@@ -55,7 +57,7 @@ def run(args: list[str]) -> int:
     gpus = GPUs.parse(flags.gpus)
     if min(flags.at_once) < 1 or not flags.tflops > 0:
         fail("--at-once and --tflops are positive")
-    where = local(flags.teacher)
+    where = located(flags.teacher, say)
     trust(flags.code, [where])
     model = describe_model(where, flags.size)
     for note in notes_on(where):
@@ -68,13 +70,19 @@ def run(args: list[str]) -> int:
     planned = replace(planned, steps=planned.last_step)
     suit(planned, name, every())
     table_rows, refused = _rehearsed(planned, flags.at_once, gpus, flags.tflops * 1e12, model)
-    print(_head(planned, name, gpus))
-    print(_table(table_rows, planned))
-    for reason in refused:
-        print(f"not possible: {reason}")
     row = best(table_rows)
     own = [*rest, "--size", flags.size] if flags.size else rest
-    print(_end(None if row is None else command(row, planned, name, flags.teacher, gpus, own)))
+    line = None if row is None else command(row, planned, name, flags.teacher, gpus, own)
+    impossible = [f"not possible: {reason}" for reason in refused]
+    lines = [_head(planned, name, gpus), _table(table_rows, planned), *impossible, _end(line)]
+    value: dict[str, Any] = {
+        "recipe": name,
+        "method": repr(planned.method),
+        "batch": planned.batch,
+    }
+    value |= {"steps": planned.steps, "gpus": asdict(gpus), "refused": refused, "command": line}
+    value["rows"] = [asdict(row) for row in sorted(table_rows, key=lambda row: row.memory)]
+    result(value, "\n".join(lines))
     return 0
 
 

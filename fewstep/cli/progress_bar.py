@@ -21,6 +21,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from fewstep.cli.output import quiet
 from fewstep.signals import Stopped, last_words, leave_terminal, terminals
 
 EVERY = 10.0
@@ -99,8 +100,13 @@ def say(text: str) -> None:
 
 
 def silent() -> bool:
-    """Whether this process is a distributed one other than rank 0, which alone prints."""
-    return os.environ.get("RANK", "0") != "0"
+    """Whether progress and notes are not wanted, or are told by another process."""
+    return quiet() or not first()
+
+
+def first() -> bool:
+    """Whether this process is the only one, or rank 0 of several, which alone prints."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 class Stop:

@@ -5,21 +5,25 @@ from __future__ import annotations
 import json
 import sys
 from argparse import ArgumentParser
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
+from fewstep.cli.output import result
 from fewstep.cli.parser import SIZE, Parser, code_flag, fail, verb_parser
-from fewstep.cli.progress_bar import Bar, Stop, say, stopping
+from fewstep.cli.progress_bar import Bar, Stop, first, say, stopping
 from fewstep.config import encode
 from fewstep.runs.command_line import command_line
 from fewstep.runs.run import Run
+from fewstep.runs.run_folder import RunFolder
 from fewstep.runs.runner import Note, Step, execute, prepare
 from fewstep.runs.teacher import describe_model, resolve_run
+from fewstep.runs.trackers import TRACKERS, Tracking, require_trackers
 from fewstep.storage.machine_errors import short_of_memory
-from fewstep.teachers.diffusers.hub import local
+from fewstep.teachers.diffusers.single_file import located
 from fewstep.training import distributed
 from fewstep.training.progress import heard, listen
 
@@ -46,13 +50,13 @@ def run_recipe(verb: Literal["train", "distill"], args: list[str]) -> int:
     run = recipe(name)()
     if flags.help:
         print(parser.format_help())
-        print(help_text(run, f"fewstep {verb} {name}"))
         print(
+            f"{help_text(run, f'fewstep {verb} {name}')}\n"
             'A whole part is replaced by an expression: --method "SIM()", '
             '--method my_file.py:MyMethod, --fake-optim "Optim(lr=1e-5)".'
         )
         return 0
-    teacher, init = local(getattr(flags, "teacher", "")), local(flags.init)
+    teacher, init = located(getattr(flags, "teacher", ""), say), located(flags.init, say)
     fake = getattr(flags, "fake_init", "")
     trust(getattr(flags, "code", []), (teacher, init, fake))
     size = getattr(flags, "size", "")
@@ -67,7 +71,8 @@ def run_recipe(verb: Literal["train", "distill"], args: list[str]) -> int:
     if flags.dry_run:
         return rehearse(run, name, teacher, flags.device, init, fake)
     machine = {"device": flags.device, "timeout": flags.timeout, "parts": flags.shard}
-    return perform(run, out, name, teacher, command, init=init, fake_init=fake, **machine)
+    machine |= {"init": init, "fake_init": fake, "track": flags.track}
+    return told(out, perform(run, out, name, teacher, command, **machine))
 
 
 def _recipe_parser(verb: str) -> Parser:
@@ -103,7 +108,7 @@ def _recipe_parser(verb: str) -> Parser:
 
 
 def machine_flags(parser: ArgumentParser) -> None:
-    """What is no part of a run: where it is computed."""
+    """What is no part of a run: where it is computed, and where it is told."""
     parser.add_argument("--device", default="cpu", help="such as cuda or mps (default: cpu)")
     parser.add_argument(
         "--timeout",
@@ -120,6 +125,13 @@ def machine_flags(parser: ArgumentParser) -> None:
         metavar="PARTS",
         help="with several processes: each keeps but a part of every net (FSDP2); with a number, "
         "so many share a copy (HSDP)",
+    )
+    parser.add_argument(
+        "--track",
+        action="append",
+        choices=tuple(TRACKERS),
+        default=[],
+        help="write the log and the pictures to a tracker too; may be given several times",
     )
 
 
@@ -152,8 +164,10 @@ def perform(
     fake_init: str = "",
     timeout: float = distributed.TIMEOUT,
     parts: int = 1,
+    track: Sequence[str] = (),
 ) -> int:
     """Execute `run` in `out` with a progress bar; the exit code."""
+    require_trackers(track)
     facts = {"recipe": recipe, "teacher": teacher, "command": command, "init": init}
     facts["fake_init"] = fake_init
     bar = Bar(recipe, run.last_step)
@@ -165,6 +179,7 @@ def perform(
             bar,
             listen(partial(_preparing, stop, bar)),
             heard(bar.say),
+            tracked(out, track, bar.say) as follow,
         ):
             for progress in work:
                 if isinstance(progress, Note):
@@ -172,6 +187,7 @@ def perform(
                 if isinstance(progress, Step):
                     skipped = progress.logs["skipped"]
                     bar.update(progress.step, f"skipped {skipped:.0f}" if skipped else "")
+                    follow()
                     asked = distributed.max_over_ranks(
                         stop.signal
                     )  # all stop at one step, or none
@@ -182,6 +198,7 @@ def perform(
                         where = f"{out}; continue with: {command}"
                         bar.say(f"stopped at step {at}, saved in {where}")
                         return stop.code(asked)
+            follow()  # what a finished run did before it was tracked
     except (RuntimeError, MemoryError) as error:
         if not (text := _failure(error)):
             raise
@@ -189,6 +206,33 @@ def perform(
         return 1
     say(f"finished: {out}")
     return 0
+
+
+def told(out: Path, code: int) -> int:
+    """Print where a run is and whether it is finished, where that is asked for; returns `code`."""
+    if first():
+        folder = RunFolder(out)
+        model = str(folder.student) if folder.finished else None
+        result({"run": str(out), "finished": folder.finished, "model": model})
+    return code
+
+
+@contextmanager
+def tracked(
+    folder: Path, names: Sequence[str], tell: Callable[[str], None]
+) -> Iterator[Callable[[], None]]:
+    """Within the block, a function that brings the trackers of a run folder up to date."""
+    tracking = Tracking(folder, names if first() else ())
+
+    def follow() -> None:
+        for text in tracking.follow():
+            tell(text)
+
+    try:
+        yield follow
+    finally:
+        for text in tracking.close():
+            tell(text)
 
 
 def rehearse(
@@ -202,8 +246,9 @@ def rehearse(
         with heard(say):
             trial = tried(resolve_run(run, teacher, init))
             cost = estimate(prepare(trial, recipe, teacher, device, init, fake_init))
-    print(json.dumps(shortened(encode(run)), indent=2))
-    print(cost)
+    described = encode(run)
+    text = json.dumps(shortened(described), indent=2)
+    result({"run": described, "cost": cost}, f"{text}\n{cost}")
     return 0
 
 

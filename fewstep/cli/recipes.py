@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fewstep.cli.output import result
 from fewstep.cli.parser import verb_parser
 
 
@@ -25,11 +26,14 @@ def run(args: list[str]) -> int:
 
     groups = {title: group for title, group in by_module().items() if group}
     width = max(len(name) for group in groups.values() for name in group)
+    lines, known = list[str](), list[dict[str, str]]()
     for title, group in sorted(groups.items(), key=lambda item: len(item[1])):
-        print(f"{title}\n")
+        lines += [title, ""]
         for name, make in sorted(group.items()):
-            print(f"  {name:{width}}  {summary(make)}")
-        print()
+            known.append({"name": name, "what": summary(make), "group": title})
+            lines.append(f"  {name:{width}}  {summary(make)}")
+        lines.append("")
+    result(known, "\n".join(lines))
     return 0
 
 
@@ -38,5 +42,7 @@ def _choose(text: str) -> int:
     from fewstep.recipes.choosing import answer, measured, told, wish
 
     asked, table = wish(text), measured()
-    print("\n".join(told(answer(asked, table), table)))
+    found = answer(asked, table)
+    value = {"scene": table["scene"], "notes": list(found.notes), "rows": list(found.rows)}
+    result(value, "\n".join(told(found, table)))
     return 0

@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from fewstep.cli.measure import found_again
+from fewstep.cli.output import result
 from fewstep.cli.parser import TEACHER, code_flag, verb_parser
 from fewstep.cli.progress_bar import Bar
 from fewstep.training.progress import listen
@@ -17,6 +18,14 @@ def run(args: list[str]) -> int:
     parser = verb_parser("report", text)
     parser.add_argument("run", type=Path, help="a run folder")
     parser.add_argument("--teacher", default="", help=TEACHER)
+    parser.add_argument(
+        "--repeats",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="RUN",
+        help="the same run with other seeds: the page shows the spread between them",
+    )
     parser.add_argument(
         "--no-teacher",
         action="store_true",
@@ -48,6 +57,6 @@ def run(args: list[str]) -> int:
             bars[what].update(done)
 
         with listen(show):
-            page = write_report(flags.run, making)
-    print(page)
+            page = write_report(flags.run, making, flags.repeats)
+    result({"report": str(page)}, str(page))
     return 0

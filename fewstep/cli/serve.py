@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fewstep.cli.parser import VAE, code_flag, fail, verb_parser
+from fewstep.cli.parser import VAE_OR_NONE, code_flag, fail, verb_parser
 from fewstep.cli.progress_bar import say
 from fewstep.cli.web_server import require_server, serve_page, server_flags
 
@@ -27,7 +27,7 @@ def run(args: list[str]) -> int:
     )
     parser.add_argument("--no-teacher", action="store_true", help="show the student alone")
     server_flags(parser)
-    parser.add_argument("--vae", default="", help=VAE)
+    parser.add_argument("--vae", default="", help=VAE_OR_NONE)
     parser.add_argument("--device", default="cpu", help="such as cuda or mps (default: cpu)")
     code_flag(parser)
     flags = parser.parse_args(args)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fewstep.cli.evaluate_fid50k import make_stats
+from fewstep.cli.output import result
 from fewstep.cli.parser import FEATURES, verb_parser
 
 
@@ -26,5 +27,5 @@ def run(args: list[str]) -> int:
     parser.add_argument("--device", default="cpu", help="such as cuda or mps (default: cpu)")
     flags = parser.parse_args(args)
     make_stats(flags.data, flags.features, flags.out, flags.keep, flags.device, flags.batch)
-    print(flags.out)
+    result({"file": str(flags.out)}, str(flags.out))
     return 0

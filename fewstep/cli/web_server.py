@@ -6,6 +6,7 @@ import argparse
 import importlib.util
 from typing import TYPE_CHECKING
 
+from fewstep.cli.output import result
 from fewstep.cli.parser import fail
 from fewstep.cli.progress_bar import say
 from fewstep.signals import Stopped
@@ -41,7 +42,7 @@ def serve_page(application: Callable[[], ASGIApp], flags: argparse.Namespace, st
     from fewstep.web.shell import serve
 
     def ready(door: Door) -> None:
-        print(door.address, flush=True)
+        result({"address": door.address}, door.address)
         say(f"this address is for this machine alone; Ctrl-C stops {stops}")
         if flags.open:
             import webbrowser

@@ -96,13 +96,18 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
+def are_latents(shape: tuple[int, ...]) -> bool:
+    """Whether samples of that shape are taken for latents of Stable Diffusion's autoencoder."""
+    return len(shape) == 3 and shape[0] == len(MEAN)
+
+
 def as_pictures(generator: Generator, folder: str = "") -> tuple[Generator, str]:
     """`generator` with its latents decoded, and the SHA-256 of what decodes them.
 
     The autoencoder is that in `folder`, or in what FEWSTEP_VAE names; a ValueError says so where
     there is none. A model of pictures stays as it is, with "".
     """
-    if len(generator.shape) != 3 or generator.shape[0] != len(MEAN):
+    if not are_latents(generator.shape):
         if folder:
             raise ValueError(f"this model makes {generator.shape}, no latents: leave out --vae")
         return generator, ""
@@ -110,7 +115,8 @@ def as_pictures(generator: Generator, folder: str = "") -> tuple[Generator, str]
     if not folder:
         raise ValueError(
             f"this model makes latents {generator.shape}: pass --vae FOLDER, or set {VARIABLE}, "
-            "to decode them; docs/evaluation.md tells where to get one"
+            "to decode them; docs/evaluation.md tells where to get one (sample and serve take "
+            "--vae none, for latents as they are)"
         )
     autoencoder = load_autoencoder(Path(folder), generator.device)
     return replace(

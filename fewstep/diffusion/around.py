@@ -31,8 +31,7 @@ from torch import Tensor
 from fewstep.diffusion.generator import Generator
 from fewstep.diffusion.pixels import finite
 from fewstep.diffusion.rng import Draws
-from fewstep.diffusion.sampler_changes import from_share
-from fewstep.diffusion.samplers import FewStep
+from fewstep.diffusion.sampler_changes import from_share, starting
 from fewstep.diffusion.types import Cond, Sampler, State, select_rows
 
 
@@ -146,21 +145,7 @@ def start_of_variations(
     plain = start(generator, seeds, label, prompt)
     path = generator.denoiser.path
     sampler = from_share(generator.sampler, path, share)
-    t = first_time(sampler, plain, generator)
-    alpha, sigma = path.alpha(t), path.sigma(t)
-    whole = alpha * x0.to(plain.z) + sigma * plain.z
-    return replace(plain, sampler=sampler, z=whole if _unit(sampler) else whole / sigma)
-
-
-def first_time(sampler: Sampler, begun: Start, generator: Generator) -> Tensor:
-    """The time () of a sampler's first call, in double precision, found without a call."""
-    ladder = getattr(_innermost(sampler), "ladder", None)
-    grid = getattr(_innermost(sampler), "grid", None)
-    if ladder is not None:
-        return begun.z.new_tensor(ladder(generator.denoiser.path)[0])
-    assert grid is not None
-    first: Tensor = grid(begun.z)[0]
-    return first
+    return replace(plain, sampler=sampler, z=starting(sampler, path, x0, plain.z))
 
 
 def walk(
@@ -230,14 +215,3 @@ def _start(generator: Generator, draws: Draws, label: int | None, prompt: str | 
     every = torch.arange(len(index))
     here = select_rows(cond, every, generator.device)
     return Start(generator.sampler, draws.normal("z", generator.shape), here, draws)
-
-
-def _innermost(sampler: Sampler) -> Sampler:
-    inner = getattr(sampler, "sampler", None)
-    return _innermost(inner) if isinstance(inner, Sampler) else sampler
-
-
-def _unit(sampler: Sampler) -> bool:
-    """Whether the first input is z itself."""
-    inner = _innermost(sampler)
-    return isinstance(inner, FewStep) and inner.unit

@@ -2,6 +2,7 @@
 
     in_steps(FewStep(2.5), 4)                    FewStep(2.5, 4)
     from_share(Heun(), VE(), 0.5)                Heun's times below sigma = 1, and that one
+    last_calls(FewStep(2.5, 4), VE(), 0.5)       the last two of the four calls
 
 A student is at its best in the steps it was trained for; what it does in others is worth seeing.
 """
@@ -12,6 +13,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fewstep.diffusion.noise_path import VP, NoisePath
 from fewstep.diffusion.samplers import FewStep, Heun, MultiStep
@@ -66,6 +68,77 @@ def from_share(sampler: Sampler, path: NoisePath, share: float) -> Sampler:
     if isinstance(sampler, FewStep) and sampler.noise == "fixed":
         changes["noise"] = "fresh"
     return _changed(sampler, **changes)
+
+
+def last_calls(sampler: Sampler, path: NoisePath, strength: float) -> Sampler:
+    """The last of a sampler's calls: a share `strength` of its times, as img2img has it.
+
+    strength: in (0, 1]. Of N times int(N strength) are left on timesteps, and on other paths N
+    less int(N - N strength): so diffusers' pipelines of Stable Diffusion, and those of flows,
+    count them. "fixed" noise, which would be that of the start, is drawn anew in place of it.
+    ValueError where no call is left, or the sampler has a course of its own.
+    """
+    inner = getattr(sampler, "sampler", None)
+    kind: Any = sampler
+    if isinstance(inner, Sampler):
+        return _changed(sampler, sampler=last_calls(inner, path, strength))
+    if not 0 < strength <= 1:
+        raise ValueError(f"the strength is above 0, and at most 1, got {strength:g}")
+    own = _times_of(sampler, path)
+    count, share = len(own), len(own) * strength
+    left = min(int(share), count) if isinstance(path, VP) else count - int(max(count - share, 0))
+    if not left:
+        raise ValueError(
+            f"a strength of {strength:g} leaves none of {count} steps; {1 / count:.2g} leaves one"
+        )
+    times = tuple(own[count - left :])
+    if isinstance(sampler, Heun | MultiStep):
+        return replace(sampler, times=Discrete(tuple(reversed(times))), steps=left)
+    changes: dict[str, Any] = {"noise": "fresh"} if kind.noise == "fixed" else {}
+    even = {"t_init": times[0], "steps": left, "rho": 1.0}
+    return _changed(sampler, **even, times=times, **changes)
+
+
+def _times_of(sampler: Sampler, path: NoisePath) -> list[float]:
+    """The times of a sampler that can start at any of them; ValueError for others."""
+    if isinstance(sampler, Heun | MultiStep):
+        grid: list[float] = sampler.grid(torch.empty(0, dtype=torch.float64)).tolist()
+        return grid
+    if not isinstance(sampler, FewStep):
+        raise ValueError(
+            f"{type(sampler).__name__} starts at its own times alone; a picture to start from is "
+            "for teachers, and for students of FewStep"
+        )
+    return sampler.ladder(path)
+
+
+def first_time(sampler: Sampler, path: NoisePath, like: Tensor) -> Tensor:
+    """The time () of a sampler's first call, with dtype and device of `like`; without a call."""
+    inner = innermost(sampler)
+    ladder, grid = getattr(inner, "ladder", None), getattr(inner, "grid", None)
+    if ladder is not None:
+        return like.new_tensor(ladder(path)[0])
+    assert grid is not None
+    first: Tensor = grid(like)[0]
+    return first
+
+
+def starting(sampler: Sampler, path: NoisePath, x0: Tensor, eps: Tensor) -> Tensor:
+    """The z (B, *) with which the sampler's first input is alpha x0 + sigma eps.
+
+    x0, eps: (B, *), data and standard normal noise; alpha and sigma are those of its first time.
+    """
+    t = first_time(sampler, path, eps)
+    alpha, sigma = path.alpha(t), path.sigma(t)
+    whole = alpha * x0.to(eps) + sigma * eps
+    inner = innermost(sampler)
+    return whole if isinstance(inner, FewStep) and inner.unit else whole / sigma
+
+
+def innermost(sampler: Sampler) -> Sampler:
+    """The sampler that others wrap; itself where it wraps none."""
+    inner = getattr(sampler, "sampler", None)
+    return innermost(inner) if isinstance(inner, Sampler) else sampler
 
 
 def _changed(sampler: Any, /, **changes: Any) -> Sampler:

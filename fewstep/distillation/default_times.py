@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import torch
 
 from fewstep.diffusion.noise_path import VE, VP, Bridge, NoisePath
-from fewstep.diffusion.samplers import FewStep
+from fewstep.diffusion.samplers import PURE_NOISE, FewStep
 from fewstep.diffusion.time_distributions import Discrete, Karras, LogNormal, OfLevel, TimeLaw
 from fewstep.diffusion.types import Sampler
 from fewstep.distillation.method import Method
@@ -34,12 +34,17 @@ EDMS = (Karras, LogNormal, Discrete)
 def with_times_of(method: M, path: NoisePath) -> M:
     """`method` with its defaults in units of `path`.
 
-    Returns it unchanged on EDM's own path (`VE`), on bridges, whose methods have defaults of their
-    own, and where nothing with a unit was left at its default. Doing it twice changes nothing.
+    Returns it unchanged on EDM's own path (`VE`), on bridges, for methods of one kind of path
+    (`Method.paths`), whose defaults are of that, and where nothing with a unit was left at its
+    default. Doing it twice changes nothing.
     """
-    if isinstance(path, VE | Bridge):
+    if isinstance(path, VE | Bridge) or method.paths:
         return method
     moved: M = _part(method, path, method.of_levels)
+    last = torch.tensor(path.t_max, dtype=torch.float64, device="cpu")
+    pure = float(path.alpha(last)) <= PURE_NOISE * float(path.sigma(last))
+    if method.needs_signal and pure and moved.sampler is not method.sampler:
+        return replace(moved, sampler=_below_noise(moved.sampler, path))
     return moved
 
 
@@ -99,6 +104,13 @@ def _sampler(sampler: Any, path: NoisePath) -> Any:
         return replace(sampler, t_init=_time(sampler.t_init, path), rho=1.0)
     more = {"unit": True} if isinstance(sampler, FewStep) and isinstance(path, VP) else {}
     return replace(sampler, t_init=path.t_max, rho=1.0, **more)
+
+
+def _below_noise(sampler: Any, path: NoisePath) -> Any:
+    """A moved sampler, from the noisiest level of EDM instead of from pure noise."""
+    if hasattr(sampler, "sampler"):
+        return _inside(sampler, _below_noise(sampler.sampler, path))
+    return replace(sampler, t_init=min(sampler.t_init, _time(VE().t_max, path)))
 
 
 def _inside(sampler: Any, inner: Any) -> Any:

@@ -98,6 +98,38 @@ class Rollout:
         return self.sampler.state(self.k, student, batch.z, batch.cond, batch.draws)
 
 
+class SharedRollout:
+    """One rollout for both halves of a step: the fake score's, then the student's.
+
+    The fake score learns on the samples without their graph, with draws under "fake"; the student
+    takes them with it, and no call of its network is made again. Its weights do not change in
+    between, so that its gradient is that of a rollout of its own on the same samples. The graphs
+    of all parts of a batch are held at once.
+    """
+
+    def __init__(self, rollout: Rollout) -> None:
+        self.rollout = rollout
+        self.made: list[Tensor] = []
+
+    def turns(self, fake: FakeScore, guidance: Guidance, student: Turn) -> tuple[Turn, Turn]:
+        """The fake score's turn and the student's, whose loss makes its samples by `self`."""
+        learn = Turn("fake", partial(self._learn, fake, guidance), beside=("student",))
+        return learn, student._replace(same=True)
+
+    def _learn(
+        self, fake: FakeScore, guidance: Guidance, nets: Nets, teacher: Denoiser, batch: Batch
+    ) -> Loss:
+        x = self.rollout(nets, batch)
+        self.made.append(x)
+        own = batch._replace(draws=need_draws(batch).under("fake"))
+        return fake.loss(lambda nets, batch: x.detach(), guidance, nets, teacher, own)
+
+    def __call__(self, nets: Nets, batch: Batch) -> Tensor:
+        """x^(k): (B, *), with the graph of the turn before if it recorded one."""
+        x = self.made.pop(0) if self.made else None
+        return x if x is not None and x.requires_grad else self.rollout(nets, batch)
+
+
 def add_noise(
     path: NoisePath, x: Tensor, times: TimeLaw, batch: Batch, below: Tensor | None = None
 ) -> NoisedSamples:

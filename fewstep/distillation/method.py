@@ -40,13 +40,16 @@ class Turn(NamedTuple):
     """One optimiser update of `nets[net]` on `loss(nets, teacher, batch)`.
 
     net: the name of the network that is updated; loss: a function of the nets, the teacher and a
-    batch that returns a `Loss`; rate: a factor on the learning rate. A step is a sequence of
-    turns: DMD2 has five of the fake score and one of the student.
+    batch that returns a `Loss`; rate: a factor on the learning rate; same: on the samples of the
+    turn before, not on new ones; beside: further nets whose gradients are recorded, for a turn to
+    come. A step is a sequence of turns: DMD2 has five of the fake score and one of the student.
     """
 
     net: str
     loss: Callable[[Nets, Denoiser, Batch], Loss]
     rate: float = 1.0
+    same: bool = False
+    beside: tuple[str, ...] = ()
 
 
 class Product(NamedTuple):
@@ -102,6 +105,10 @@ class Method(ABC):
     """The net that is the result: the one that is averaged, sampled and shipped."""
     of_levels: ClassVar[frozenset[str]] = frozenset()
     """Fields whose laws are of noise levels sigma / alpha on every path, and of no times."""
+    paths: ClassVar[tuple[type[NoisePath], ...]] = ()
+    """The kinds of noise path that its defaults are for; (): any."""
+    needs_signal: ClassVar[bool] = False
+    """Whether it divides by alpha, so that its calls cannot start from pure noise."""
     sampler: Sampler
     """How the finished net generates."""
 

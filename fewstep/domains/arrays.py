@@ -27,6 +27,7 @@ class Arrays(Domain):
     """
 
     places: ClassVar[tuple[str, ...]] = ("path",)
+    decodes: ClassVar[bool] = False
     path: str = ""
     """An .npz with floats `x` (N, *), and if there integers `labels` (N,); empty: none at hand."""
     labels: bool = True

@@ -29,6 +29,8 @@ class Domain(ABC):
     """How it is written on a command line, where it has to name a file."""
     places: ClassVar[tuple[str, ...]] = ()
     """Fields that only say where files are, which the domain's digests tell apart."""
+    decodes: ClassVar[bool] = True
+    """Whether samples (4, H, W) are an autoencoder's latents, to be decoded for people."""
 
     @abstractmethod
     def source(self, model: Model, data_free: bool) -> Source:
@@ -50,6 +52,13 @@ class Domain(ABC):
         Raises ValueError where the teacher is not usable for these data.
         """
         return self.source(model, data_free)
+
+    def prepared(self, teacher: Generator) -> Generator:
+        """The teacher as this domain asks it, such as with a negative prompt; by default as it is.
+
+        Raises ValueError where the teacher cannot be asked so.
+        """
+        return teacher
 
     def conditions(self) -> Conditions | None:
         """The conditions that samples have by default, where they come from the domain's data.

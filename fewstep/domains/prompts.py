@@ -21,6 +21,7 @@ from fewstep.eval.clip_monitor import PromptMetrics
 from fewstep.storage.files import digest, require_unchanged
 from fewstep.storage.folder_lock import locked
 from fewstep.teachers.diffusers.load import pipeline_card
+from fewstep.teachers.diffusers.negative_prompt import with_negative
 from fewstep.teachers.diffusers.prompt_lengths import lost
 from fewstep.teachers.preflight import preflight
 from fewstep.training.progress import remark
@@ -39,12 +40,24 @@ class Prompted(Domain):
     judged: int = 64
     """Pictures that it is asked about, of the first prompts in turn."""
 
+    negative: str = ""
+    """A prompt that guidance leads away from, in place of no prompt: of the teacher, and of the
+    nets that start as it."""
+
     def __post_init__(self) -> None:
         if self.judged < 1:
             raise ValueError(f"{type(self).__name__}.judged must be at least 1, got {self.judged}")
 
     check: bool = True
     """Whether the teacher is examined first (see fewstep.teachers.preflight)."""
+
+    def prepared(self, teacher: Generator) -> Generator:
+        """Guided away from `negative`, where there is one; its network is changed."""
+        if not self.negative:
+            return teacher
+        if cut := lost(teacher.card, [self.negative]):
+            remark(f"of the negative prompt: {cut}")
+        return with_negative(teacher, self.negative)
 
     def refuse(self, data_free: bool) -> None:
         """Raise ValueError where the domain lacks what a method needs; by default never."""

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from fewstep.diffusion.generator import Generator
+from fewstep.eval.metric_table import as_few
 from fewstep.eval.metrics import (
     density_coverage,
     frechet,
@@ -86,11 +87,24 @@ def score(x: Tensor, labels: Tensor | None, sample_metrics: SampleMetrics) -> Sc
     return scores
 
 
-def real_scores(sample_metrics: SampleMetrics) -> dict[str, float]:
-    """Scores of the held-out pictures, as if they were samples: what to compare models with."""
+def real_scores(sample_metrics: SampleMetrics, samples: int = 0) -> dict[str, float]:
+    """Scores of the held-out pictures, as if they were samples: what to compare models with.
+
+    Where models are given more samples than there are pictures, also under the names that the
+    scores of as many of their samples have.
+    """
     once = score(sample_metrics.held_out, sample_metrics.held_out_labels, sample_metrics)
+    if samples > len(sample_metrics.held_out):
+        once |= _as_few(once, sample_metrics)
     once |= {"calls": 0.0, "ms_per_image": 0.0}
     return summarise([once])
+
+
+def _as_few(scores: Scores, sample_metrics: SampleMetrics) -> Scores:
+    """The scores that depend on the number of samples, under names that tell it."""
+    few = len(sample_metrics.held_out)
+    sized = (sample_metrics.distance, "recall", "coverage")
+    return {as_few(name, few): scores[name] for name in sized}
 
 
 def evaluate(
@@ -103,6 +117,10 @@ def evaluate(
         sample_metrics: the references, and the features to compare in.
         samples: number of samples in a set.
         draws: number of sets.
+    A set larger than the held-out pictures is also scored by as many of its first samples, since
+    distances fall and coverage rises with their number: "fd_digits_of_364" may be compared with
+    real pictures.
+
     Yields means of all scores and their deviations over the sets so far, see `summarise`; the last
     is the result. "calls" are network evaluations a sample, "ms_per_image" is wall-clock time.
     Raises ValueError where a sample is not finite.
@@ -117,6 +135,9 @@ def evaluate(
         if generator.classes:
             labels = torch.tensor(list(seeds)) % generator.classes
         scores = score(x, labels, sample_metrics)
+        if samples > (few := len(sample_metrics.held_out)):
+            part = score(x[:few], None if labels is None else labels[:few], sample_metrics)
+            scores |= _as_few(part, sample_metrics)
         scores |= {
             "calls": float(generator.sampler.calls),
             "ms_per_image": 1000 * elapsed / samples,

@@ -8,6 +8,9 @@ The loss of SiD has no sign and no scale that mean progress. These gauges have:
                 or below `teacher_error`, the teacher's own error on the same samples.
     diversity   mean distance between two samples of the same label; a collapsing student falls
                 towards zero, long before the losses show it.
+    passed      share of that difference which is the input noise itself, scaled: a network that
+                answers the same to every noise still has the noise in its samples, by the skip
+                connection c_skip z of its preconditioning. 1 when nothing else differs.
     spread      root mean square of the deviation from a sample's own mean: contrast, of pictures.
     extremes    share of the values at the ends of the real range or beyond; 1 when saturated.
 
@@ -77,6 +80,28 @@ def diversity(x: Tensor, labels: Tensor | None) -> float:
         same = labels[:, None] == labels[None]
     same.fill_diagonal_(False)
     return float(gaps[same].mean()) if bool(same.any()) else 0.0
+
+
+def passed(x: Tensor, z: Tensor, labels: Tensor | None) -> float:
+    """The share r^2 of the variance of x, within a label, that is a multiple of the noise z.
+
+    With x and z taken about their means of each label and dimension, r^2 = <x, z>^2 / (<x, x>
+    <z, z>); 0 where samples do not differ at all.
+
+    Arguments:
+        x: (B, *) samples.
+        z: (B, *) the noise they were made of, sample by sample.
+        labels: (B,), or None where all count as alike.
+    """
+    groups = torch.zeros(len(x), dtype=torch.int64) if labels is None else labels.cpu()
+    inner = torch.zeros(3, dtype=torch.float64)
+    for label in groups.unique():
+        rows = (groups == label).nonzero().flatten().to(x.device)
+        a, b = (y[rows].double().flatten(1) for y in (x, z))
+        a, b = a - a.mean(0), b - b.mean(0)
+        inner += torch.stack([(a * b).sum(), (a * a).sum(), (b * b).sum()]).cpu()
+    both, mine, noise = inner.tolist()
+    return both**2 / (mine * noise) if mine > 0 and noise > 0 else 0.0
 
 
 def spread(x: Tensor) -> float:

@@ -6,6 +6,7 @@ an entry here and a number in the scores of a domain (`fewstep.eval.domain_score
 
 from __future__ import annotations
 
+import re
 from typing import Literal, NamedTuple
 
 
@@ -67,10 +68,21 @@ DISTANCE = Metric(
 )
 
 
+def as_few(name: str, count: int) -> str:
+    """The name of a metric of as few samples as there are held-out pictures."""
+    return f"{name}_of_{count}"
+
+
 def metric(name: str, distance: str = "") -> Metric:
     """The entry of `name`, which may have its group before a dot, as "quick.recall".
 
     distance: the name of the Frechet distance in use. An unknown metric says nothing.
     """
     last = name.rpartition(".")[2]
+    if few := re.fullmatch(r"(.+)_of_(\d+)", last):
+        count = f"{int(few[2]):,}"
+        said = f"{few[1]} of the first {count} samples, as many as there are held-out pictures: "
+        return Metric(
+            f"{said}this row may be compared with real data.", metric(few[1], distance).better
+        )
     return DISTANCE if last == distance else METRICS.get(last, Metric("", ""))

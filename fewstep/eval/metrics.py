@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fewstep.eval.frechet import exact_products, frechet_distance, moments
+from fewstep.eval.frechet import exact_products, frechet_distance, moments, strips
 from fewstep.eval.neighbours import Reference, radii, within
 
 CHUNK = 4096
@@ -74,10 +74,19 @@ def kid(a: Tensor, b: Tensor, subsets: int = 100, size: int = 1000, seed: int = 
 
 def _mmd(x: Tensor, y: Tensor) -> float:
     """The unbiased squared discrepancy of x, y: (n, D)."""
-    n = len(x)
-    xx, yy, xy = ((p @ q.T / x.shape[1] + 1).pow(3) for p, q in ((x, x), (y, y), (x, y)))
-    within = xx.sum() - xx.trace() + yy.sum() - yy.trace()
-    return float(within / (n * (n - 1)) - 2 * xy.mean())
+    pairs = len(x) * (len(x) - 1) / 2
+    return float((_pairs(x) + _pairs(y)) / pairs - 2 * _kernel(x, y).mean())
+
+
+def _kernel(x: Tensor, y: Tensor) -> Tensor:
+    """(x.y / D + 1)^3 of all points of x: (n, D) and y: (m, D); (n, m)."""
+    return (x @ y.T / x.shape[1] + 1).pow_(3)
+
+
+def _pairs(x: Tensor) -> Tensor:
+    """The sum () of the kernel over the pairs of different points of x: (n, D), each once."""
+    parts = (_kernel(x[rows], x[: rows.stop]).tril_(rows.start - 1) for rows in strips(len(x)))
+    return torch.stack([part.sum() for part in parts]).sum()
 
 
 @dataclass(frozen=True, eq=False)

@@ -27,6 +27,7 @@ from fewstep.diffusion.model import Model
 from fewstep.diffusion.noise_path import Flow
 from fewstep.diffusion.samplers import FewStep
 from fewstep.export.atomic_output import new_output
+from fewstep.export.client_metadata import PUBLISHED, example, sidecars
 from fewstep.export.diffusers_pipeline import network_file, of_pipeline, or_else
 from fewstep.export.model_card import card
 from fewstep.export.traced_generator import Given, examples
@@ -39,18 +40,6 @@ from fewstep.teachers.diffusers.scheduler_config import Timesteps
 Workflow = dict[str, dict[str, Any]]
 PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline", "StableDiffusion3Pipeline")
 """Of which ComfyUI reads the networks under diffusers' names."""
-PUBLISHED: Mapping[str, tuple[Mapping[str, Any], ...]] = {
-    "UNet2DConditionModel": (
-        {"block_out_channels": [320, 640, 1280, 1280], "cross_attention_dim": 768},
-        {"block_out_channels": [320, 640, 1280, 1280], "cross_attention_dim": 1024},
-        {"block_out_channels": [320, 640, 1280], "cross_attention_dim": 2048},
-    ),
-    "SD3Transformer2DModel": (
-        {"num_layers": 24, "num_attention_heads": 24},
-        {"num_layers": 38, "num_attention_heads": 38},
-    ),
-}
-"""The sizes of Stable Diffusion 1, 2 and XL, and of SD3 and SD3.5, medium and large."""
 NODES: Mapping[str, tuple[Mapping[str, str], tuple[str, ...]]] = {
     "UNETLoader": ({"unet_name": "", "weight_dtype": ""}, ("MODEL",)),
     "CheckpointLoaderSimple": ({"ckpt_name": ""}, ("MODEL", "CLIP", "VAE")),
@@ -91,21 +80,26 @@ def to_comfyui(run: Path, out: Path) -> float:
             f"ComfyUI reads no network of a {folder.pipeline} under diffusers' names; "
             f"it reads those of {', '.join(PIPELINES)}"
         )
+    shown = example(student, run)
     with new_output(out) as place:
         (place / "diffusion_models").mkdir(parents=True)
         name, base = f"{out.name}.safetensors", f"{folder.path.name}.safetensors"
         with or_else():
             flow = workflow(student, name, base)
         write_json(place / "workflow.json", flow)
-        network_file(student, folder, place / "diffusion_models" / name)
+        file = place / "diffusion_models" / name
+        network_file(student, folder, file, shown)
+        sidecars(student, folder.pipeline, file, shown)
         difference = workflow_difference(read_json(place / "workflow.json"), student)
         if not difference <= TOLERANCE:
             raise ValueError(
                 f"the workflow differs from the student by {difference:.2g} of its range"
             )
         assert student.model is not None
-        facts = {"sigmas": _sigmas(student), "caution": caution(student.model) or None}
-        write(place / "README.md", card(student, run, _use(out.name, name, base), facts))
+        facts = {"sigmas": sigmas(student), "caution": caution(student.model) or None}
+        picture = (shown.prompt, f"diffusion_models/{out.name}.png")
+        text = card(student, run, _use(out.name, name, base), facts, picture=picture)
+        write(place / "README.md", text)
     return difference
 
 
@@ -113,7 +107,7 @@ def caution(model: Model) -> str:
     """What a person should know of a network whose sizes are not the published ones, or ""."""
     net = model.net
     assert isinstance(net, DiffusersNet)
-    config, known = json.loads(net.config), PUBLISHED[net.class_name]
+    config, known = json.loads(net.config), [sizes for _, sizes in PUBLISHED[net.class_name]]
     if any(all(config.get(key) == size for key, size in sizes.items()) for sizes in known):
         return ""
     dimensions = ", ".join(f"{key} {config.get(key)}" for key in known[0])
@@ -155,7 +149,7 @@ def workflow(student: Generator, network: str, base: str) -> Workflow:
         noise=[add("RandomNoise", noise_seed=0), 0],
         guider=[add("BasicGuider", model=[net, 0], conditioning=[prompt, 0]), 0],
         sampler=[add("KSamplerSelect", sampler_name=_sampler(sampler)), 0],
-        sigmas=[add("ManualSigmas", sigmas=_sigmas(student)), 0],
+        sigmas=[add("ManualSigmas", sigmas=sigmas(student)), 0],
         latent_image=[add(empty, width=width, height=height, batch_size=1), 0],
     )
     picture = add("VAEDecode", samples=[drawn, 0], vae=[rest, 2])
@@ -168,25 +162,28 @@ def _sampler(sampler: FewStep) -> str:
     return "lcm" if sampler.noise == "fresh" and sampler.steps > 1 else "euler"
 
 
-def _sigmas(student: Generator) -> str:
-    """What ManualSigmas is given: the student's ladder in ComfyUI's sigma, and 0."""
+def sigmas(student: Generator) -> str:
+    """What ManualSigmas is given: the student's ladder in ComfyUI's sigma, and 0.
+
+    ValueError where ComfyUI has no such sigmas.
+    """
     sampler, path = student.sampler, student.denoiser.path
     assert isinstance(sampler, FewStep)
     ladder = sampler.ladder(path)
     if isinstance(path, Flow):
-        sigmas = ladder
+        found = ladder
     elif path != Timesteps():
         raise ValueError(
             f"ComfyUI has betas of its own for such models, {Timesteps()}, not those of {path}"
         )
     else:
-        sigmas = [float(sigma_table()[int(t)]) for t in ladder]
+        found = [float(sigma_table()[int(t)]) for t in ladder]
         if sampler.unit != (ladder[0] == path.t_max):
             raise ValueError(
                 f"ComfyUI begins with unit noise at {path.t_max:g} and with sigma z below, but "
                 f"{sampler} does not; say unit=True there and nowhere else"
             )
-    return ", ".join(f"{sigma:.9f}" for sigma in [*sigmas, 0.0])
+    return ", ".join(f"{sigma:.9f}" for sigma in [*found, 0.0])
 
 
 def sigma_table() -> Tensor:

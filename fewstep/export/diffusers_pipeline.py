@@ -26,6 +26,7 @@ from fewstep.diffusion.generator import Generator
 from fewstep.diffusion.pixels import finite
 from fewstep.diffusion.samplers import FewStep
 from fewstep.export.atomic_output import new_output
+from fewstep.export.client_metadata import Example, example, modelspec, saved, sidecars
 from fewstep.export.model_card import card
 from fewstep.export.schedulers import own_scheduler, stock_scheduler
 from fewstep.export.traced_generator import Given
@@ -40,6 +41,8 @@ from fewstep.teachers.diffusers.text_and_vae import TextAndVAE
 ELSE = "--to pt2 and --to onnx write any student with its sampler"
 OWN, OWN_FILE = "FewstepSolver", Path(__file__).with_name("fewstep_solver.py")
 """The scheduler that is written where no stock one follows a solver, and its code."""
+PICTURE = "picture.png"
+"""The picture of a folder's card."""
 TOLERANCE = 1e-5
 """Largest difference between the folder and the student, relative to the largest latent."""
 
@@ -71,8 +74,10 @@ def to_safetensors(run: Path, out: Path) -> float:
     student = load_student(run)
     folder = origin_folder(of_pipeline(student, run))
     kind = folder.family.network_class
+    shown = example(student, run)
     with new_output(out, ".safetensors") as place:
-        difference = network_file(student, folder, place)
+        difference = network_file(student, folder, place, shown)
+        sidecars(student, folder.pipeline, place, shown)
         config = json.dumps(str(folder.path / folder.family.network), ensure_ascii=False)
         use = f"""from diffusers import {kind}
 from safetensors.torch import load_file
@@ -81,18 +86,20 @@ config = {config}  # in the teacher's folder
 network = {kind}.from_config({kind}.load_config(config))
 network.load_state_dict(load_file("{out.name}"))
 """
-        write(place.with_name(f"{out.name}.md"), card(student, run, use, {}))
+        text = card(student, run, use, {}, picture=(shown.prompt, f"{out.stem}.png"))
+        write(place.with_name(f"{out.name}.md"), text)
     return difference
 
 
-def network_file(student: Generator, folder: PipelineFolder, path: Path) -> float:
+def network_file(student: Generator, folder: PipelineFolder, path: Path, shown: Example) -> float:
     """Write the network under diffusers' names; the largest difference on reading it again."""
-    from safetensors.torch import load_file, save
+    from safetensors.torch import load_file
 
     state = {k: v.contiguous() for k, v in student.denoiser.net.net.state_dict().items()}
     facts = {"pipeline": folder.pipeline, "sampler": repr(student.sampler), **student.card}
     metadata = {k: v if isinstance(v, str) else json.dumps(v) for k, v in facts.items()}
-    write(path, save(state, {"format": "pt", **metadata}))
+    spec = modelspec(student, folder.pipeline, shown)
+    write(path, saved(state, {"format": "pt", **metadata, **spec}))
     with spelled(path) as named:
         again = load_file(named)
     return max(float((again[name] - state[name]).abs().max()) for name in state)
@@ -179,10 +186,10 @@ def _write(
     index |= {part: [None, None] for part in NEVER_LOADED if part in _parts(folder)}
     write_json(out / "model_index.json", index)
     front = {"library_name": "diffusers", "pipeline_tag": "text-to-image"}
-    write(
-        out / "README.md",
-        card(student, run, _use(student, folder, out.name, kind == OWN), facts, front),
-    )
+    shown, use = example(student, run), _use(student, folder, out.name, kind == OWN)
+    write(out / PICTURE, shown.png())
+    text = card(student, run, use, facts, front, (shown.prompt, PICTURE))
+    write(out / "README.md", text)
 
 
 def _copy(folder: PipelineFolder, part: str, out: Path) -> None:
@@ -299,8 +306,11 @@ def made_of(folder: PipelineFolder, *without: str) -> str:
     )
 
 
-def embedded(folder: PipelineFolder) -> str:
-    """Python that makes the tensors of a condition, by their names, of a prompt."""
+def embedded(folder: PipelineFolder, decodes: bool = False) -> str:
+    """Python that makes the tensors of a condition, by their names, of a prompt.
+
+    decodes: whether the pipeline is loaded with its VAE.
+    """
     stock = TextAndVAE(folder)
     takes = inspect.signature(stock.kind.encode_prompt).parameters
     arguments = ['"a prompt"']
@@ -309,7 +319,8 @@ def embedded(folder: PipelineFolder) -> str:
             call = f'inspect.signature(pipe.__call__).parameters["{key}"].default'
             arguments.append(f"{key}={call if isinstance(value, list) else repr(value)}")
     names = [name if name in folder.family.tensors else "_" for name in folder.family.encoded]
-    code = f"""{made_of(folder, folder.family.network, "vae")}
+    without = (folder.family.network, *(() if decodes else ("vae",)))
+    code = f"""{made_of(folder, *without)}
 with torch.no_grad():
     {", ".join(names)} = pipe.encode_prompt({", ".join(arguments)})
 """

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fewstep.config import nearest
+from fewstep.export.checkpoint import to_checkpoint
 from fewstep.export.comfyui import caution, to_comfyui
 from fewstep.export.diffusers_pipeline import to_diffusers, to_safetensors
 from fewstep.export.lora import to_kohya, to_lora
@@ -41,6 +42,7 @@ class Format:
 FORMATS: Mapping[str, Format] = {
     "diffusers": Format(to_diffusers, "a pipeline folder that stock diffusers samples right"),
     "safetensors": Format(to_safetensors, "a pipeline's network alone, under diffusers' names"),
+    "checkpoint": Format(to_checkpoint, "one file in the original layout, of SD and SDXL"),
     "pt2": Format(to_pt2, "any student with its sampler, for torch.export.load", "pictures"),
     "onnx": Format(to_onnx, "any student with its sampler, for onnxruntime", "pictures"),
     "comfyui": Format(to_comfyui, "a pipeline's network and a workflow of ComfyUI's stock nodes"),

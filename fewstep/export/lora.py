@@ -19,19 +19,28 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from fewstep.config import decode
 from fewstep.diffusion.generator import Generator
 from fewstep.export.atomic_output import new_output
-from fewstep.export.diffusers_pipeline import against, made_of, of_pipeline, picture, scheduled
+from fewstep.export.client_metadata import example, kohya_keys, modelspec, saved, sidecars
+from fewstep.export.comfyui import sigmas
+from fewstep.export.diffusers_pipeline import (
+    PICTURE,
+    against,
+    made_of,
+    of_pipeline,
+    picture,
+    scheduled,
+)
 from fewstep.export.model_card import card
 from fewstep.export.schedulers import call
 from fewstep.nets.lora import LoRA, pairs, recorded
@@ -81,6 +90,21 @@ class Parts:
         """The rank of all layers."""
         return len(next(iter(self.factors.values()))[0])
 
+    @cached_property
+    def applied(self) -> Generator:
+        """The student that teacher and factors make; another where the rank is not its own."""
+        rebuilt = {f"net.net.{name}": t for name, t in self.before.items()}
+        adapters = {f"net.net.{layer}.up": up for layer, (_, up) in self.factors.items()}
+        adapters |= {f"net.net.{la}.down.weight": down for la, (down, _) in self.factors.items()}
+        assert self.student.model is not None
+        denoiser: Any = self.student.model.build()
+        state = {
+            **self.student.denoiser.state_dict(),
+            **LoRA(self.rank).merged(rebuilt, adapters),
+        }
+        denoiser.load_state_dict(state)
+        return replace(self.student, denoiser=denoiser)
+
     def facts(self) -> dict[str, str]:
         """The metadata of the file, as texts."""
         described = {"base": self.folder.path.name, "sampler": repr(self.student.sampler)}
@@ -100,14 +124,20 @@ def to_lora(run: Path, out: Path, rank: int | None = None) -> float:
     for layer, (down, up) in adapter.factors.items():
         state[f"{name}.{layer}.lora_A.weight"] = down
         state[f"{name}.{layer}.lora_B.weight"] = up
+    pipeline, shown = adapter.folder.pipeline, example(adapter.applied, run)
+    metadata = {
+        **adapter.facts(),
+        **kohya_keys(adapter.student, pipeline, out),
+        **modelspec(adapter.student, pipeline, shown, adapter=True),
+    }
     with new_output(out) as place:
         place.mkdir()
-        write(place / FILE, save(state, adapter.facts()))
+        write(place / FILE, saved(state, metadata))
+        write(place / PICTURE, shown.png())
         getattr(require_library("diffusers"), kind)(**config).save_pretrained(place / "scheduler")
         front = {**FRONT, "library_name": "diffusers", "pipeline_tag": "text-to-image"}
-        text = card(
-            adapter.student, run, use(adapter, out.name, True), {"rank": adapter.rank}, front
-        )
+        python, facts = use(adapter, out.name, True), {"rank": adapter.rank}
+        text = card(adapter.student, run, python, facts, front, (shown.prompt, PICTURE))
         write(place / "README.md", text)
         return verified(adapter, place / FILE)
 
@@ -128,13 +158,25 @@ def to_kohya(run: Path, out: Path, rank: int | None = None) -> float:
         state[f"{name}.alpha"] = torch.tensor(float(len(down)))
     facts = {"ss_network_module": "networks.lora", "ss_network_dim": str(adapter.rank)}
     facts |= {"ss_network_alpha": str(adapter.rank), **adapter.facts()}
+    pipeline, shown = adapter.folder.pipeline, example(adapter.applied, run)
+    facts |= kohya_keys(adapter.student, pipeline, out)
+    facts |= modelspec(adapter.student, pipeline, shown, adapter=True, kohya=True)
     with new_output(out, ".safetensors") as place:
-        write(place, save(state, facts))
-        text = card(
-            adapter.student, run, use(adapter, out.name, False), {"rank": adapter.rank}, FRONT
-        )
+        write(place, saved(state, facts))
+        sidecars(adapter.student, pipeline, place, shown)
+        rows = {"rank": adapter.rank, "sigmas": _sigmas(adapter.student)}
+        shows = (shown.prompt, f"{out.stem}.png")
+        text = card(adapter.student, run, use(adapter, out.name, False), rows, FRONT, shows)
         write(place.with_name(f"{out.name}.md"), text)
         return verified(adapter, place)
+
+
+def _sigmas(student: Generator) -> str:
+    """The sigmas that ComfyUI's ManualSigmas takes, or why there are none."""
+    try:
+        return f"{sigmas(student)}, for ManualSigmas of ComfyUI"
+    except ValueError as error:
+        return f"none that ComfyUI follows: {error}"
 
 
 def parts(run: Path, rank: int | None = None) -> Parts:
@@ -234,14 +276,7 @@ def verified(found: Parts, file: Path) -> float:
     with spelled(file) as named:
         pipe.load_lora_weights(str(named.parent), weight_name=named.name, local_files_only=True)
     pipe.scheduler = getattr(require_library("diffusers"), kind)(**config)
-    rebuilt = {f"net.net.{name}": t for name, t in found.before.items()}
-    adapters = {f"net.net.{layer}.up": up for layer, (_, up) in found.factors.items()}
-    adapters |= {f"net.net.{la}.down.weight": down for la, (down, _) in found.factors.items()}
-    assert student.model is not None
-    denoiser: Any = student.model.build()
-    state = {**student.denoiser.state_dict(), **LoRA(found.rank).merged(rebuilt, adapters)}
-    denoiser.load_state_dict(state)
-    off = against(pipe, replace(student, denoiser=denoiser))
+    off = against(pipe, found.applied)
     if not off <= TOLERANCE:
         raise ValueError(
             f"diffusers makes something else of these adapters, off by {off:.2g} of its range; "

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import fewstep
 from fewstep.config import parse
@@ -38,40 +39,94 @@ def card(
     use: str,
     facts: Mapping[str, Any],
     front: Mapping[str, str] | None = None,
+    picture: tuple[str, str] | None = None,
 ) -> str:
     """The card of a student that was exported from `run`.
 
     use: Python that samples what was exported; facts: more rows of the first table, such as the
-    inputs of a program; front: more of the front matter.
+    inputs of a program; front: more of the front matter; picture: (prompt, file beside the card)
+    of a picture to show, "" for no prompt.
     """
     name = teacher_name(student)
     licence = licences(student)
-    head = {**(front or {}), "base_model": name}
+    head = dict(front or {})
+    if "/" in name:  # ORG/NAME: the hub refuses what it cannot look up
+        head["base_model"] = name
     head.setdefault("base_model_relation", "finetune")
     head |= {key: value for key, value in licence.items() if key in LICENCE_KEYS}
-    head |= {"tags": "[few-step, distillation]"}
-    sampler = student.sampler
-    many = count(len(course(sampler, student.denoiser.path).times), "step")
-    homes = [home for home in (run, run.parent) if (home / "run.json").is_file()]
-    data = read_run(homes[0]) if homes else None  # of another model in a run, such as best/, too
+    head["tags"] = f"[{', '.join(tags(student, head))}]"
+    places = homes(run)
+    data = read_run(places[0]) if places else None
     rows = [*_facts(student, data), *_more(facts), ("licence", _licence(licence))]
     return "\n".join(
         [
             "---",
             *(f"{key}: {value}" for key, value in head.items()),
+            *_widget(picture),
             "---",
-            f"# {name} in {many}",
+            f"# {headline(student)}",
             "",
+            *_shown(picture),
             f"Distilled from `{name}` and exported by fewstep {fewstep.__version__}.",
             "",
             *_table(("", ""), rows),
             "",
             f"```python\n{use.strip()}\n```",
             "",
-            *_measured(data if homes[:1] == [run] else None),
+            *_measured(data if places[:1] == [run] else None),
             *_cited(student),
         ]
     )
+
+
+def headline(student: Generator) -> str:
+    """What a student is called: its teacher's name, and its steps."""
+    steps = len(course(student.sampler, student.denoiser.path).times)
+    return f"{teacher_name(student)} in {count(steps, 'step')}"
+
+
+def homes(run: Path) -> list[Path]:
+    """The folder of the run that a model is from: itself, or above it, of one such as best/."""
+    return [home for home in (run, run.parent) if (home / "run.json").is_file()]
+
+
+FAMILY_TAGS = {
+    "StableDiffusionPipeline": "stable-diffusion",
+    "StableDiffusionXLPipeline": "stable-diffusion-xl",
+    "StableDiffusion3Pipeline": "sd3",
+    "SanaPipeline": "sana",
+    "FluxPipeline": "flux",
+}
+"""Pipeline -> the tag that diffusers' own training scripts give to its fine-tunes."""
+
+
+def tags(student: Generator, front: Mapping[str, str]) -> list[str]:
+    """The tags of a card with this front matter, by which the hub lists models."""
+    found = []
+    pipeline = pipeline_card(student.card).get("pipeline")
+    if pipeline:
+        found += ["text-to-image"]
+        found += ["diffusers"] if front.get("library_name") == "diffusers" else []
+        found += [FAMILY_TAGS[pipeline]] if pipeline in FAMILY_TAGS else []
+    if front.get("base_model_relation") == "adapter":
+        found += ["lora", "template:sd-lora"]
+    return [*found, "few-step", "distillation"]
+
+
+def _widget(picture: tuple[str, str] | None) -> list[str]:
+    """The lines of the front matter that the hub's gallery is filled with."""
+    if picture is None or not picture[0]:
+        return []
+    prompt, file = (json.dumps(text, ensure_ascii=False) for text in picture)
+    return ["widget:", f"- text: {prompt}", "  output:", f"    url: {file}"]
+
+
+def _shown(picture: tuple[str, str] | None) -> list[str]:
+    """The picture in the text: the hub's gallery shows what has a prompt."""
+    if picture is None:
+        return []
+    prompt, file = picture
+    return ["<Gallery />" if prompt else f"![samples]({quote(file)})", ""]
 
 
 def teacher_name(student: Generator) -> str:

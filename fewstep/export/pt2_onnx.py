@@ -24,6 +24,7 @@ from torch import Tensor
 
 from fewstep.diffusion.generator import Generator
 from fewstep.export.atomic_output import new_output
+from fewstep.export.client_metadata import Example, example
 from fewstep.export.diffusers_pipeline import embedded
 from fewstep.export.model_card import card
 from fewstep.export.traced_generator import (
@@ -37,6 +38,7 @@ from fewstep.export.traced_generator import (
 from fewstep.storage.files import spelled, write
 from fewstep.storage.model_folder import load_student
 from fewstep.teachers.diffusers.adapter_base import adapter_of
+from fewstep.teachers.diffusers.compatibility import moments
 from fewstep.teachers.diffusers.load import origin_folder, with_text_and_vae
 
 FACTS = "fewstep.json"
@@ -102,8 +104,13 @@ def to_onnx(run: Path, out: Path, pictures: bool = False) -> float:
             return torch.from_numpy(session.run(["x"], feed)[0])
 
         worst = _near(difference(student, ran), ONNX_TOLERANCE)
-        use = _onnx_use(student, out, facts)
-        write(place.with_name(f"{out.name}.md"), card(student, run, use, facts))
+        use, shown = _onnx_use(student, out, facts, pictures), _example(run)
+        picture = None
+        if shown is not None:
+            picture = (shown.prompt, f"{out.name}.png")
+            write(place.with_name(picture[1]), shown.png())
+        text = card(student, run, use, facts, picture=picture)
+        write(place.with_name(f"{out.name}.md"), text)
     return worst
 
 
@@ -191,13 +198,25 @@ def _feed(facts: dict[str, Any], made: tuple[str, ...], ending: str) -> str:
     return "{" + ", ".join(entries) + "}"
 
 
-def _spoken(student: Generator) -> tuple[str, str, tuple[str, ...]]:
+def _example(run: Path) -> Example | None:
+    """A picture of the student; None of what cannot be shown or decoded here."""
+    student = load_student(run)
+    net = adapter_of(student.denoiser)
+    if net is None and not _shows(student):
+        return None
+    try:
+        return example(student, run)
+    except ValueError:  # the teacher's folder is gone
+        return None
+
+
+def _spoken(student: Generator, decodes: bool = False) -> tuple[str, str, tuple[str, ...]]:
     """(imports, Python, names) of the embeddings, by the teacher's pipeline where it is there."""
     try:
         folder = origin_folder(student)
     except ValueError:
         return "", "", ()
-    made = embedded(folder)
+    made = embedded(folder, decodes)
     imports = (
         "import inspect\n" * ("inspect." in made) + "from diffusers import DiffusionPipeline\n"
     )
@@ -213,11 +232,46 @@ x = generator({_feed(facts, names, "")})
 """
 
 
-def _onnx_use(student: Generator, out: Path, facts: dict[str, Any]) -> str:
-    imports, made, names = _spoken(student)
+def _onnx_use(student: Generator, out: Path, facts: dict[str, Any], pictures: bool = False) -> str:
+    ending, needs, decodes = _ending(student, pictures)
+    imports, made, names = _spoken(student, decodes)
     return f"""import onnxruntime
 import torch
-{imports}
+{imports}{needs}
 {made}generator = onnxruntime.InferenceSession("{out.name}")
 (x,) = generator.run(["x"], {_feed(facts, names, ".numpy()")})
+{ending}"""
+
+
+_PIXELS = """pixels = ((x[0] + 1) * 127.5).clip(0, 255).round().astype("uint8")
+Image.fromarray(pixels.transpose(1, 2, 0).squeeze()).save("picture.png")
 """
+_DECODED = """latents = torch.from_numpy(x) * torch.tensor({std}) + torch.tensor({mean})
+with torch.no_grad():
+    decoded = pipe.vae.decode(latents.to(pipe.vae.dtype)).sample
+pipe.image_processor.postprocess(decoded)[0].save("picture.png")
+"""
+"""Python that makes a picture of what a program gives: pixels, or latents."""
+
+
+def _ending(student: Generator, pictures: bool) -> tuple[str, str, bool]:
+    """(Python that writes picture.png, its imports, whether it needs the pipeline's VAE).
+
+    Nothing of samples that are no pictures, and of latents whose pipeline folds them.
+    """
+    image = "from PIL import Image\n"
+    if pictures or (adapter_of(student.denoiser) is None and _shows(student)):
+        return _PIXELS, image, False
+    try:
+        folder = origin_folder(student)
+    except ValueError:
+        return "", "", False
+    if folder.vae_kind.frames or folder.vae_kind.folded > 1:
+        return "# x holds latents: exported with --pictures it holds pictures\n", "", False
+    mean, std = ([[[number]] for number in numbers] for numbers in moments(folder))
+    return _DECODED.format(mean=mean, std=std), "", True
+
+
+def _shows(student: Generator) -> bool:
+    """Whether the samples are pictures."""
+    return len(student.shape) == 3 and student.shape[0] in (1, 3)

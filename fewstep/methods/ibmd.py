@@ -17,9 +17,9 @@ into both networks. That is twice score identity distillation at alpha = 1/2
 (https://arxiv.org/abs/2404.04057), on bridges.
 
 A bridge is a noise path of x_t = y_t - t x_T, and x_T a condition of all networks (the conditional
-bridges of the paper). So nothing here asks what the path is: on another one this is that method.
-A network of its own input y_t alone, without x_T, is one that adds t x_T to x_t first. The
-student's input has the share of x_0 left out, which is not known: t_init is near 1.
+bridges of the paper). So nothing here asks what the path is: on another one this is
+`SiD(alpha=0.5)`. A network of its own input y_t alone, without x_T, is one that adds t x_T to x_t
+first. The student's input has the share of x_0 left out, which is not known: t_init is near 1.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
 
+from fewstep.diffusion.noise_path import Bridge, NoisePath
 from fewstep.diffusion.samplers import FewStep
 from fewstep.diffusion.time_distributions import TimeLaw, Uniform
 from fewstep.diffusion.types import Batch, Denoiser, Sampler
@@ -42,10 +44,11 @@ from fewstep.losses.weight import L1, Weight
 class IBMD(Method):
     """Inverse bridge matching: `ratio` updates of the bridge of the student, one of the student.
 
-    The defaults suit `Bridge`. It needs a teacher and conditions that tell x_T, and no data.
+    It is for teachers on a `Bridge`. It needs a teacher and conditions that tell x_T, and no data.
     ValueError where ratio is below 1. Gushchin et al. 2025, https://arxiv.org/abs/2502.01362.
     """
 
+    paths: ClassVar[tuple[type[NoisePath], ...]] = (Bridge,)
     sampler: Sampler = FewStep(t_init=0.9)
     times: TimeLaw = Uniform(0.02, 0.98)
     """Times of the student's loss."""

@@ -78,6 +78,7 @@ class SLAM(Method):
     """
 
     needs_data: ClassVar[bool] = True
+    needs_signal: ClassVar[bool] = True
 
     sampler: Sampler = WithInput(FewStep(10.0, 4, rho=3.0), "gamma", 1.0)
     """Its gamma is 1, a point of the trajectory itself."""

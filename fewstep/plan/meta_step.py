@@ -48,15 +48,14 @@ def measure_step(run: Run, gpu: bool = False, teacher: Model | None = None) -> S
     Arguments:
         run: its model must be known.
         teacher: its teacher's network, where that is another.
-        gpu: count as on an accelerator, where Adam updates all tensors at once and autocast keeps
-            normalisations in float32.
+        gpu: count as on an accelerator, where autocast keeps normalisations in float32.
     Raises ValueError as `prepare` does.
     """
     lower = None if run.precision == "fp32" else torch.bfloat16
     ledger = MetaMemory()
     with ledger, AsOnDevice(lower, wide=gpu):
         work = prepared(run, "meta", teacher)
-        state = rehearsed(work, gpu)
+        state = rehearsed(work)
         kept, trained = ledger.live, [state.nets[name] for name in state.optimizers]
     gradient, block = (max(map(of, trained), default=0) for of in (size, _block))
     return StepCost(ledger.peak, kept, gradient, block, float(ledger.operations))
@@ -67,10 +66,10 @@ def prepared(run: Run, device: str = "cpu", teacher: Model | None = None) -> Pre
     return prepare(replace(run, domain=Unseen(teacher or run.model, device)), "plan", "", device)
 
 
-def rehearsed(work: PreparedRun, foreach: bool = False) -> State:
+def rehearsed(work: PreparedRun) -> State:
     """Do the last step of a run, when all of it has begun; the state after it.
 
-    Optimisers have their moments before. foreach: whether they update all tensors at once.
+    Optimisers have their moments before.
     """
     work = work.rehearsal()
     state, run = work.init(), work.run
@@ -81,8 +80,6 @@ def rehearsed(work: PreparedRun, foreach: bool = False) -> State:
         if not any(True for _ in net.parameters()):  # it is measured, not updated
             continue
         optimizer = run.optims(state.nets)[name].build(net.requires_grad_(True).parameters())
-        for group in optimizer.param_groups:
-            group["foreach"] = foreach or None
         for p in net.parameters():
             p.grad = torch.zeros_like(p)
         optimizer.step()

@@ -7,6 +7,8 @@ import math
 NONE, MINUS = "\u2013", "\u2212"
 """A dash for a number that is not there, and the sign of a negative one."""
 
+RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
 BETTER = {"lower": "lower is better", "higher": "higher is better", "": ""}
 
 
@@ -29,14 +31,19 @@ def count(value: float, noun: str) -> str:
 
 
 def compact(value: float, _position: object = None) -> str:
-    """Tick labels: 0.01, 300, 10k, 2M."""
+    """Tick labels: 0.0005, 0.01, 300, 10k, 2M; 2·10⁻⁷ where zeros could not be counted."""
     size = abs(value)
     for limit, unit in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
         if size >= limit:
             scaled = value / (1e3 if unit == "k" else limit)
             return f"{scaled:g}{unit}".replace("-", MINUS)
+    if 0 < size < 1e-5:
+        digits, power = f"{value:.1e}".split("e")
+        digits = digits.removesuffix(".0").replace("-", MINUS)
+        raised = f"10{str(int(power)).translate(RAISED)}"
+        return raised if digits == "1" else f"{digits}·{raised}"
     if 0 < size < 1e-3:
-        return f"{value:.0e}".replace("e-0", "e-").replace("-", MINUS)
+        return f"{value:.7f}".rstrip("0").replace("-", MINUS)
     return f"{value:g}".replace("-", MINUS)
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from fewstep.config import decode
+from fewstep.eval.metric_table import as_few
 from fewstep.report.checks import RATIO, Check, Headline
 from fewstep.report.formatting import count, short
 from fewstep.report.run_data import RunData, number, on_prompts, whole
@@ -131,8 +132,13 @@ def _beside(f: RunData, few: int) -> str:
     anchor = f.score("real", f.distance)
     if math.isnan(anchor):
         return "."
-    only = f" (on {few:,} samples only, which raises it)" if few else ""
-    return f"; real held-out data score {short(anchor)}{only}. Lower is better."
+    if not few:
+        return f"; real held-out data score {short(anchor)}. Lower is better."
+    same = f.score(f.role, as_few(f.distance, few))
+    only = f"on {few:,} samples only, which raises it"
+    if not math.isnan(same):
+        only = f"on {few:,} samples; as few of the {f.role}'s score {short(same)}"
+    return f"; real held-out data score {short(anchor)} ({only}). Lower is better."
 
 
 def _warnings(warned: int) -> str:

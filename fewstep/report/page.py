@@ -12,14 +12,18 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import math
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from fewstep.eval.metric_table import as_few
 from fewstep.report import plots, reasons, sample_images, svg_chart, tables
 from fewstep.report.checks import checks
 from fewstep.report.formatting import about, count, duration, short
 from fewstep.report.headline import headline, kept, measuring
+from fewstep.report.repeats import seeds, with_repeats
 from fewstep.report.run_data import RunData, read_run, whole
 from fewstep.report.run_progress import progress
 from fewstep.report.run_warnings import run_warnings
@@ -28,18 +32,19 @@ from fewstep.storage.files import write
 from fewstep.storage.machine_errors import trouble
 
 
-def write_report(path: Path, making: Making = UNASKED) -> Path:
+def write_report(path: Path, making: Making = UNASKED, repeats: Sequence[Path] = ()) -> Path:
     """Write report.html into a run folder: one page without links to other files.
 
     Arguments:
         path: the run folder, finished or not.
         making: how its pictures are made.
+        repeats: folders of the same run with other seeds, whose spread is shown.
     Returns the path of the page.
-    Raises ValueError where `path` is no run, a file in it is damaged, matplotlib is missing or the
-    page cannot be written; OSError where the disk is full or the like.
+    Raises ValueError where `path` is no run, a file in it is damaged, a repeat is none, matplotlib
+    is missing or the page cannot be written; OSError where the disk is full or the like.
     """
     svg_chart.require()
-    f = read_run(path)
+    f = with_repeats(read_run(path), repeats)
     page = render(f, making)
     out = path / "report.html"
     try:
@@ -71,18 +76,17 @@ def render(f: RunData, making: Making | None = UNASKED) -> str:
         alarms = [alarm for alarm in alarms if alarm.check not in warned]
     else:
         warned = {k: v for k, v in warned.items() if k not in {alarm.check for alarm in alarms}}
-    held_out = len(samples.sample_metrics.held_out) if samples.sample_metrics else 0
-    few = 0 < held_out < whole(f.protocol, "samples")
     context: dict[str, Any] = {
         "name": str(f.facts.get("recipe", "run")),
         "f": f,
-        "headline": headline(f, asked, held_out if few else 0),
+        "headline": headline(f, asked, few := _few(f, samples)),
         "kept": kept(f),
         "live": live,
         "progress": progress(f),
         "alarms": alarms,
         "warnings": list(warned.values()),
         "few": few,
+        "sized": not math.isnan(f.score(f.role, as_few(f.distance, few))),
         "checks": asked,
         "cards": _cards(f, samples),
         "notes": samples.notes,
@@ -92,6 +96,7 @@ def render(f: RunData, making: Making | None = UNASKED) -> str:
         "metrics": tables.metrics(f),
         "roles": tables.roles(f),
         "protocol": _protocol(f, samples),
+        "seeds": seeds(f),
         "measuring": measuring(f),
         "evaluations": tables.evaluations(f),
         "film": (film := sample_images.film(f)),
@@ -147,6 +152,12 @@ def _cards(f: RunData, samples: sample_images.Samples) -> list[tuple[str, str, s
     beside = f"{f.done:,} of {f.steps:,} steps, {about(f.images)} images"
     cards.append((duration(f.seconds), "of training", beside))
     return cards
+
+
+def _few(f: RunData, samples: sample_images.Samples) -> int:
+    """The number of held-out samples, where the models had more; else 0."""
+    held_out = len(samples.sample_metrics.held_out) if samples.sample_metrics else 0
+    return held_out if held_out < whole(f.protocol, "samples") else 0
 
 
 def _protocol(f: RunData, samples: sample_images.Samples) -> str:

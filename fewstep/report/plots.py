@@ -9,6 +9,7 @@ from typing import Any
 
 from fewstep.eval.metric_table import metric
 from fewstep.report.formatting import about, short
+from fewstep.report.repeats import seeds
 from fewstep.report.run_data import Line, RunData, number
 from fewstep.report.svg_chart import LEVELS, Anchor, Axis, Chart, Series, chart
 
@@ -48,7 +49,7 @@ def quality(f: RunData) -> list[Chart]:
     charts = []
     for i, name in enumerate(shown):
         values = [number(quick, name) for _, quick in looks]
-        lines = [Series(images, values, "quick", marker="o")]
+        lines = [Series(images, values, "quick", marker="o"), *_other_seeds(f, name)]
         final = f.score(f.role, name)
         if not math.isnan(final):
             lines.append(Series(images[-1:], [final], "measured", "fourth", "", marker="D"))
@@ -57,9 +58,29 @@ def quality(f: RunData) -> list[Chart]:
         title = f"{name} (lower is better)" if least else TITLES.get(name, name.capitalize())
         axis = Axis(f"{name}, on {samples}", log=least)
         charts.append(
-            chart(f"q{i}", title, lines, IMAGES, axis, anchors=anchors(f, name), caption=before)
+            chart(
+                f"q{i}",
+                title,
+                lines,
+                IMAGES,
+                axis,
+                anchors=anchors(f, name),
+                caption=before,
+                note=seeds(f),
+            )
         )
     return _kept(charts)
+
+
+def _other_seeds(f: RunData, name: str) -> list[Series]:
+    """The quick scores of the same run with other seeds: thin lines, one of them in the legend."""
+    lines = []
+    for i, other in enumerate(f.repeats):
+        looks = [(x, x["quick"]) for x in other.gauges if isinstance(x.get("quick"), dict)]
+        xs, ys = [number(x, "images") for x, _ in looks], [number(q, name) for _, q in looks]
+        label = "other seeds" if i == 0 else ""
+        lines.append(Series(xs, ys, label, "muted", "-", 0.9, 0.8))
+    return lines
 
 
 def moments(count: int, most: int = 4) -> list[int]:
@@ -187,6 +208,7 @@ def _diversity(f: RunData, diversity: Mapping[str, float]) -> Chart | None:
         axis,
         anchors=lines,
         caption=f"Mean difference between {what}. A collapsing student falls towards 0.",
+        note="one seed",
     )
 
 

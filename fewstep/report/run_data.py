@@ -61,6 +61,8 @@ class RunData:
     evaluations: dict[str, dict[str, Any]]
     """What `fewstep evaluate` stored with --protocol or --prompts, by the name of its file."""
     finished: bool
+    repeats: tuple[RunData, ...] = ()
+    """The same run with other seeds, where a report was given them."""
 
     @property
     def run(self) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
     not finite          updates were skipped, since a loss or a gradient was not a finite number
     diverging           the Frechet distance is far above its best, or the values leave all bounds
-    collapse            samples of a label are nearly the same
+    collapse            samples of a label are nearly the same, but for the noise they were made of
     saturation          values sit at the ends of the real range, or contrast is another
     fake score lagging  the fake score denoises the student's samples worse than the teacher,
                         or is still what it began as
@@ -25,8 +25,12 @@ from fewstep.report.run_data import Line, RunData, finite, number
 
 LOOKS = 3
 """Looks, that of the beginning included, before a student that does not rise is called so."""
+EARLY = 50
+"""Steps in which a network may still be what it began as."""
 NEARLY_NONE = 0.1
 """Of the diversity of real data."""
+NONE_AT_ALL = 0.02
+"""Of the same, where no network that learns would be after `EARLY` steps."""
 WORSE = 3.0
 """Times its lowest, for a Frechet distance that diverges."""
 BEYOND = 3.0
@@ -119,17 +123,21 @@ def _diverging(f: RunData) -> RunWarning | None:
 
 
 def _collapse(f: RunData) -> RunWarning | None:
-    values = finite(f.gauges, "diversity")
+    looks = [look for look in f.gauges if math.isfinite(number(look, "diversity"))]
+    values, own = finite(looks, "diversity"), [_own_diversity(look) for look in looks]
     real = number(_real(f), "diversity")
     if len(values) < 2:
         return None
-    last, best, first = values[-1], max(values[:-1]), values[0]
-    against = real if real > 0 else best
+    last, best = values[-1], max(values[:-1])
+    against = real if real > 0 else max(best, number(looks[-1], "spread"))
     fell = last < DIVERSITY * best and last < DIVERSITY * against
-    never = len(values) >= LOOKS and last < NEARLY_NONE * against and last <= 1.2 * first
-    if not fell and not never:
+    never = len(values) >= LOOKS and own[-1] < NEARLY_NONE * against and own[-1] <= 1.2 * own[0]
+    none = number(looks[-1], "step") >= EARLY and own[-1] <= NONE_AT_ALL * against
+    if not (fell or never or none):
         return None
     beside = f"; real data {short(real)}" if real > 0 else ""
+    if (share := number(looks[-1], "passed")) > 0.5:
+        beside += f"; {share:.0%} of it is the noise they were made of"
     return RunWarning(
         "Diversity collapses",
         f"Two samples of a label differ by {short(last)}, at most {short(best)} before{beside}.",
@@ -139,6 +147,12 @@ def _collapse(f: RunData) -> RunWarning | None:
         "weights; add a regression or an adversarial term on data.",
         "Diversity",
     )
+
+
+def _own_diversity(look: Line) -> float:
+    """The diversity of a look without the noise that merely passed through."""
+    share = number(look, "passed")
+    return number(look, "diversity") * math.sqrt(max(0.0, 1 - share) if share == share else 1.0)
 
 
 def _saturation(f: RunData) -> RunWarning | None:
@@ -162,11 +176,11 @@ def _saturation(f: RunData) -> RunWarning | None:
 
 def _lagging(f: RunData) -> RunWarning | None:
     ratios = _ratios(f, f.last)
-    before = [_ratios(f, look) for look in f.gauges[1:]]
+    before = [_ratios(f, look) for look in f.gauges if number(look, "step") >= EARLY]
     same = [all(abs(r - 1) < UNCHANGED for r in looks) for looks in before if looks]
     if ratios and max(ratios) > FAKE_ERROR and len(f.gauges) > 1:
         found = f"Its error is up to {short(max(ratios))} times the teacher's."
-    elif len(same) >= LOOKS - 1 and all(same):
+    elif same and all(same):
         found = f"It is still the teacher's copy that it began as, after {count(f.done, 'step')}."
     else:
         return None

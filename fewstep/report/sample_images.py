@@ -233,6 +233,8 @@ def _teacher(
         if domain
         else None
     )
+    if exact is not None and domain is not None:
+        exact = domain.prepared(with_text_and_vae(exact))
     return {} if exact is None else {"teacher": exact}
 
 

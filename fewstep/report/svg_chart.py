@@ -91,8 +91,12 @@ def chart(
     *,
     anchors: Sequence[Anchor] = (),
     caption: str = "",
+    note: str = "",
 ) -> Chart | None:
-    """Draw; None where there is no point to show. `key` makes the ids in the page unique."""
+    """Draw; None where there is no point to show.
+
+    key: makes the ids in the page unique; note: stands in a corner, such as "one seed".
+    """
     kept = [_visible(line, x, y) for line in series]
     kept = [line for line in kept if line.x]
     if not kept:
@@ -115,9 +119,12 @@ def chart(
         heights = [v for a in kept for v in a.y] + [a.y for a in anchors]
         _scale(axes.yaxis, axes.set_ylim, axes.set_yscale, y, heights)
         _legend(axes)
+        if note:
+            corner: dict[str, Any] = {"transform": axes.transAxes, "ha": "right", "va": "bottom"}
+            axes.text(1.0, 1.01, note, color=PLACEHOLDER["muted"], fontsize=7.5, **corner)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    words = f"{title}: {y.label} against {x.label}. {_summary(kept)}"
+    words = f"{title}: {y.label} against {x.label}{note and f', {note}'}. {_summary(kept)}"
     svg = buffer.getvalue()
     for i, line in enumerate(kept):
         svg = _with_values(svg, f"line-{i}", line, x)

@@ -16,6 +16,7 @@ from fewstep.config import encode
 from fewstep.eval.metric_table import METRICS, metric
 from fewstep.recipes.registry import every
 from fewstep.report.formatting import BETTER, NONE, short
+from fewstep.report.repeats import spread
 from fewstep.report.run_data import RunData, number, on_prompts
 from fewstep.storage.files import read_json
 
@@ -65,7 +66,8 @@ class Setting:
 
 def roles(f: RunData) -> list[str]:
     """The columns of the measurements."""
-    return [role for role in ROLES if role in f.metrics]
+    shown = [role for role in ROLES if role in f.metrics]
+    return [*shown, "seeds"] if f.repeats and shown else shown
 
 
 def metrics(f: RunData) -> list[Metric]:
@@ -80,7 +82,9 @@ def metrics(f: RunData) -> list[Metric]:
     rows = []
     for name in [*first, *(n for n in present if n not in first)]:
         meaning, better = metric(name, f.distance)
-        cells = [_cell(f.metrics[role], role, name) for role in roles(f)]
+        cells = [_cell(f.metrics[role], role, name) for role in ROLES if role in f.metrics]
+        if f.repeats:
+            cells.append(_over_seeds(f, name))
         rows.append(Metric(name, cells, meaning, BETTER[better]))
     return rows
 
@@ -91,6 +95,15 @@ def _cell(scores: Mapping[str, float], role: str, name: str) -> Cell:
         return Cell(NONE)
     text = f"{value:,.0f}" if name == "calls" else short(value)
     return Cell(text, repr(value), f"± {short(spread, 2)}" if spread > 0 else "")
+
+
+def _over_seeds(f: RunData, name: str) -> Cell:
+    """Mean and deviation of a score over the seeds of the run."""
+    found = spread(f, name)
+    if found.n < 2:
+        return Cell(NONE)
+    text = f"{found.mean:,.0f}" if name == "calls" else short(found.mean)
+    return Cell(text, repr(found.mean), f"± {short(found.deviation, 2)}, n = {found.n}")
 
 
 def downloads(f: RunData) -> list[tuple[str, str]]:

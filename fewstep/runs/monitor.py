@@ -17,7 +17,7 @@ from fewstep.diffusion.types import Source, select_rows
 from fewstep.distillation.method import Method, Product
 from fewstep.eval.clip_monitor import PromptMetrics
 from fewstep.eval.domain_scores import SampleMetrics, score
-from fewstep.eval.gauges import by_level, diversity, extremes, spread
+from fewstep.eval.gauges import by_level, diversity, extremes, passed, spread
 from fewstep.runs.run import Run
 from fewstep.runs.run_folder import RunFolder
 from fewstep.storage.files import write
@@ -114,7 +114,13 @@ class Monitor:
         line: dict[str, Any] = {"step": state.step, "images": state.images}
         every, classes = torch.arange(len(x), device=x.device), self.run.result.classes
         labels = every % classes if classes else None
-        line["diversity"] = diversity(x[:LOOK], None if labels is None else labels[:LOOK])
+        known = None if labels is None else labels[:LOOK]
+        line["diversity"] = diversity(x[:LOOK], known)
+        if generator.sampler.calls == 1:
+            seeds = every[:LOOK].to(x.device)
+            line["passed"] = passed(
+                x[:LOOK], Draws(seeds, 0, "sample/").normal("z", generator.shape), known
+            )
         line["spread"] = spread(x[:LOOK])
         line["levels"] = self._levels(state, x[:few], generator)
         if self.sample_metrics is not None:

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from fewstep.diffusion.model import Model
+from fewstep.distillation.guidance_scales import Unguided
 from fewstep.distillation.method import Method
 from fewstep.domains.domain import Domain
 from fewstep.nets.lora import LoRA
@@ -96,7 +97,7 @@ class Run:
 
         Sizes below 1, a `batch` that `accumulate` does not divide, a `keep_every` that is no
         multiple of `save_every`, a seed outside 0 .. 2^63 - 1; bf16 frozen weights without a bf16
-        distillation, LoRA without a teacher or with `offload`.
+        distillation, LoRA without a teacher or with `offload`, a negative prompt unguided.
         """
         for name in ("steps", "batch", "accumulate", "sample_every", "save_every", "patience"):
             if getattr(self, name) < 1:
@@ -119,5 +120,12 @@ class Run:
             )
         if self.lora is not None and not self.distils:
             raise ValueError("LoRA adapts the network of a teacher, and this run trains one")
+        unguided = isinstance(getattr(self.method, "guidance", None), Unguided)
+        negative: str = getattr(self.domain, "negative", "")
+        if unguided and negative:
+            raise ValueError(
+                f"a negative prompt is what guidance leads away from, and {self.method} has none; "
+                "give some, such as --method.guidance 'LSG(4.5)'"
+            )
         if self.lora is not None and self.offload:
             raise ValueError("LoRA shares the weights of the teacher; leave out --offload")

@@ -18,6 +18,7 @@ from torch import nn
 from fewstep.config import encode, own_files, own_sources
 from fewstep.diffusion.generator import Generator
 from fewstep.diffusion.model import Model
+from fewstep.diffusion.noise_path import NoisePath
 from fewstep.diffusion.samplers import ladder_of
 from fewstep.diffusion.types import Denoiser, Source, device_of
 from fewstep.distillation.method import Method
@@ -298,6 +299,7 @@ def prepare(
         product_layers(model.denoiser)
     if model is not None:
         model.denoiser.to(where)
+        _refuse_path(run.method, model.denoiser.path)
         try:
             ladder_of(run.method.sampler, model.denoiser.path)
         except ValueError as error:
@@ -321,6 +323,16 @@ def prepare(
             recompute(model.denoiser)
     fake = None if fake is None else fake.to(where)
     return PreparedRun(run, model, net.to(where), source, fake=fake)
+
+
+def _refuse_path(method: Method, path: NoisePath) -> None:
+    """Raise ValueError where the method is for teachers of another kind."""
+    if method.paths and not isinstance(path, method.paths):
+        kinds = " or ".join(kind.__name__ for kind in method.paths)
+        raise ValueError(
+            f"{type(method).__name__} is for teachers on the noise path {kinds}, and this one's "
+            f"is {type(path).__name__}: choose another --method"
+        )
 
 
 def _fake_start(run: Run, teacher: Generator | None, fake_init: str) -> nn.Module | None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fewstep.data.autoencoder import as_pictures
+from fewstep.data.autoencoder import are_latents, as_pictures
 from fewstep.diffusion.generator import Generator
 from fewstep.diffusion.model import Model, OfTeacher
 from fewstep.distillation.pictures import PictureFeatures, Reward, give_decoder
@@ -22,6 +22,9 @@ from fewstep.storage.user_code import decoded
 from fewstep.teachers.diffusers.load import at_shape, sized, with_text_and_vae
 from fewstep.teachers.diffusers.network import DiffusersNet
 from fewstep.teachers.formats import format_of
+
+UNDECODED = "none"
+"""In place of the folder of an autoencoder: latents are given as they are."""
 
 
 def open_generator(
@@ -49,7 +52,8 @@ def open_model(
     Args:
         path: a run or model folder, a pipeline folder, or a snapshot file.
         device: where the network goes.
-        vae: the folder of the autoencoder that decodes latents, of a model that brings none.
+        vae: the folder of the autoencoder that decodes latents, of a model that brings none;
+            "none": they stay as they are.
         size: of the pictures of a pipeline or its student, such as "1024x768"; "": its own.
 
     Returns: a `Generator` with text encoders, decoder and conditions of its own. ValueError where
@@ -58,11 +62,16 @@ def open_model(
     described = describe_model(path, size) if size else None
     opened = with_text_and_vae(open_generator(path, device, described))
     opened = with_own_conditions(opened, path)
-    if opened.text is None:
-        return as_pictures(opened, str(vae))[0]
-    if vae:
-        raise ValueError(f"{path} decodes its latents itself: leave out --vae")
-    return opened
+    if opened.text is not None:
+        if vae:
+            raise ValueError(f"{path} decodes its latents itself: leave out --vae")
+        return opened
+    if are_latents(opened.shape) and not vae:
+        domain = domain_of(path)
+        vae = vae if domain is None or domain.decodes else UNDECODED
+    if str(vae) == UNDECODED:
+        return opened
+    return as_pictures(opened, str(vae))[0]
 
 
 def with_conditions(generator: Generator, domain: Domain) -> Generator:
@@ -76,14 +85,22 @@ def with_own_conditions(generator: Generator, path: Path | str) -> Generator:
 
     ValueError where that domain cannot be read.
     """
-    folder = Path(path)
-    if (
-        not getattr(generator.denoiser, "data_conditions", None)
-        or not (folder / "run.json").is_file()
-    ):
+    if not getattr(generator.denoiser, "data_conditions", None):
         return generator
-    domain: Domain = decoded(RunFolder(folder).facts()["run"].get("domain"), Domain, folder)
-    return with_conditions(generator, domain)
+    domain = domain_of(path)
+    return generator if domain is None else with_conditions(generator, domain)
+
+
+def domain_of(path: Path | str) -> Domain | None:
+    """The domain of the run in the folder `path`; None where it is no run folder.
+
+    ValueError where the domain cannot be read.
+    """
+    folder = Path(path)
+    if not (folder / "run.json").is_file():
+        return None
+    found: Domain = decoded(RunFolder(folder).facts()["run"].get("domain"), Domain, folder)
+    return found
 
 
 def describe_model(path: Path | str, size: str = "") -> Model:
@@ -184,10 +201,12 @@ def load_teacher(
 ) -> Generator | None:
     """The teacher of a distillation: the model in `path`, or the domain's exact one.
 
-    It makes samples of the size of its student `model`. Losses on pictures decode with what it
-    brings (`pictures_of`).
+    It is asked as the domain says (`Domain.prepared`), and makes samples of the size of its
+    student `model`. Losses on pictures decode with what it brings (`pictures_of`).
     """
     teacher = with_text_and_vae(load_finite(path, device, model)) if path else domain.exact()
+    if teacher is not None:
+        teacher = domain.prepared(teacher)
     if teacher is not None and teacher.text is not None:
         give_decoder(teacher.denoiser, teacher.decode)
     return teacher

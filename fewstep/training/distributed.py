@@ -202,8 +202,10 @@ def average_gradients(net: nn.Module) -> None:
     A parameter without gradient on all ranks stays so, as with one process. Those of sharded
     parameters were averaged when they were made (`fewstep.training.sharding`).
     """
+    if world_size() == 1:
+        return
     parameters = [p for p in net.parameters() if local_tensor(p) is p]
-    if world_size() == 1 or not parameters:
+    if not parameters:
         return
     present = torch.tensor([p.grad is not None for p in parameters], dtype=torch.uint8)
     with _talking():

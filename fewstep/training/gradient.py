@@ -39,12 +39,14 @@ class Gradient(NamedTuple):
     """The result of `gradient`: the same on all processes.
 
     logs: what was logged, with "loss" and "grad_norm"; norm: that of the gradient, (), or None of
-    a turn that only measures; sums: `Loss.sums` over all samples.
+    a turn that only measures; sums: `Loss.sums` over all samples; broken: those of them that are
+    not finite.
     """
 
     logs: dict[str, float]
     norm: Tensor | None
     sums: dict[str, Tensor]
+    broken: list[str]
 
 
 def gradient(
@@ -70,37 +72,57 @@ def gradient(
             _well_formed(loss, turn)
             total = {} if loss.total is None else {"loss": loss.total}
             for value in total.values():
-                (value * factor / task.parts).backward()
+                scaled = value if factor == 1 else value * factor
+                _shared(scaled, task.parts).backward()
         for key, value in {**total, **loss.logs}.items():
-            logs[key] = logs.get(key, 0) + value.detach() / task.parts
+            part = _shared(value.detach(), task.parts)
+            logs[key] = logs[key] + part if key in logs else part
         for key, value in loss.sums.items():
             sums[key] = sums.get(key, 0) + value.detach()
     sums = distributed.sum_over_ranks(sums)
     known = {} if scale is None else {"scale": scale}
-    if "loss" not in logs:
-        numbers = _means(logs).tolist()
-        return Gradient({**dict(zip(logs, numbers, strict=True)), **known}, None, sums)
-    distributed.average_gradients(net)
-    means = _means(logs)
-    if factor != 1:
-        torch._foreach_div_([p.grad for p in net.parameters() if p.grad is not None], factor)
-    norm = total_norm(net)
-    *numbers, size = torch.cat([means, norm.float()[None]]).tolist()  # one wait for the device
-    logged = {**dict(zip(logs, numbers, strict=True)), "grad_norm": size, **known}
-    return Gradient(logged, norm, sums)
+    norm = None
+    if "loss" in logs:
+        distributed.average_gradients(net)
+        if factor != 1:
+            torch._foreach_div_([p.grad for p in net.parameters() if p.grad is not None], factor)
+        norm = total_norm(net)
+    numbers, broken = _on_host(logs, norm, sums)
+    return Gradient({**numbers, **known}, norm, sums, broken)
 
 
-def _means(logs: dict[str, Tensor]) -> Tensor:
-    """The logs as one vector, averaged over processes."""
-    if not logs:
-        return torch.empty(0)
-    return distributed.mean_over_ranks(torch.stack([value.float() for value in logs.values()]))
+def _shared(value: Tensor, parts: int) -> Tensor:
+    """value / parts; the tensor itself where that is the same."""
+    return value if parts == 1 else value / parts
+
+
+def _on_host(
+    logs: dict[str, Tensor], norm: Tensor | None, sums: dict[str, Tensor]
+) -> tuple[dict[str, float], list[str]]:
+    """The logs averaged over processes with "grad_norm", and which sums are not finite.
+
+    The host waits for the device once.
+    """
+    names, values = list(logs), [value.float().reshape(()) for value in logs.values()]
+    if values:
+        values = [*distributed.mean_over_ranks(torch.stack(values)).unbind()]
+    if norm is not None:
+        names, values = [*names, "grad_norm"], [*values, norm.float()]
+    values += [value.isfinite().all().float() for value in sums.values()]
+    place = values[0].device
+    numbers = torch.stack([value.to(place) for value in values]).tolist()
+    finite = zip(sums, numbers[len(names) :], strict=True)
+    broken = [name for name, whether in finite if not whether]
+    return dict(zip(names, numbers, strict=False)), broken
 
 
 def total_norm(net: nn.Module) -> Tensor:
     """The Euclidean norm () of the gradient of `net`, on whichever ranks its parts are."""
     gradients = [p.grad for p in net.parameters() if p.grad is not None]
-    return distributed.full_tensor(nn.utils.get_total_norm(gradients))
+    if not gradients:
+        return torch.zeros(())
+    norms = torch._foreach_norm(gradients)
+    return distributed.full_tensor(torch.linalg.vector_norm(torch.stack(norms)))
 
 
 @contextmanager

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -25,6 +24,7 @@ from fewstep.distillation.method import Method, Nets, Step, Turn
 from fewstep.training import distributed
 from fewstep.training.ema import EMA, copy_weights
 from fewstep.training.gradient import Gradient, Task, gradient, total_norm
+from fewstep.training.modes import Switches
 from fewstep.training.optim import Optim
 from fewstep.training.precision import Precision, Scale
 
@@ -115,18 +115,6 @@ class Record(NamedTuple):
     restarted: tuple[str, ...] = ()
 
 
-@contextmanager
-def training_only(nets: Nets, name: str) -> Iterator[nn.Module]:
-    """Within the block `nets[name]` alone is trainable and in training mode."""
-    for key, net in nets.items():
-        net.requires_grad_(key == name).train(key == name)
-    try:
-        yield nets[name]
-    finally:
-        for net in nets.values():
-            net.requires_grad_(False).eval()
-
-
 def train(
     method: Method,
     teacher: Denoiser | None,
@@ -162,14 +150,14 @@ def train(
     while state.step < steps:
         logs: dict[str, float] = {}
         sums: dict[str, Tensor] = {}
-        skipped = state.skipped
+        skipped, switches = state.skipped, Switches(state.nets)
         for turn in _turns(method, state.nets, state.step):
             config = optim if isinstance(optim, Optim) else _named(optim, turn.net)
             step, images = state.began(turn.net)
             rate = turn.rate * config.rate(state.step - step, steps - step)
-            with training_only(state.nets, turn.net) as trained:
-                samples = range(state.drawn, state.drawn + batch)
-                state.drawn += batch
+            with switches.training(turn.net, *turn.beside) as trained:
+                state.drawn += 0 if turn.same else batch
+                samples = range(state.drawn - batch, state.drawn)
                 scale = state.scale(turn.net) if precision == "fp16" else None
                 found = gradient(turn, state.nets, task, samples, scale)
                 if _guard(state, turn.net, found, patience):
@@ -253,6 +241,10 @@ def _turns(method: Method, nets: Nets, step: int) -> Sequence[Turn]:
                 f"{type(method).__name__} has a turn of {turn.net!r}, but its nets are "
                 f"{', '.join(nets)}"
             )
+    if turns and turns[0].same:
+        raise ValueError(
+            f"{type(method).__name__}: no turn is before the first, to be the same as"
+        )
     return turns
 
 
@@ -262,7 +254,7 @@ def _guard(state: State, net: str, found: Gradient, patience: int) -> bool:
     A gradient that a smaller loss scale can mend is skipped without using up patience.
     """
     bad = [key for key in ("loss", "grad_norm") if not math.isfinite(found.logs.get(key, 0.0))]
-    bad += [name for name, value in found.sums.items() if not bool(value.isfinite().all())]
+    bad += found.broken
     absorbed = False
     if net in state.scales and "loss" not in bad:
         absorbed = state.scales[net].absorbs(finite=not bad)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from fewstep.training.adam import Adam
 from fewstep.training.adam_8bit import Adam8, refuse_missing
 from fewstep.training.offload import offload_moments
 
@@ -67,18 +68,17 @@ class Optim:
     def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """The optimiser of `parameters`: Adam, or AdamW where there is weight decay.
 
-        With `bits` 8 it is `fewstep.training.adam_8bit.Adam8`, a ValueError where bitsandbytes is
-        not installed. With `offload` its moments leave the accelerator between updates.
+        It is `fewstep.training.adam.Adam`, which keeps no first moment where beta_1 = 0; with
+        `bits` 8 `fewstep.training.adam_8bit.Adam8`, a ValueError where bitsandbytes is not
+        installed. With `offload` its moments leave the accelerator between updates.
         """
         betas = float(self.betas[0]), float(self.betas[1])
         settings: dict[str, Any] = {"lr": self.lr, "betas": betas, "eps": self.eps}
         optimizer: torch.optim.Optimizer
         if self.bits == 8:
             optimizer = Adam8(parameters, weight_decay=self.weight_decay, **settings)
-        elif self.weight_decay:
-            optimizer = torch.optim.AdamW(parameters, weight_decay=self.weight_decay, **settings)
         else:
-            optimizer = torch.optim.Adam(parameters, **settings)
+            optimizer = Adam(parameters, weight_decay=self.weight_decay, **settings)
         if self.offload:
             offload_moments(optimizer)
         return optimizer

@@ -112,6 +112,7 @@ def command(
         words += ["--labels", str(request.label)]
     if request.prompt is not None:
         words.append(f"--prompts={request.prompt}")
+        words += ["--no-captions"] if request.kind in ("picture", "grid") else []
     steps = request.teacher_steps if teacher else request.steps
     words += [] if steps is None else ["--steps", str(steps)]
     if teacher and request.guidance is not None:

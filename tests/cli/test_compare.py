@@ -74,7 +74,7 @@ def test_wrong_input_is_one_sentence(runs: Path, tmp_path: Path) -> None:
         ((str(tmp_path),), "run.json"),
         ((names(runs)[0], "--out", str(tmp_path)), "is a folder; name a file"),
         ((names(runs)[0], "--out", str(tmp_path / "no" / "page.html")), "cannot write"),
-        ((names(runs)[0], "--json", "--csv"), "not allowed with"),
+        ((names(runs)[0], "--json", "--csv"), "two forms of the result"),
         ((names(runs)[0], names(runs)[0]), "named twice"),
     ):
         found = fewstep("compare", *args)

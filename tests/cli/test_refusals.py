@@ -110,9 +110,11 @@ CASES = {
     "sample sid --labels 12": LABELS,
     "sample sid --labels 1,2": "got 2 labels for 64 seeds",
     "sample sid --labels x": "--labels are written like 0-63 or 3,7,9, got 'x'",
-    "sample sid --out a.jpg": "--out must end in .png or .npz, got a.jpg",
+    "sample sid --out a.jpg": "--out ends in .png for a grid or in .npz for arrays, or is a "
+    "folder, got a.jpg",
     "sample sid --out no/a.png": "there is no folder no to write a.png to",
-    "sample sid --out taken.png": "taken.png: Is a directory",
+    "sample sid --out taken.png": "taken.png is a folder; name a file in it, or a folder without "
+    ".png",
     # measuring and reporting
     "evaluate nowhere": "nowhere is not a run folder (no run.json in it)",
     "evaluate sid --samples 9": "evaluate needs --samples of at least 100 and --draws of at "

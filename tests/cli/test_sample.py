@@ -55,7 +55,10 @@ def test_a_student_in_more_steps(finished: Path, tmp_path: Path) -> None:
         (("--seeds", "3,8", "--walk", "1001"), "--walk makes 1,000 pictures at most, got 1,001"),
         (("--seeds", "3", "--vary", "0.4"), "--vary needs two or more --seeds, such as 3,100-107"),
         (("--seeds", "3,4", "--vary", "1.5"), "the share of noise is between 0 and 1, got 1.5"),
-        (("--seeds", "3,8", "--walk", "4", "--vary", "0.4"), "--walk and --vary are two things"),
+        (
+            ("--seeds", "3,8", "--walk", "4", "--vary", "0.4"),
+            "--walk, --vary and --from are different",
+        ),
         (
             ("--seeds", "3,8", "--walk", "4", "--labels", "1,2"),
             "--walk makes pictures of one label, got 2",

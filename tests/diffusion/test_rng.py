@@ -6,10 +6,13 @@ Statistical bounds are four standard errors of the stated sample size; seeds are
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from fewstep.diffusion import rng as module
 from fewstep.diffusion.rng import Draws, philox
@@ -35,6 +38,71 @@ def test_philox_known_answers(counter: str, key: str, answer: str) -> None:
     k0, k1 = words(key)
     found = philox([torch.tensor([w]) for w in words(counter)], (k0, k1))
     assert [int(w) for w in found] == words(answer)
+
+
+def spied(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """What was encrypted by torch's operations: the number of words, call by call."""
+    calls: list[int] = []
+
+    def counted(counter: Any, key: tuple[int, int]) -> tuple[Tensor, ...]:
+        words = philox(counter, key)
+        calls.append(4 * words[0].numel())
+        return words
+
+    monkeypatch.setattr(module, "philox", counted)
+    return calls
+
+
+@pytest.mark.parametrize("count", [1, 3, 8, 70_001])
+def test_numpy_draws_the_bits_of_torch(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    """For numbers of all sizes, in order and not, and for more words than numpy takes at once."""
+    calls = spied(monkeypatch)
+    index = torch.tensor([0, 1, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**62 + 5, -1, -(2**40)])
+    for some in (index, index[::2], index.flip(0), index[:0]):
+        fast = Draws(some, 3).bits("a", count)
+        assert not calls
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "_is_plain", lambda index: False)
+            assert torch.equal(fast, Draws(some, 3).bits("a", count))
+        assert calls == [len(some) * (count + -count % 4)]
+        calls.clear()
+
+
+def test_small_parts_are_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts of some samples, and of some words of one, for sizes that they do not divide."""
+    whole = Draws.range(5, 7).bits("a", 41)
+    for part in (1, 4, 25, 64):
+        monkeypatch.setattr(module, "_PART", part)
+        assert torch.equal(Draws.range(5, 7).bits("a", 41), whole)
+
+
+def drawn(index: Tensor) -> Tensor:
+    return Draws(index, 2).normal("z", (3,))
+
+
+@pytest.mark.slow
+def test_compiled_draws_are_the_same() -> None:
+    compiled = torch.compile(drawn, backend="eager")
+    for index in (torch.arange(6), torch.arange(6) + 2**33):
+        assert torch.equal(compiled(index), drawn(index))
+
+
+def test_traced_and_transformed_draws_are_operations_of_torch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """vmap, make_fx, fake tensors and "meta": never the numbers of the time of tracing."""
+    calls, index = spied(monkeypatch), torch.arange(6) * 1000
+    expected = drawn(index)
+    assert not calls
+    mapped = torch.func.vmap(lambda one: drawn(one[None])[0])(index)
+    assert torch.equal(mapped, expected)
+    graph = make_fx(drawn)(torch.zeros_like(index))
+    assert torch.equal(graph(index), expected)
+    assert len(calls) == 2
+    with FakeTensorMode() as mode:
+        assert drawn(mode.from_tensor(index)).shape == (6, 3)
+    assert drawn(index.to("meta")).is_meta
+    assert len(calls) == 4
 
 
 def everything(draws: Draws) -> tuple[Tensor, ...]:

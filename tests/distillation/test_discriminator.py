@@ -30,7 +30,7 @@ from fewstep.methods.dmd2 import DMD2
 from fewstep.methods.f_distill import FDistill
 from fewstep.methods.sida import SiDA
 from fewstep.nets.lora import LoRA
-from fewstep.training.loop import training_only
+from fewstep.training.modes import training_only
 from tests.distillation.test_discriminator_head import MODELS, Bare, stirred
 
 F64 = torch.float64

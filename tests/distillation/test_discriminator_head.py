@@ -29,7 +29,7 @@ from fewstep.nets.edm2 import Precond
 from fewstep.nets.edm_precond import EDMPrecond
 from fewstep.nets.mlp import MLP
 from fewstep.nets.patch_unet import PatchUNet
-from fewstep.training.loop import training_only
+from fewstep.training.modes import training_only
 
 F64 = torch.float64
 

@@ -19,7 +19,7 @@ from fewstep.nets.mlp import MLP
 from fewstep.storage.model_folder import load_student
 from tests.command import fewstep
 
-SHAPES = [(9,), (2, 6), (1, 3, 2, 2)]
+SHAPES = [(9,), (2, 6), (1, 3, 2, 2), (4, 2, 3)]
 
 
 def stored(path: Path, shape: tuple[int, ...], count: int = 12, **more: np.ndarray) -> np.ndarray:
@@ -133,5 +133,10 @@ def test_from_the_command_line(
     made = torch.export.load("run.pt2").module()
     z = Draws(torch.arange(6), 0, "sample/").normal("z", shape)
     torch.testing.assert_close(made({"z": z}), x, rtol=1e-5, atol=1e-5)
+    student = fewstep(
+        "sample", "run/student", "--seeds", "0-5", "--vae", "none", "--out", "same.npz"
+    )
+    assert student.code == 0, student.err
+    assert np.array_equal(np.load("same.npz")["x"], x.numpy())
     done = fewstep("evaluate", "run")
     assert "its domain, Arrays, has no metrics" in done.err

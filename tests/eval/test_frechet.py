@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fewstep.eval import neighbours
-from fewstep.eval.frechet import FeatureMoments, MomentSum, frechet_distance, moments
+from fewstep.eval.frechet import STRIP, FeatureMoments, MomentSum, frechet_distance, moments
 from fewstep.eval.metrics import ClassProbabilities, inception_score, kid, precision_recall
 
 F64 = torch.float64
@@ -53,6 +53,51 @@ def test_the_distance_of_gaussians_with_common_axes() -> None:
     two = FeatureMoments(turn @ torch.tensor([1.0, 2.0, 2.0], dtype=F64), turn @ b.diag() @ turn.T)
     assert frechet_distance(one, two) == pytest.approx(9 + 1 + 4 + 2, rel=1e-12)
     assert frechet_distance(two, one) == pytest.approx(16, rel=1e-12)
+
+
+@pytest.mark.parametrize("power", [0, 3, 6])
+def test_the_distance_is_that_of_the_product(power: int) -> None:
+    """Of covariances whose eigenvalues span so many powers of ten, on axes of their own.
+
+    Against the roots of the eigenvalues of S_a S_b, which keep six digits of the distance.
+    """
+    scale = torch.logspace(0, -power / 2, 40, dtype=F64)
+    a, b = (moments(normal(300, 40, seed=s) * scale @ normal(40, 40, seed=9)) for s in (1, 2))
+    root = torch.linalg.eigvals(a.sigma @ b.sigma).real.clamp_min(0).sqrt().sum()
+    expected = (a.mu - b.mu).square().sum() + a.sigma.trace() + b.sigma.trace() - 2 * root
+    assert frechet_distance(a, b) == pytest.approx(float(expected), rel=1e-6)
+
+
+def test_small_axes_are_not_lost() -> None:
+    """400 axes of 1e-17 beside one of 1: (1e-8.5)^2 each way, far below what a product keeps."""
+    a = torch.full((401,), 1e-17, dtype=F64)
+    a[0] = 1.0
+    one = FeatureMoments(torch.zeros(401, dtype=F64), a.diag())
+    two = FeatureMoments(torch.zeros(401, dtype=F64), a.flip(0).diag())
+    assert frechet_distance(one, two) == pytest.approx(2.0, rel=1e-6)
+    assert frechet_distance(one, one) < 1e-12
+
+
+def test_a_covariance_that_is_not_finite_has_no_distance() -> None:
+    broken = FeatureMoments(torch.zeros(2), torch.full((2, 2), math.inf))
+    assert math.isnan(frechet_distance(broken, broken))
+
+
+@pytest.mark.parametrize("dim", [STRIP - 1, STRIP, 2 * STRIP + 3])
+def test_moments_in_strips_are_whole(dim: int) -> None:
+    x = normal(40, dim)
+    found = moments(x).sigma
+    torch.testing.assert_close(found, torch.cov(x.T), rtol=1e-10, atol=1e-12)
+    assert torch.equal(found, found.T)
+
+
+def test_the_kernel_distance_in_strips() -> None:
+    """Of more points than one strip has, against the whole matrices of kernels."""
+    x, y = normal(STRIP + 44, 3), normal(STRIP + 44, 3, seed=1)
+    n = len(x)
+    xx, yy, xy = ((p @ q.T / 3 + 1) ** 3 for p, q in ((x, x), (y, y), (x, y)))
+    off = (xx.sum() - xx.trace() + yy.sum() - yy.trace()) / (n * (n - 1))
+    assert kid(x, y) == pytest.approx(float(off - 2 * xy.mean()), rel=1e-12)
 
 
 def kernel(x: Tensor, y: Tensor) -> float:

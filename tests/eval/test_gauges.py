@@ -11,7 +11,7 @@ from torch import Tensor
 from fewstep.diffusion.noise_path import VE, Flow, NoisePath
 from fewstep.diffusion.rng import Draws
 from fewstep.diffusion.time_distributions import LogitNormal, LogNormal, TimeLaw
-from fewstep.eval.gauges import by_level, diversity
+from fewstep.eval.gauges import by_level, diversity, passed
 from tests.gaussians import F64, Setting, example, fisher
 
 COUNT, BLOCKS, LEVELS = 25_000, 8, 3
@@ -111,6 +111,21 @@ def test_diversity_by_hand() -> None:
     assert diversity(x, torch.tensor([0, 1, 2])) == 0.0
     assert diversity(torch.ones(5, 4), None) == 0.0  # a collapsed student
     assert diversity(x[:1], None) == 0.0
+
+
+def test_the_noise_that_passes() -> None:
+    """x = m(label) + a z + b e: r^2 = a^2 / (a^2 + b^2), by labels or with one mean for all."""
+    draws = Draws.range(0, 4000, seed=3)
+    z, e = (draws.normal(name, (2, 3), F64) for name in "ze")
+    labels = torch.arange(4000) % 4
+    means = torch.randn(4, 2, 3, dtype=F64)
+    assert passed(means[labels] + 0.3 * z, z, labels) == pytest.approx(1.0)
+    assert passed(7 - 2 * z, z, None) == pytest.approx(1.0)
+    assert passed(torch.ones(4000, 2, 3), z, labels) == 0.0  # nothing differs at all
+    mixed = passed(means[labels] + 0.3 * z + 0.4 * e, z, labels)
+    assert mixed == pytest.approx(0.36, abs=0.02)  # 0.09 / 0.25
+    assert passed(e, z, labels) < 1e-3
+    assert passed(z.flip(0), z, labels) < 1e-3  # another sample's noise is none of its own
 
 
 def test_diversity_of_a_gaussian() -> None:

@@ -16,6 +16,7 @@ from fewstep.domains.digits import Digits
 from fewstep.eval import metrics, neighbours
 from fewstep.eval.digit_features import features_and_labels
 from fewstep.eval.domain_scores import SampleMetrics, evaluate, real_scores, score, summarise
+from fewstep.eval.metric_table import metric
 from fewstep.eval.metrics import (
     density_coverage,
     frechet,
@@ -350,6 +351,14 @@ def test_evaluate_scores_fresh_samples_in_every_draw() -> None:
     assert last["accuracy"] == pytest.approx((1.0 + 1.0 + 0.0) / 3)  # labels are modulo 20
     assert (last["calls"], last["calls_std"], last["draws"]) == (3.0, 0.0, 3.0)
     assert {"ms_per_image", "ms_per_image_std"} < last.keys()
+    widths = (math.sqrt(5 / 3) - math.sqrt(55 / 6)) ** 2  # of 0 .. 3 and of 0 .. 9
+    assert last["fd_line_of_4"] == pytest.approx((3**2 + 7**2 + 17**2) / 3 + widths)
+    real = real_scores(sample_metrics, samples=10)
+    assert real["fd_line_of_4"] == real["fd_line"] == pytest.approx(9 + widths)
+    assert "fd_line_of_4" not in real_scores(sample_metrics, samples=4)
+    assert metric("fd_line_of_4", "fd_line").better == "lower"
+    assert metric("recall_of_4").better == "higher"
+    assert metric("recall_of_4").meaning.startswith("recall of the first 4 samples")
     narrow = SampleMetrics("fd_line", LINE, LINE, torch.arange(10), measure, limit=4.0)
     assert score(LINE, None, narrow)["nn"] == 0.0
     assert score(LINE + 100, None, narrow)["nn"] == 0.0  # clipped to 4 first

@@ -35,7 +35,8 @@ def run(finished: Path, tmp_path: Path) -> Path:
 
 def test_a_run_that_was_not_measured(run: Path) -> None:
     text = card(load_student(run), run, "x = 1", {})
-    assert text.startswith("---\nbase_model: a teacher trained by fewstep\n")
+    assert text.startswith("---\nbase_model_relation: finetune\ntags: [few-step, distillation]\n")
+    assert "# a teacher trained by fewstep in 1 step\n" in text
     assert "license" not in text
     assert "| licence | unknown: the teacher's, see there |" in text
     assert "| data | none: noise and conditions alone |" in text

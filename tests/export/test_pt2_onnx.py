@@ -5,6 +5,7 @@ Negative controls: another student's numbers, and a graph that would differ, are
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -12,11 +13,15 @@ from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
+from fewstep.data.image_grid import grid
 from fewstep.diffusion.generator import Generator
 from fewstep.diffusion.guidance import CFG
 from fewstep.diffusion.model import Model
@@ -197,11 +202,18 @@ def test_onnx(finished: Path, tmp_path: Path) -> None:
     assert abs(x - load_student(home).sample(range(4)).numpy()).max() < 1e-5
     told = json.loads(session.get_modelmeta().custom_metadata_map["fewstep"])
     assert (told["opset"], told["sampler"]) == (20, repr(FewStep(2.5)))
-    names: dict[str, object] = {}
     text = (tmp_path / "sid.onnx.md").read_text()
-    code = text.split("```python\n")[1].split("```")[0].replace("sid.onnx", f"{tmp_path}/sid.onnx")
-    exec(code, names)
-    assert names["x"].shape == (1, 1, 8, 8)  # type: ignore[attr-defined]
+    names: dict[str, Any] = {}
+    with contextlib.chdir(tmp_path):
+        exec(text.split("```python\n")[1].split("```")[0], names)
+    found = names["x"]
+    assert found.shape == (1, 1, 8, 8)
+    drawn = np.asarray(Image.open(tmp_path / "picture.png"), int)
+    assert abs(drawn - ((found[0, 0] + 1) * 127.5).clip(0, 255)).max() <= 0.5
+    assert drawn.std() > 10
+    assert "\n![samples](sid.onnx.png)\n" in text
+    shown = Image.open(tmp_path / "sid.onnx.png").tobytes()
+    assert shown == grid(load_student(home).sample(range(16))).tobytes()
 
 
 class Squeezed(torch.nn.Module):

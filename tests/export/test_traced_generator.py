@@ -7,8 +7,10 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from tests.conftest import Folders
 
@@ -16,6 +18,7 @@ pytest.importorskip("diffusers")
 
 import diffusers
 
+from fewstep.diffusion.pixels import to_uint8
 from fewstep.diffusion.samplers import FewStep
 from fewstep.export.diffusers_pipeline import made_of
 from fewstep.export.pt2_onnx import _onnx_use, _pt2_use, to_pt2
@@ -77,6 +80,34 @@ def test_the_card_of_a_program_makes_embeddings(
     ]
     assert off[0] <= 1e-5 * names["x"].abs().max() < off[1]
     assert facts["output"] == f"x_0, scaled latents of shape {['B', *made.shape]}".replace("'", "")
+
+
+class Session:
+    """What onnxruntime makes of a program, by the program itself."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+
+    def run(self, names: list[str], feed: dict[str, np.ndarray]) -> list[np.ndarray]:
+        assert names == ["x"]
+        return [self.program({k: torch.from_numpy(v) for k, v in feed.items()}).numpy()]
+
+
+@pytest.mark.parametrize("kind", ["sd", "sd3", "sana"])
+def test_the_card_of_an_onnx_program_ends_with_a_picture(
+    folders: Folders, tmp_path: Path, kind: str
+) -> None:
+    """Decoded by the teacher's VAE, scaled and shifted as it asks: the student's to a level."""
+    made = load_student(student(folders(kind), tmp_path / "student", FewStep(1.0)))
+    code = _onnx_use(made, Path("net.onnx"), described(made, examples(made, 1), None))
+    code = code.replace('onnxruntime.InferenceSession("net.onnx")', "session")
+    torch.manual_seed(0)
+    names = ran(f"```python\n{code}```", tmp_path, session=Session(Program(made).eval()))
+    x = torch.from_numpy(names["x"])
+    drawn = np.asarray(Image.open(tmp_path / "picture.png"), int)
+    ours = with_text_and_vae(made)
+    assert abs(drawn - to_uint8(ours.decode(x))[0].numpy()).max() <= 1
+    assert abs(drawn - to_uint8(ours.decode(x / 2))[0].numpy()).max() > 1
 
 
 def test_prompts_of_their_own_lengths_have_no_graph(folders: Folders, tmp_path: Path) -> None:

@@ -29,7 +29,8 @@ from fewstep.methods.diff_instruct import DiffInstruct
 from fewstep.methods.sid import SiD
 from fewstep.methods.sim import SIM
 from fewstep.nets.mlp import MLP
-from fewstep.training.loop import train, training_only
+from fewstep.training.loop import train
+from fewstep.training.modes import training_only
 from fewstep.training.optim import Optim
 from tests import instances
 from tests.instances import METHODS, PATHS, SAMPLERS, TIME_LAWS

@@ -20,7 +20,7 @@ from fewstep.diffusion.types import Batch, Sampler
 from fewstep.distillation.method import Method
 from fewstep.distillation.pictures import give_decoder
 from fewstep.nets.mlp import MLP
-from fewstep.training.loop import training_only
+from fewstep.training.modes import training_only
 from tests.instances import METHODS, SAMPLERS
 from tests.methods.test_battery import in_a_row, stirred, turns
 

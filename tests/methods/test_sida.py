@@ -24,7 +24,7 @@ from fewstep.methods.sid import SiD
 from fewstep.methods.sida import SiDA
 from fewstep.nets.mlp import MLP
 from fewstep.teachers.gaussian import GaussianMixture
-from fewstep.training.loop import training_only
+from fewstep.training.modes import training_only
 from tests.instances import PARAMETERISATIONS
 from tests.losses.test_adversarial import CLASSES, F64, MODEL, batch, network, scene
 

@@ -19,7 +19,8 @@ from fewstep.nets.edm_precond import EDMPrecond
 from fewstep.nets.lora import ATTENTION, LoRA, Shared, pairs
 from fewstep.nets.mlp import MLP
 from fewstep.nets.patch_unet import PatchUNet
-from fewstep.training.loop import State, training_only
+from fewstep.training.loop import State
+from fewstep.training.modes import training_only
 from fewstep.training.optim import Optim
 
 F64 = torch.float64

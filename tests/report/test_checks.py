@@ -168,6 +168,9 @@ def test_headlines(run: Path, distance: float, mark: str, title: str) -> None:
     assert (told.mark, told.title) == (mark, title)
     assert "on 364 samples" not in told.text
     assert "on 364 samples only" in headline(read_run(run), [], few=364).text
+    student(fd_digits_of_364=1.3141)(run)
+    beside = "score 1.26 (on 364 samples; as few of the student's score 1.31)."
+    assert beside in headline(read_run(run), [], few=364).text
 
 
 def test_training_time_counts_every_session(run: Path) -> None:
@@ -183,8 +186,18 @@ def test_words() -> None:
         *("0.597", "1.26", "35.0", "12,346", "2.50e-7"),
         *("\N{MINUS SIGN}0.0123", "\N{EN DASH}", "0"),
     ]
-    assert [compact(v) for v in (0, 0.01, 1500, 12_800, 2e6, 1e-6)] == [
-        *("0", "0.01", "1500", "12.8k", "2M", "1e\N{MINUS SIGN}6"),
+    assert [compact(v) for v in (0, 0.01, 1500, 12_800, 2e6, 1e-6, -0.00025, 3e-5, 2e-12)] == [
+        *(
+            "0",
+            "0.01",
+            "1500",
+            "12.8k",
+            "2M",
+            "10⁻⁶",
+            "\N{MINUS SIGN}0.00025",
+            "0.00003",
+            "2·10⁻¹²",
+        ),
     ]
     assert [duration(s) for s in (34.4, 125, 12_000)] == ["34 s", "2 min 5 s", "3 h 20 min"]
 
@@ -198,7 +211,7 @@ def test_a_constant_has_one_tick() -> None:
         texts = re.findall(r"<text[^>]*>([^<]*)</text>", drawn.svg)
         return texts[texts.index("step") + 1 : texts.index("rate")]
 
-    assert ticks([1e-6, 1e-6]) == ["1e\N{MINUS SIGN}6"]
+    assert ticks([1e-6, 1e-6]) == ["10⁻⁶"]
     assert ticks([0.0, 0.0]) == ["0"]
     several = [float(text.replace("\N{MINUS SIGN}", "-")) for text in ticks([1.0, 2.0])]
     assert len(several) > 3

@@ -138,6 +138,8 @@ def holds_the_measurements(p: Page, stored: dict[str, Any]) -> None:
     }
     for name in ("fd_digits", "precision", "recall", "accuracy", "nn"):
         assert found[name] == [stored[role][name] for role in ("real", "teacher", "student")]
+    labels = re.findall(r'data-of="(\w+)"', rows[0][1])  # what a phone shows above each number
+    assert labels == ["real", "teacher", "student"]
     for name in ("calls", "ms_per_image"):
         assert found[name] == [stored[role][name] for role in ("teacher", "student")]
     assert next(iter(found)) == "fd_digits"

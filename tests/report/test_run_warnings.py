@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from fewstep.config import load_classes
 from fewstep.methods.pretrain import Pretrain
 from fewstep.recipes.digits import MODEL, digits, digits_teacher
 from fewstep.report.run_data import read_run
@@ -53,6 +55,28 @@ def errors(value: float, since: int = 3) -> Callable[[list[dict[str, Any]]], Non
     return change
 
 
+def shortened(
+    change: Callable[[list[dict[str, Any]]], None], count: int
+) -> Callable[[list[dict[str, Any]]], None]:
+    """A change of a run that had but the first looks."""
+
+    def changed(looks: list[dict[str, Any]]) -> None:
+        change(looks)
+        del looks[count:]
+
+    return changed
+
+
+def second(**values: Any) -> Callable[[list[dict[str, Any]]], None]:
+    """A run that had two looks, with these values at the second."""
+
+    def changed(looks: list[dict[str, Any]]) -> None:
+        del looks[2:]
+        looks[1].update(values)
+
+    return changed
+
+
 def constant(looks: list[dict[str, Any]]) -> None:
     for line in looks:
         line["diversity"] = 0.001
@@ -70,9 +94,16 @@ CASES: dict[str, tuple[Callable[[list[dict[str, Any]]], None], list[str]]] = {
     "diversity above half its best": (edited(diversity=0.12), []),
     "diversity fell": (edited(diversity=0.10), [COLLAPSE]),
     "constant": (constant, [COLLAPSE]),
+    "noise for the most part": (edited(passed=0.9), []),
+    "noise alone": (edited(passed=0.9999), [COLLAPSE]),
+    "noise alone at step 49": (second(passed=0.9999, step=49), []),
+    "noise alone at step 50": (second(passed=0.9999, step=50), [COLLAPSE]),
+    "nothing, without real data": (edited(diversity=0.0, spread=0.0, real={}), [COLLAPSE]),
     "fake error at its limit": (errors(1.49), []),
     "fake error above": (errors(1.51), [LAGS]),
     "a copy for one look": (errors(1.0), []),
+    "a copy at the only look": (shortened(errors(1.0, 1), 2), [LAGS]),
+    "a copy at its beginning": (shortened(errors(1.0, 0), 1), []),
     "a copy throughout": (errors(1.0, 1), [LAGS]),
     "accuracy at its limit": (quick(accuracy=0.68), []),
     "accuracy lost": (quick(accuracy=0.67), [LEAVE]),
@@ -96,25 +127,57 @@ def test_skipped_updates(tmp_path: Path) -> None:
     assert more == []
 
 
+METHODS = '''
+"""SiD whose student is pulled to where a run goes wrong."""
+
+from dataclasses import dataclass
+
+from fewstep.distillation.method import Loss
+from fewstep.methods.sid import SiD
+
+
+@dataclass(frozen=True)
+class Constant(SiD):
+    """One grey picture for every noise."""
+
+    def student_loss(self, rollout, nets, teacher, batch):
+        return Loss(((rollout(nets, batch) - 0.3) ** 2).mean())
+
+
+@dataclass(frozen=True)
+class Saturated(SiD):
+    """Ever more contrast."""
+
+    def student_loss(self, rollout, nets, teacher, batch):
+        return Loss((1.5 - rollout(nets, batch).abs()).abs().mean())
+'''
+
+
 @pytest.mark.slow
-def test_runs_that_are_spoilt(tmp_path: Path) -> None:
-    """A sound run has no warning in 200 iterations; spoilt ones have theirs."""
+def test_runs_that_are_spoilt(tmp_path: Path, known: dict[str, type]) -> None:
+    """At the recipe's own looks, in 200 steps: the spoilt are warned of, the sound one is not."""
+    (tmp_path / "spoilt.py").write_text(METHODS)
+    spoilt = load_classes(tmp_path / "spoilt.py")
     teacher = replace(digits_teacher(), steps=400, batch=64, sample_every=400, save_every=400)
     assert isinstance(teacher.method, Pretrain)
     list(execute(teacher, tmp_path / "teacher", recipe="digits_teacher"))
-    run = replace(digits(), model=MODEL, steps=200, batch=64, sample_every=50, save_every=200)
+    run = replace(digits(), model=MODEL, steps=200, batch=64, save_every=200)
+    assert run.sample_every == 150
+    fields = {x.name: getattr(run.method, x.name) for x in dataclasses.fields(run.method)}
     optim = run.optim
-    found = {}
-    spoilt = {
+    runs = {
         "sound": run,
+        "constant": replace(run, method=spoilt.Constant(**fields)),
         "rate": replace(run, optim=replace(optim, lr=100 * optim.lr)),
         "frozen": replace(run, fake_optim=replace(optim, lr=1e-12)),
+        "saturated": replace(run, method=spoilt.Saturated(**fields)),
     }
-    for name, one in spoilt.items():
-        found[name] = _warned(one, tmp_path, name)
+    found = {name: _warned(one, tmp_path, name) for name, one in runs.items()}
     assert found["sound"] == set()
+    assert COLLAPSE in found["constant"]
     assert DIVERGES in found["rate"]
     assert found["frozen"] == {LAGS}
+    assert SATURATE in found["saturated"]
 
 
 def _warned(run: Any, home: Path, name: str) -> set[str]:

@@ -21,7 +21,8 @@ from fewstep.methods.sid import SiD
 from fewstep.nets.mlp import MLP
 from fewstep.teachers.gaussian import GaussianMixture
 from fewstep.training.ema import EMA
-from fewstep.training.loop import Diverged, Record, State, train, training_only
+from fewstep.training.loop import Diverged, Record, State, train
+from fewstep.training.modes import training_only
 from fewstep.training.optim import Optim
 
 F64 = torch.float64

@@ -153,14 +153,6 @@ class PipelineFolder:
         return files
 
 
-SINGLE = {
-    "joint_blocks.": "StableDiffusion3Pipeline",
-    "double_blocks.": "FluxPipeline",
-    "conditioner.embedders.": "StableDiffusionXLPipeline",
-}
-"""What only the tensors of one kind of single-file checkpoint have in their names."""
-
-
 def refuse_single_file(path: Path | str) -> None:
     """Raise ValueError, with the remedy, for a whole pipeline in one file.
 
@@ -169,12 +161,16 @@ def refuse_single_file(path: Path | str) -> None:
     path = Path(path)
     if not path.is_file() or path.suffix not in (".safetensors", ".ckpt"):
         return
-    names = header(path).shapes if path.suffix == ".safetensors" else ()
-    kinds = [kind for mark, kind in SINGLE.items() if any(mark in name for name in names)]
-    kind = kinds[0] if kinds else "StableDiffusionPipeline"
+    if path.suffix == ".ckpt":
+        raise ValueError(
+            f"{path} is a pickle, which is not opened, and a pipeline as teacher is a folder; if "
+            f"you trust it: diffusers.StableDiffusionPipeline.from_single_file("
+            f'"{path.name}").save_pretrained("FOLDER")'
+        )
+    header(path)
     raise ValueError(
         f"{path} is one file, and a pipeline as teacher is a folder; make one of a checkpoint: "
-        f'diffusers.{kind}.from_single_file("{path.name}").save_pretrained("FOLDER")'
+        f"fewstep convert {path.name} FOLDER"
     )
 
 

@@ -53,6 +53,11 @@ def local(name: str) -> str:
         weights = chosen(folder, _listing(match[1], folder))
         snapshot_download(match[1], revision=folder.name, allow_patterns=weights)
     except (OSError, ValueError) as error:  # those of the hub and of the network are OSErrors
+        if type(error).__name__ == "GatedRepoError":
+            raise ValueError(
+                f"{name} is given to those alone who accept its licence: do so at "
+                f"https://huggingface.co/{match[1]}, then log in with 'hf auth login'"
+            ) from None
         why = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
             f"{name} could not be fetched: {why}; a folder that was fetched otherwise will do too"

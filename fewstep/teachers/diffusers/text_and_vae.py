@@ -8,7 +8,7 @@ may be larger than the network, so `release` lets them go.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,17 +66,23 @@ class TextAndVAE:
         return self._encoded(list(texts), "")
 
     @torch.no_grad()
-    def null(self) -> dict[str, Tensor]:
+    def null(self, negative: str = "") -> dict[str, Tensor]:
         """The condition of no prompt, as the pipeline's own guidance takes it: (1, *) tensors.
 
-        Where the pipeline has none of its own (FLUX), that of the empty prompt.
+        negative: a prompt in its place, encoded as the pipeline's `negative_prompt`. Where the
+        pipeline has no guidance of its own (FLUX), either is encoded as a prompt.
         """
-        return self._encoded([""], "-")
+        guides = any(name.startswith("-") for name in self.folder.family.encoded)
+        if negative and guides:
+            return self._encoded([negative], "-", {"negative_prompt": [negative]})
+        return self._encoded([negative], "-")
 
-    def _encoded(self, texts: list[str], sign: str) -> dict[str, Tensor]:
-        family = self.folder.family
+    def _encoded(
+        self, texts: list[str], sign: str, more: Mapping[str, Any] = {}
+    ) -> dict[str, Tensor]:
+        family, settings = self.folder.family, {**self.settings, **more}
         try:
-            out = self._pipeline().encode_prompt(texts, device=self.device, **self.settings)
+            out = self._pipeline().encode_prompt(texts, device=self.device, **settings)
             named = dict(zip(family.encoded, out, strict=True))
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:
             raise ValueError(

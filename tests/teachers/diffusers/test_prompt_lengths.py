@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
-from fewstep.cli.sample import paired
 from fewstep.teachers.diffusers.folder import open_folder
 from fewstep.teachers.diffusers.prompt_lengths import heard, lost
 from fewstep.teachers.diffusers.text_and_vae import TextAndVAE
@@ -47,19 +44,3 @@ def test_it_is_said_once_and_counted(folders: Folders) -> None:
         remark("")
     remark(told)  # nobody hears
     assert said == [told]
-
-
-def test_seeds_and_prompts_are_paired_aloud(tmp_path: Path) -> None:
-    file = tmp_path / "prompts.txt"
-    file.write_text("a\nb\nc\n")
-    assert paired(str(file), ["a", "b"], [5, 6]) == (
-        "prompts and seeds are paired in order (seed 5: 'a', seed 6: 'b'); the last 1 of 3 "
-        "prompts have no seed and get no picture"
-    )
-    assert paired(str(file), ["a", "b", "c", "a"], [0, 1, 2, 3]).endswith(
-        "(seed 0: 'a', seed 1: 'b', seed 2: 'c', ...); the 3 prompts are taken in turn for 4 seeds"
-    )
-    assert (
-        paired("a cat", ["a cat"], [0])
-        == "prompts and seeds are paired in order (seed 0: 'a cat')"
-    )
