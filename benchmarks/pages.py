@@ -32,6 +32,7 @@ FIGURE = re.compile(
 PAGES = {
     "claims.md": "docs/claims.md",
     "emoji.md": "docs/emoji.md",
+    "scenes.md": "docs/scenes.md",
     "assets.md": "benchmarks/assets/README.md",
     "adapt.md": "docs/adapt.md",
     "performance.md": "docs/performance.md",
@@ -55,6 +56,7 @@ STATED: Mapping[str, frozenset[str]] = {
     "averages.md": frozenset(("0.03", "0.07", "0.13", "0.2", "0.25")),
     "performance.md": frozenset(("3,072", "0.9")),
     "assets.md": frozenset(("766,516", "18,000", "2,000")),
+    "scenes.md": frozenset(("2,000", "65,536")),
     "emoji.md": frozenset(("1.3", "1.5", "2,000", "14,000", "1,000", "1.2")),
 }
 
@@ -95,6 +97,7 @@ def sources() -> dict[str, Field]:
     """What templates may name: the results, and the parts of the claims' summary."""
     found = {
         "emoji": read_json(RESULTS / "emoji.json"),
+        "scenes": read_json(RESULTS / "scenes.json"),
         "study": read_json(RESULTS / "emoji-study.json"),
         "networks": read_json(RESULTS / "networks.json"),
         "solvers": read_json(RESULTS / "solvers.json"),

@@ -24,7 +24,7 @@ class Sizes:
     """Of each student; 0: what `students.STUDENTS` says."""
     student_batch: int = 16
     batch: int = 32
-    samples: int = 400
+    samples: int = 800
     """Pictures behind a row of scores, half of captions with seen pairs, half with unseen ones."""
     reference: int = 8000
     """Real pictures that distances are taken to."""

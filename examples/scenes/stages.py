@@ -5,7 +5,7 @@
     teacher/                      a run of fewstep, continued where it stopped
     pipe/   prompts.txt           the teacher, as stock diffusers knows it
     lsg/   one/   four/   tdm/    the students' runs, continued likewise
-    lsg-pipe/   ...               what is exported of them
+    lsg-pipe/   one-pipe/         what is exported of them
 
 The networks before the teacher train for minutes, and start again if they are stopped.
 """
@@ -30,7 +30,7 @@ from examples.scenes.draw import draw
 from examples.scenes.judge import Judge
 from examples.scenes.sizes import Sizes
 from examples.scenes.stream import Stream
-from examples.scenes.students import STUDENTS, flags
+from examples.scenes.students import EXPORTED, STUDENTS, flags
 from fewstep import cli
 from fewstep.cli.recipe_run import perform
 from fewstep.diffusion.rng import Draws
@@ -150,14 +150,16 @@ def teach(work: Work) -> None:
 def distil(work: Work, name: str) -> None:
     """A student, and its pipeline folder; by the commands that anybody would type."""
     run, student = work.out / name, STUDENTS[name]
-    if (work.out / f"{name}-pipe").is_dir():
+    pipe = work.out / f"{name}-pipe"
+    if (pipe if name in EXPORTED else run / "student").is_dir():
         return
     fewstep(
         *("distill", "t2i", "--teacher", str(work.out / "pipe"), "--out", str(run)),
         *("--domain", f"Prompts('{work.prompts}')"),
         *flags(student, work.sizes),
     )
-    fewstep("export", str(run), str(work.out / f"{name}-pipe"))
+    if name in EXPORTED:
+        fewstep("export", str(run), str(pipe))
 
 
 def fewstep(*args: str) -> None:

@@ -42,6 +42,8 @@ STUDENTS = {
     ),
 }
 """Name of the run's folder -> settings, in the order in which they are trained."""
+EXPORTED = ("lsg", "one")
+"""Those that are written as pipelines of diffusers."""
 
 
 def flags(student: Student, sizes: Sizes) -> Sequence[str]:
