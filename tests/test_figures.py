@@ -61,8 +61,8 @@ def test_a_changed_passage_is_noticed(name: str, fields: dict[str, pages.Field])
     figures = list(pages.FIGURE.finditer(passage))
     assert figures
     for found in figures:
-        last = found.end() - 1
-        wrong = passage[:last] + str((int(passage[last]) + 1) % 10) + passage[found.end() :]
+        last = max(i for i in range(*found.span()) if passage[i].isdigit())
+        wrong = passage[:last] + str((int(passage[last]) + 1) % 10) + passage[last + 1 :]
         assert pages.problems(name, page.replace(passage, wrong), fields)
 
 

@@ -111,6 +111,9 @@ class SharedRollout:
         self.rollout = rollout
         self.made: list[Tensor] = []
 
+    def __repr__(self) -> str:
+        return f"SharedRollout({self.rollout!r})"
+
     def turns(self, fake: FakeScore, guidance: Guidance, student: Turn) -> tuple[Turn, Turn]:
         """The fake score's turn and the student's, whose loss makes its samples by `self`."""
         learn = Turn("fake", partial(self._learn, fake, guidance), beside=("student",))

@@ -78,5 +78,7 @@ def test_what_is_nothing_is_refused_in_a_sentence(tmp_path: Path) -> None:
     assert [type(one) for one in FORMATS] == [Pipelines, Snapshots, ModelFolders]
     single = tmp_path / "sd.ckpt"
     single.write_bytes(b"x")
-    with pytest.raises(ValueError, match="is one file, and a pipeline as teacher is a folder"):
+    with pytest.raises(
+        ValueError, match="is a pickle, which is not opened, and a pipeline as teacher is a folder"
+    ):
         format_of(single).load(single, "cpu")

@@ -140,7 +140,7 @@ def test_the_memory_of_moments() -> None:
     for bits in (32, 8):
         p = nn.Parameter(normal(64, 4096))
         p.grad = torch.ones_like(p)
-        optimizer = Optim(bits=bits).build([p])  # type: ignore[arg-type]
+        optimizer = Optim(betas=(0.9, 0.999), bits=bits).build([p])  # type: ignore[arg-type]
         optimizer.step()
         sizes[bits] = sum(t.nbytes for t in optimizer.state[p].values() if t.ndim) / p.numel()
     assert sizes == {32: 8.0, 8: 2.03125}
