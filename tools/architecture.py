@@ -69,8 +69,8 @@ def main() -> None:
     for row, (title, _) in enumerate(LAYERS):
         axes.axhspan(-row * 1.3 - 0.5, -row * 1.3 + 0.5, color="#eef1f5" if row % 2 else "#f7f8fa")
         axes.text(-0.1, -row * 1.3, title, ha="right", va="center", style="italic", color="#555")
-    for part, targets in reduced(edges).items():
-        for target in targets & places.keys():
+    for part, targets in sorted(reduced(edges).items()):
+        for target in sorted(targets & places.keys()):
             if part in places:
                 (x, y), (u, v) = places[part], places[target]
                 bend = 0.25 if y == v else 0.04

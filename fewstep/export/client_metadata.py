@@ -185,7 +185,11 @@ def _sampler(sampler: object, flow: bool) -> str:
 
 
 def modelspec(
-    student: Generator, pipeline: str, shown: Example, adapter: bool = False, kohya: bool = False
+    student: Generator,
+    pipeline: str,
+    shown: Example,
+    adapter: bool = False,
+    original: bool = False,
 ) -> dict[str, str]:
     """The keys of ModelSpec of a student of a pipeline, without the digest of its tensors.
 
@@ -193,16 +197,17 @@ def modelspec(
         pipeline: the class of its pipeline.
         shown: the picture of the thumbnail.
         adapter: whether the file holds an adapter, and not a whole network.
-        kohya: whether its tensors have the names of kohya's scripts, not those of diffusers.
+        original: whether its tensors have the names of the original code, as kohya's scripts write
+            too, not those of diffusers.
     """
     name, licence = architecture(student, pipeline), licences(student)
     height, width = student.denoiser.net.size
     assert student.model is not None
-    original = kohya and name == "stable-diffusion-xl-v1-base"
+    generative_models = original and name == "stable-diffusion-xl-v1-base"
     facts = {
         "sai_model_spec": "1.0.1",
         "architecture": f"{name}/lora" if adapter else name,
-        "implementation": GENERATIVE_MODELS if original else "diffusers",
+        "implementation": GENERATIVE_MODELS if generative_models else "diffusers",
         "title": headline(student),
         "resolution": f"{width}x{height}",
         "description": description(student),

@@ -160,7 +160,7 @@ def to_kohya(run: Path, out: Path, rank: int | None = None) -> float:
     facts |= {"ss_network_alpha": str(adapter.rank), **adapter.facts()}
     pipeline, shown = adapter.folder.pipeline, example(adapter.applied, run)
     facts |= kohya_keys(adapter.student, pipeline, out)
-    facts |= modelspec(adapter.student, pipeline, shown, adapter=True, kohya=True)
+    facts |= modelspec(adapter.student, pipeline, shown, adapter=True, original=True)
     with new_output(out, ".safetensors") as place:
         write(place, saved(state, facts))
         sidecars(adapter.student, pipeline, place, shown)

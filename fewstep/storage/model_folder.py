@@ -55,7 +55,7 @@ KIND = "fewstep model"
 
 
 def save_student(
-    folder: Path, net: nn.Module, model: Model, method: Method, card: Mapping[str, Any]
+    folder: Path | str, net: nn.Module, model: Model, method: Method, card: Mapping[str, Any]
 ) -> None:
     """Write a finished student as a model folder.
 
@@ -71,7 +71,7 @@ def save_student(
 
 
 def save_model(
-    folder: Path,
+    folder: Path | str,
     weights: Mapping[str, Tensor],
     model: Model,
     sampler: Sampler,
@@ -104,7 +104,7 @@ def save_model(
     if adapters:
         files["lora.safetensors"] = pack(adapters)
     extra = {"origin": dict(origin)} if origin else {}
-    write_folder(folder, files, {"kind": KIND, **extra}, check)
+    write_folder(Path(folder), files, {"kind": KIND, **extra}, check)
 
 
 def load_student(folder: Path | str, device: torch.device | str = "cpu") -> Generator:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -96,6 +97,20 @@ def test_every_weight_comes_back_as_a_folder(made: Path, tmp_path: Path) -> None
             before, after = load_file(file), load_file(tmp_path / "again" / part / file.name)
             assert before.keys() == after.keys()
             assert all(torch.equal(before[k], after[k]) for k in before), part
+
+
+def test_the_file_says_what_clients_read(made: Path) -> None:
+    """ModelSpec with the digest of its own tensors, and a sidecar that says the same."""
+    data = (made / "fast.safetensors").read_bytes()
+    header = int.from_bytes(data[:8], "little")
+    facts = json.loads(data[8 : 8 + header])["__metadata__"]
+    digest = hashlib.sha256(data[8 + header :]).hexdigest()
+    assert facts["modelspec.hash_sha256"] == f"0x{digest}"
+    assert facts["modelspec.usage_hint"].startswith("1 step, cfg 1, Euler")
+    sidecar = json.loads((made / "fast.json").read_text())
+    assert sidecar["notes"] == facts["modelspec.usage_hint"]
+    assert (made / "fast.png").read_bytes().startswith(b"\x89PNG")
+    assert "fast.png" in (made / "fast.safetensors.md").read_text()
 
 
 def test_the_card_samples_the_student(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:

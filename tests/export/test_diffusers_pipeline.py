@@ -30,8 +30,10 @@ from fewstep.diffusion.linear_solver import LinearSolver
 from fewstep.diffusion.noise_path import VE, VP, Flow
 from fewstep.diffusion.samplers import FewStep
 from fewstep.diffusion.types import Sampler
+from fewstep.export import diffusers_pipeline
 from fewstep.export.diffusers_pipeline import (
     against,
+    by_last_place,
     compare_pipelines,
     to_diffusers,
     to_safetensors,
@@ -99,6 +101,25 @@ def test_stock_diffusers_samples_the_student(
     (tmp_path / "out" / "model_index.json").write_text(json.dumps(index))
     if sampler.steps > 1 or kind == "sd":
         assert compare_pipelines(tmp_path / "out", load_student(made)) > 1e-3
+
+
+def test_rounding_is_told_from_a_fault(
+    folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Up to 32 last places of the noise pass where that is more than 1e-5; more never does."""
+    made = student(folders("sd"), tmp_path / "student", FewStep(999.0, 4, unit=True))
+    place = by_last_place(load_student(made))
+    assert 2.0**-26 < place < 1e-5
+    off = (49e-6, 51e-6)
+    monkeypatch.setattr(diffusers_pipeline, "by_last_place", lambda student: 50e-6 / 32)
+    for difference, name in zip(off, ("passes", "refused"), strict=True):
+        monkeypatch.setattr(diffusers_pipeline, "compare_pipelines", lambda *_, d=difference: d)
+        if name == "passes":
+            assert to_diffusers(made, tmp_path / name) == difference
+            continue
+        with pytest.raises(ValueError, match=r"by 5\.1e-05 of its range, more than 5e-05"):
+            to_diffusers(made, tmp_path / name)
+        assert not (tmp_path / name).exists()
 
 
 SOLVERS = [
