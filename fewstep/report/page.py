@@ -13,6 +13,7 @@ import base64
 import hashlib
 import json
 import math
+import re
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -151,7 +152,12 @@ def _cards(f: RunData, samples: sample_images.Samples) -> list[tuple[str, str, s
         cards.append((about(samples.size), "parameters", ""))
     beside = f"{f.done:,} of {f.steps:,} steps, {about(f.images)} images"
     cards.append((duration(f.seconds), "of training", beside))
-    return cards
+    return [(_unbroken(number), what, more) for number, what, more in cards]
+
+
+def _unbroken(text: str) -> str:
+    """With each unit on the line of its number: "10 min" and "34 s"."""
+    return re.sub(r"(?<=\d) (?=[a-z])", "\u00a0", text)
 
 
 def _few(f: RunData, samples: sample_images.Samples) -> int:
