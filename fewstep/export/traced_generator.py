@@ -28,6 +28,8 @@ from fewstep.diffusion.samplers import course
 from fewstep.teachers.diffusers.adapter_base import adapter_of
 
 Inputs = dict[str, Tensor]
+LAST_PLACES = 32
+"""Units in the last place of the noise whose effect is taken for rounding."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,39 @@ def difference(student: Generator, run: Any, counts: tuple[int, ...] = (1, 3)) -
             worst, float((finite(run(inputs)) - reference).abs().max() / reference.abs().max())
         )
     return worst
+
+
+def within(difference: float, tolerance: float, student: Generator, what: str) -> float:
+    """`difference`, relative to the largest number; ValueError where it is more than rounding.
+
+    Arguments:
+        tolerance: what is always allowed. Where `by_last_place` says that rounding alone does
+            more, `LAST_PLACES` times that is.
+        what: was exported, for the message.
+    """
+    most = tolerance
+    if difference > tolerance:
+        most = max(tolerance, LAST_PLACES * by_last_place(student))
+    if not difference <= most:
+        raise ValueError(
+            f"the exported {what} differs from the student by {difference:.2g} of its range, more "
+            f"than {most:.2g}; nothing was written"
+        )
+    return difference
+
+
+@torch.no_grad()
+def by_last_place(student: Generator) -> float:
+    """How far a sample moves, relative to the largest number, where its noise moves by 2^-23.
+
+    Rounding in a call is as large and is passed on by the later calls, so that a student of
+    several calls from pure noise may differ by many times that without being wrong.
+    """
+    inputs, program = examples(student, 1), Program(student)
+    signs = Draws.range(0, 1).normal("signs", student.shape).sign()
+    x = program(inputs)
+    moved = program({**inputs, "z": inputs["z"] * (1 + signs * torch.finfo(signs.dtype).eps)})
+    return float((moved - x).abs().max() / x.abs().max())
 
 
 def described(student: Generator, inputs: Inputs, most: int | None) -> dict[str, Any]:

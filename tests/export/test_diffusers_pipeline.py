@@ -30,16 +30,16 @@ from fewstep.diffusion.linear_solver import LinearSolver
 from fewstep.diffusion.noise_path import VE, VP, Flow
 from fewstep.diffusion.samplers import FewStep
 from fewstep.diffusion.types import Sampler
-from fewstep.export import diffusers_pipeline
+from fewstep.export import diffusers_pipeline, traced_generator
 from fewstep.export.diffusers_pipeline import (
     against,
-    by_last_place,
     compare_pipelines,
     to_diffusers,
     to_safetensors,
 )
 from fewstep.export.fewstep_solver import FewstepSolver
 from fewstep.export.schedulers import betas, call, stock_scheduler
+from fewstep.export.traced_generator import by_last_place
 from fewstep.storage.model_folder import load_student, save_model
 from fewstep.teachers.diffusers.load import load_pipeline, with_text_and_vae
 from fewstep.teachers.diffusers.scheduler_config import Timesteps, schedule_of
@@ -111,7 +111,7 @@ def test_rounding_is_told_from_a_fault(
     place = by_last_place(load_student(made))
     assert 2.0**-26 < place < 1e-5
     off = (49e-6, 51e-6)
-    monkeypatch.setattr(diffusers_pipeline, "by_last_place", lambda student: 50e-6 / 32)
+    monkeypatch.setattr(traced_generator, "by_last_place", lambda student: 50e-6 / 32)
     for difference, name in zip(off, ("passes", "refused"), strict=True):
         monkeypatch.setattr(diffusers_pipeline, "compare_pipelines", lambda *_, d=difference: d)
         if name == "passes":

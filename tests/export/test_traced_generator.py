@@ -21,7 +21,7 @@ import diffusers
 from fewstep.diffusion.pixels import to_uint8
 from fewstep.diffusion.samplers import FewStep
 from fewstep.export.diffusers_pipeline import made_of
-from fewstep.export.pt2_onnx import _onnx_use, _pt2_use, to_pt2
+from fewstep.export.pt2_onnx import _onnx_use, _pt2_use, to_onnx, to_pt2
 from fewstep.export.traced_generator import Program, described, examples
 from fewstep.storage.model_folder import load_student
 from fewstep.teachers.diffusers.folder import open_folder
@@ -108,6 +108,24 @@ def test_the_card_of_an_onnx_program_ends_with_a_picture(
     ours = with_text_and_vae(made)
     assert abs(drawn - to_uint8(ours.decode(x))[0].numpy()).max() <= 1
     assert abs(drawn - to_uint8(ours.decode(x / 2))[0].numpy()).max() > 1
+
+
+@pytest.mark.parametrize("kind", ["flux2", "qwen_image", "sana"])
+def test_programs_of_other_families(folders: Folders, tmp_path: Path, kind: str) -> None:
+    """Stored, read again, equal for one sample and for three.
+
+    Complex numbers are nothing that ONNX has.
+    """
+    made = student(folders(kind), tmp_path / "student", FewStep(1.0))
+    assert to_pt2(made, tmp_path / "out.pt2") <= 1e-5
+    if kind == "sana":  # whose attention adds 1e-15 to what may be 0
+        assert to_onnx(made, tmp_path / "out.onnx") <= 1e-5
+    if kind == "qwen_image":
+        with pytest.raises(
+            ValueError, match=r"cannot write this network \(.*complex.*use --to pt2"
+        ):
+            to_onnx(made, tmp_path / "out.onnx")
+        assert not list(tmp_path.glob("out.onnx*"))
 
 
 def test_prompts_of_their_own_lengths_have_no_graph(folders: Folders, tmp_path: Path) -> None:

@@ -338,7 +338,9 @@ class QwenImage(_Packed, _Transformer):
             "timestep": label,
             "encoder_hidden_states": cond["prompt"],
             "encoder_hidden_states_mask": cond["mask"].bool(),
-            "img_shapes": [[size]] * x.shape[0],
+            "img_shapes": [
+                [size]
+            ],  # of all; a list as long as a batch would fix its size in graphs
         }
 
     @property
