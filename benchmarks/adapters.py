@@ -53,7 +53,7 @@ def denoiser() -> Any:
         attention_head_dim=8,
         cross_attention_dim=768,
     )
-    return Eps(UNet(net, tokens=77, pixels=256).eval(), VP())
+    return Eps(UNet(net, 77, (4, 32, 32), 8).eval(), VP())
 
 
 def measure(case: str) -> dict[str, float]:

@@ -43,6 +43,10 @@ PASSAGES = {
     "solvers.md": "docs/sampling.md",
     "serve.md": "docs/serve.md",
     "averages.md": "docs/averages.md",
+    "plan-sd15.md": "docs/plan.md",
+    "plan-peaks.md": "docs/plan.md",
+    "memory.md": "docs/reliability.md",
+    "save-stall.md": "docs/reliability.md",
     "watch.md": "docs/watch.md",
 }
 """Template -> the page that holds it, whatever its line breaks."""
@@ -104,6 +108,9 @@ def sources() -> dict[str, Field]:
         "adapt": read_json(RESULTS / "adapt.json"),
         "serve": read_json(RESULTS / "serve.json"),
         "averages": read_json(RESULTS / "averages.json"),
+        "plan": read_json(RESULTS / "plan.json"),
+        "memory": read_json(RESULTS / "memory.json"),
+        "stall": read_json(RESULTS / "save_stall.json"),
         "steps": read_json(RESULTS / "steps.json"),
         "browser": read_json(RESULTS / "browser.json"),
         "presets": read_json(RESULTS / "claims" / "digits-presets.json"),

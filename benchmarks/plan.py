@@ -62,7 +62,7 @@ def small_runs(home: Path) -> dict[str, Run]:
     """Runs by name, whose steps can be done with numbers."""
     eight = replace(digits(), optim=Optim(bits=8), fake_optim=None)
     found = {"digits": digits(), "the same with moments of 8 bits": eight}
-    found["MNIST at 16x16"] = replace(mnist(), batch=64)
+    found["MNIST at 16x16, 64 samples"] = replace(mnist(), batch=64)
     for name, (kind, settings) in PIPELINES.items():
         folder = home / kind / "pipe"
         if not folder.exists():
