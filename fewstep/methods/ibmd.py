@@ -44,8 +44,8 @@ from fewstep.losses.weight import L1, Weight
 class IBMD(Method):
     """Inverse bridge matching: `ratio` updates of the bridge of the student, one of the student.
 
-    It is for teachers on a `Bridge`. It needs a teacher and conditions that tell x_T, and no data.
-    ValueError where ratio is below 1. Gushchin et al. 2025, https://arxiv.org/abs/2502.01362.
+    Its defaults are for teachers on a `Bridge`. It needs a teacher and conditions that tell x_T,
+    and no data. ValueError where ratio is below 1. Gushchin et al. 2025, https://arxiv.org/abs/2502.01362.
     """
 
     paths: ClassVar[tuple[type[NoisePath], ...]] = (Bridge,)

@@ -18,7 +18,7 @@ from torch import nn
 from fewstep.config import encode, own_files, own_sources
 from fewstep.diffusion.generator import Generator
 from fewstep.diffusion.model import Model
-from fewstep.diffusion.noise_path import NoisePath
+from fewstep.diffusion.noise_path import VP, NoisePath
 from fewstep.diffusion.samplers import ladder_of
 from fewstep.diffusion.types import Denoiser, Source, device_of
 from fewstep.distillation.method import Method
@@ -326,8 +326,8 @@ def prepare(
 
 
 def _refuse_path(method: Method, path: NoisePath) -> None:
-    """Raise ValueError where the method is for teachers of another kind."""
-    if method.paths and not isinstance(path, method.paths):
+    """Raise ValueError where timesteps, 0 to 999, are nothing the method's times could mean."""
+    if method.paths and isinstance(path, VP) and not isinstance(path, method.paths):
         kinds = " or ".join(kind.__name__ for kind in method.paths)
         raise ValueError(
             f"{type(method).__name__} is for teachers on the noise path {kinds}, and this one's "
