@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fewstep.training.distributed import local_tensor, world_size
+from fewstep.training.distributed import local_tensor
 
 FUSED = frozenset({"cpu", "cuda", "meta", "mps", "xpu"})
 """Kinds of devices that have the kernel, or need none."""
@@ -70,16 +70,13 @@ class Adam(Stock):
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """One update of every parameter that has a gradient; `closure` is not called."""
-        alone = world_size() == 1
         for group in self.param_groups:
             kinds: dict[tuple[torch.device, torch.dtype], list[_Row]] = {}
             for p in group["params"]:
                 if p.grad is None:
                     continue
                 row = self._row(p, self.state[p] or self._start(p, group))
-                if not alone and row.p.device.type == "cpu":
-                    _update(row, group)  # the kernel's bits depend on where a part ends
-                elif _in_one_order(row):
+                if _in_one_order(row):
                     kinds.setdefault((row.p.device, row.p.dtype), []).append(row)
                 else:
                     _update(row, group)

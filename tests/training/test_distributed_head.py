@@ -99,13 +99,14 @@ def test_two_processes_are_one_with_the_batch_in_two_parts(lora: bool, tmp_path:
 @pytest.mark.parametrize(
     ("kind", "lora"), [("head", False), ("head", True), ("heads", False), ("own", True)]
 )
-def test_in_parts_a_run_has_the_same_bits(kind: str, lora: bool, tmp_path: Path) -> None:
+def test_in_parts_a_run_has_the_same_numbers(kind: str, lora: bool, tmp_path: Path) -> None:
+    """To a rounding: the fused update rounds by where a part of a tensor ends."""
     rest: Any = (lora, STEPS, None, None, kind)
     expected, _ = results(2, tmp_path, run, 1, None, *rest)[0]
     sharded, _ = results(2, tmp_path, run, 1, 0, *rest)[0]
     judges = {name.split(".")[1] for name in expected if name.startswith("nets.")}
     assert ("discriminator" in judges) == (kind != "head")
-    assert apart(sharded, expected) == 0.0
+    assert apart(sharded, expected) < 2e-7
 
 
 def refused() -> str:
