@@ -16,6 +16,7 @@ from fewstep.cli.progress_bar import Bar, say
 from fewstep.cli.sample_files import Asked, is_folder, refuse_place, write_pictures
 from fewstep.cli.sample_settings import settings_of
 from fewstep.cli.sampling_flags import Sampling, sampling_flags
+from fewstep.data.autoencoder import are_latents
 from fewstep.data.image_grid import class_columns
 from fewstep.data.start_picture import read_start
 from fewstep.diffusion.around import default_label, variations, walk as walk_between
@@ -33,8 +34,8 @@ MOST = 1000
 """Pictures of a walk."""
 OF_TEXT = 8
 """Pictures of a model of prompts that are made together."""
-LATENT_CHANNELS, LATENT_SCALE = 4, 8
-"""Of EDM2's latents: their channels, and pixels along a side of one position."""
+LATENT_SCALE = 8
+"""Pixels along a side of one position of EDM2's latents."""
 
 
 def run(args: list[str]) -> int:
@@ -252,7 +253,7 @@ def _start(generator: Generator, picture: Path) -> Tensor:
     net, shape = adapter_of(generator.denoiser), generator.shape
     if net is not None:
         height, width, channels = *net.size, 3
-    elif len(shape) == 3 and shape[0] == LATENT_CHANNELS:  # those that --vae decodes
+    elif are_latents(shape):  # those that --vae decodes
         height, width, channels = LATENT_SCALE * shape[1], LATENT_SCALE * shape[2], 3
     elif len(shape) == 3 and shape[0] in (1, 3):
         channels, height, width = shape

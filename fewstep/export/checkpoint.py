@@ -23,7 +23,7 @@ from torch import Tensor
 
 from fewstep.diffusion.generator import Generator
 from fewstep.export.atomic_output import new_output
-from fewstep.export.client_metadata import example, modelspec, saved, sidecars
+from fewstep.export.client_metadata import example, sidecars, with_metadata
 from fewstep.export.diffusers_pipeline import of_pipeline, picture, scheduled
 from fewstep.export.model_card import card
 from fewstep.export.original_names import clip_names, open_clip_names, unet_names, vae_names
@@ -61,10 +61,7 @@ def to_checkpoint(run: Path, out: Path) -> float:
     shown = example(student, run)
     with new_output(out, ".safetensors") as place:
         state = original(student, folder)
-        facts = {"pipeline": folder.pipeline, "sampler": repr(student.sampler), **student.card}
-        metadata = {k: v if isinstance(v, str) else json.dumps(v) for k, v in facts.items()}
-        spec = modelspec(student, folder.pipeline, shown, original=True)
-        write(place, saved(state, {"format": "pt", **metadata, **spec}))
+        write(place, with_metadata(state, student, folder.pipeline, shown, original=True))
         sidecars(student, folder.pipeline, place, shown)
         off = _difference(place, student, folder)
         use = _use(student, folder, out.name, scheduler)

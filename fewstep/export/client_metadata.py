@@ -241,6 +241,23 @@ def kohya_keys(student: Generator, pipeline: str, out: Path) -> dict[str, str]:
     return {**known, "ss_v2": second, "ss_output_name": out.stem}
 
 
+def with_metadata(
+    state: Mapping[str, Tensor],
+    student: Generator,
+    pipeline: str,
+    shown: Example,
+    original: bool = False,
+) -> bytes:
+    """A whole network as a safetensors file, with its card and the keys of ModelSpec.
+
+    Arguments as of `modelspec`.
+    """
+    facts = {"pipeline": pipeline, "sampler": repr(student.sampler), **student.card}
+    metadata = {k: v if isinstance(v, str) else json.dumps(v) for k, v in facts.items()}
+    spec = modelspec(student, pipeline, shown, original=original)
+    return saved(state, {"format": "pt", **metadata, **spec})
+
+
 def saved(state: Mapping[str, Tensor], facts: Mapping[str, str]) -> bytes:
     """A safetensors file, whose `modelspec.hash_sha256` is the digest of all but its header.
 

@@ -28,6 +28,7 @@ from fewstep.storage.model_folder import load_student, save_student
 from fewstep.training.loop import State, train
 from fewstep.training.optim import Optim
 from tests.distillation.test_discriminator_head import METHOD, MODELS, stirred
+from tests.plan.test_meta_step import counts
 
 pytestmark = pytest.mark.slow
 
@@ -80,11 +81,6 @@ def test_all_of_the_head_is_trained_and_none_is_shipped(tmp_path: Path) -> None:
     assert unpack(tmp_path / "student" / "model.safetensors").keys() == names
     for net in (state.nets["student"], load_student(tmp_path / "student").denoiser):
         assert not isinstance(net, DenoiserWithHead)
-
-
-def counts(net: torch.nn.Module) -> int:
-    """Bytes of the counts of updates, one a parameter."""
-    return 4 * len([*net.parameters()])
 
 
 def test_a_plan_counts_it() -> None:
