@@ -30,7 +30,7 @@ from fewstep.export.atomic_output import new_output
 from fewstep.export.client_metadata import PUBLISHED, example, sidecars
 from fewstep.export.diffusers_pipeline import network_file, of_pipeline, or_else
 from fewstep.export.model_card import card
-from fewstep.export.traced_generator import Given, examples
+from fewstep.export.traced_generator import Given, examples, within
 from fewstep.storage.files import read_json, write, write_json
 from fewstep.storage.model_folder import load_student
 from fewstep.teachers.diffusers.load import origin_folder
@@ -91,10 +91,7 @@ def to_comfyui(run: Path, out: Path) -> float:
         network_file(student, folder, file, shown)
         sidecars(student, folder.pipeline, file, shown)
         difference = workflow_difference(read_json(place / "workflow.json"), student)
-        if not difference <= TOLERANCE:
-            raise ValueError(
-                f"the workflow differs from the student by {difference:.2g} of its range"
-            )
+        within(difference, TOLERANCE, student, "workflow")
         assert student.model is not None
         facts = {"sigmas": sigmas(student), "caution": caution(student.model) or None}
         picture = (shown.prompt, f"diffusion_models/{out.name}.png")

@@ -79,6 +79,7 @@ def to_onnx(run: Path, out: Path, pictures: bool = False) -> float:
     student = opened(run, pictures)
     with new_output(out, ".onnx") as place:
         program, inputs = traced(student), examples(student, 1)
+        _refuse_complex_numbers(program)
         _without_idle_squeezes(program)
         facts = described(student, inputs, batches(program)) | {"opset": OPSET}
         with quiet(), told_as_sentence():
@@ -114,6 +115,17 @@ def to_onnx(run: Path, out: Path, pictures: bool = False) -> float:
         text = card(student, run, use, facts, picture=picture)
         write(place.with_name(f"{out.name}.md"), text)
     return worst
+
+
+def _refuse_complex_numbers(program: Any) -> None:
+    """ONNX has none; torch.onnx would say so after minutes of a large network."""
+    for node in program.graph.nodes:
+        value = node.meta.get("val")
+        if isinstance(value, Tensor) and value.is_complex():
+            raise ValueError(
+                "ONNX cannot write this network (it computes with complex numbers); "
+                "use --to pt2 or --to diffusers"
+            )
 
 
 @contextmanager

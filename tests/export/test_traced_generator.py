@@ -110,6 +110,7 @@ def test_the_card_of_an_onnx_program_ends_with_a_picture(
     assert abs(drawn - to_uint8(ours.decode(x / 2))[0].numpy()).max() > 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["flux2", "qwen_image", "sana"])
 def test_programs_of_other_families(folders: Folders, tmp_path: Path, kind: str) -> None:
     """Stored, read again, equal for one sample and for three.

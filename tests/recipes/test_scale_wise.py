@@ -28,6 +28,7 @@ def small(run: Run, steps: int) -> Run:
     return replace(run, model=SMALL, steps=steps, batch=4, save_every=2, sample_every=steps)
 
 
+@pytest.mark.slow
 def test_a_run_from_teacher_to_program(tmp_path: Path) -> None:
     finish(small(scale_wise.scale_wise_teacher(), 2), tmp_path / "teacher", "")
     run = small(scale_wise.scale_wise(), 5)
