@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -134,6 +135,7 @@ class LatentBatches:
 
     latents: LatentSet
     labels: Tensor | None = None
+    from_disk: ClassVar[bool] = True
 
     def __call__(self, draws: Draws) -> Batch:
         device = draws.index.device

@@ -218,6 +218,11 @@ class Shuffled:
     """(N,) int64 of the pictures."""
     flip: bool = False
 
+    @property
+    def from_disk(self) -> bool:
+        """Whether a batch is decoded from files."""
+        return self.pictures.held is None
+
     def __call__(self, draws: Draws) -> Batch:
         device = draws.index.device
         rows = epoch_order(draws, len(self.pictures)).cpu()

@@ -15,10 +15,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fewstep.diffusion.rng import Draws
-from fewstep.diffusion.types import Batch, Denoiser, Source
+from fewstep.diffusion.types import Batch, Denoiser
 from fewstep.distillation.method import Loss, Method, Nets, Turn
 from fewstep.training import distributed
+from fewstep.training.feed import Feed
 from fewstep.training.precision import Precision, autocast_products
 
 
@@ -27,7 +27,7 @@ class Task(NamedTuple):
 
     method: Method
     teacher: Denoiser | None
-    source: Source
+    feed: Feed
     parts: int
     """Equal parts this process computes its share of a batch in."""
     precision: Precision
@@ -65,8 +65,9 @@ def gradient(
     count = len(share) // task.parts
     for start in share[::count]:
         with _seeded(task.seed, start, task.device):
-            piece: Batch = task.source(Draws.range(start, count, task.seed, task.device))
+            piece = task.feed.batch(start, count)
             _wanted(piece, task)
+            task.feed.expect(_after(start, count, share, samples), count)
             with autocast_products(task.precision, task.device):
                 loss = turn.loss(nets, task.teacher, piece)  # type: ignore[arg-type]
             _well_formed(loss, turn)
@@ -89,6 +90,13 @@ def gradient(
         norm = total_norm(net)
     numbers, broken = _on_host(logs, norm, sums)
     return Gradient({**numbers, **known}, norm, sums, broken)
+
+
+def _after(start: int, count: int, share: range, samples: range) -> int:
+    """The first sample of the part after `start`: of this turn, or of as large a turn next."""
+    if start + count < share.stop:
+        return start + count
+    return share.start + len(samples)
 
 
 def _shared(value: Tensor, parts: int) -> Tensor:

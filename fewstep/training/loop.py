@@ -23,6 +23,7 @@ from fewstep.diffusion.types import Denoiser, Source, device_of
 from fewstep.distillation.method import Method, Nets, Step, Turn
 from fewstep.training import distributed
 from fewstep.training.ema import EMA, copy_weights
+from fewstep.training.feed import Feed
 from fewstep.training.gradient import Gradient, Task, gradient, total_norm
 from fewstep.training.modes import Switches
 from fewstep.training.optim import Optim
@@ -146,7 +147,8 @@ def train(
     require_divisible(batch, accumulate)
     state = state or State.init(method, teacher, net)
     device = device_of(state.average)
-    task = Task(method, teacher, source, accumulate, precision, seed, device)
+    feed = Feed(source, seed, device)
+    task = Task(method, teacher, feed, accumulate, precision, seed, device)
     while state.step < steps:
         logs: dict[str, float] = {}
         sums: dict[str, Tensor] = {}
