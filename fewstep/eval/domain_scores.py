@@ -17,14 +17,7 @@ import torch
 from torch import Tensor
 
 from fewstep.diffusion.generator import Generator
-from fewstep.eval.metric_table import as_few
-from fewstep.eval.metrics import (
-    density_coverage,
-    frechet,
-    nearest,
-    precision_recall,
-    sliced_wasserstein,
-)
+from fewstep.eval.metric_table import Compared, as_few, sized, values
 from fewstep.eval.neighbours import Reference
 
 
@@ -69,22 +62,8 @@ def score(x: Tensor, labels: Tensor | None, sample_metrics: SampleMetrics) -> Sc
     """
     x = x.clamp(-sample_metrics.limit, sample_metrics.limit)
     features, predicted = sample_metrics.measure(x)
-    real = sample_metrics.real
-    precision, recall = precision_recall(real, features, sample_metrics.k)
-    density, coverage = density_coverage(real, features)
-    flat, flat_real = x.flatten(1), sample_metrics.reference.flatten(1)
-    scores = {
-        sample_metrics.distance: frechet(features, real.features),
-        "precision": precision,
-        "recall": recall,
-        "density": density,
-        "coverage": coverage,
-        "swd": sliced_wasserstein(flat, flat_real),
-        "nn": float(nearest(flat, flat_real).mean()),
-    }
-    if labels is not None:
-        scores["accuracy"] = float((predicted == labels).double().mean())
-    return scores
+    real = sample_metrics.reference, sample_metrics.real, sample_metrics.k
+    return values(Compared(x, labels, features, predicted, *real), sample_metrics.distance)
 
 
 def real_scores(sample_metrics: SampleMetrics, samples: int = 0) -> dict[str, float]:
@@ -103,8 +82,7 @@ def real_scores(sample_metrics: SampleMetrics, samples: int = 0) -> dict[str, fl
 def _as_few(scores: Scores, sample_metrics: SampleMetrics) -> Scores:
     """The scores that depend on the number of samples, under names that tell it."""
     few = len(sample_metrics.held_out)
-    sized = (sample_metrics.distance, "recall", "coverage")
-    return {as_few(name, few): scores[name] for name in sized}
+    return {as_few(name, few): scores[name] for name in sized(sample_metrics.distance)}
 
 
 def evaluate(

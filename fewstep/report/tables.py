@@ -81,11 +81,11 @@ def metrics(f: RunData) -> list[Metric]:
     first = [name for name in (f.distance, *METRICS) if name in present]
     rows = []
     for name in [*first, *(n for n in present if n not in first)]:
-        meaning, better = metric(name, f.distance)
+        known = metric(name, f.distance)
         cells = [_cell(f.metrics[role], role, name) for role in ROLES if role in f.metrics]
         if f.repeats:
             cells.append(_over_seeds(f, name))
-        rows.append(Metric(name, cells, meaning, BETTER[better]))
+        rows.append(Metric(name, cells, known.meaning, BETTER[known.better]))
     return rows
 
 
