@@ -121,9 +121,16 @@ def campaign(out: Path, seed: int, kills: int, in_saves: int) -> dict[str, Any]:
             shutil.rmtree(folder)
         print(f"kills: {len(deaths)}/{kills}", file=sys.stderr, flush=True)
     failed = [i for i, run in enumerate(runs) if not run["equal"]]
+    survived = [death for run in runs if not run["error"] for death in run["deaths"]]
     return {
         "kills": len(deaths),
-        "inside a save": sum(death["kind"] == "save" for death in deaths),
+        **{
+            what: {
+                "kills": sum(death["kind"] == kind for death in deaths),
+                "continued": sum(death["kind"] == kind for death in survived),
+            }
+            for what, kind in (("at any moment", "anywhere"), ("inside a save", "save"))
+        },
         "before the first checkpoint": sum(death["kept"] == 0 for death in deaths),
         "runs": len(runs),
         "equal to the undisturbed run": len(runs) - len(failed),
@@ -213,6 +220,10 @@ def main() -> None:
     told: dict[str, Any] = {"seed": own.seed}
     told["kills"] = campaign(own.out, own.seed, own.kills, own.in_saves or own.kills // 4)
     told["forgetting is noticed"] = controls(own.out)
+    told["forgotten parts"] = len(CONTROLS) - 1
+    told["of them noticed"] = sum(
+        differs for name, differs in told["forgetting is noticed"].items() if name != "nothing"
+    )
     told["damage"] = corrupt(own.out, own.seed, own.corruptions)
     told["seconds"] = round(time.monotonic() - began, 1)
     for place in filter(None, (own.out / "drill.json", own.results)):
