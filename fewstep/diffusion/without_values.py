@@ -19,7 +19,10 @@ from torch.overrides import TorchFunctionMode
 
 MADE = {torch.rand, torch.randn}
 """What makes a tensor of random numbers."""
-FILLED = {torch.Tensor.normal_, torch.Tensor.uniform_, init.normal_, init.uniform_}
+FILLED: set[Callable[..., Any]] = {
+    *(torch.Tensor.normal_, torch.Tensor.uniform_),
+    *(init.normal_, init.uniform_),
+}
 """What fills a tensor with them."""
 
 

@@ -3,7 +3,8 @@
 Encoding and checking data can take hours before the first step. Such code calls `report_progress`
 now and then; a command line shows it, and may stop the preparation by raising an exception from
 its listener. `remark` reports what was done to the data unasked; without a hearer it becomes a
-Python warning.
+Python warning. The module is light, since each verb of the command line imports it before its
+flags are read.
 """
 
 from __future__ import annotations
@@ -11,8 +12,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-
-from fewstep.training import distributed
 
 Listener = Callable[[str, int, int], None]
 """What is done ("encoding prompts"), how many are finished, of how many; 0 of 0 while waiting."""
@@ -25,6 +24,8 @@ def report_progress(what: str = "", done: int = 0, total: int = 0) -> None:
 
     Calls every listener, and tells the watchdog of several processes that this one is alive.
     """
+    from fewstep.training import distributed
+
     distributed.heartbeat_while_preparing()
     for listener in _listeners:
         listener(what, done, total)
