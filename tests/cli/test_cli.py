@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import os
@@ -19,6 +20,7 @@ import torch
 from PIL import Image
 
 import fewstep as package
+from fewstep.__main__ import main as entry_point
 from fewstep.cli import VERBS
 from fewstep.config import decode
 from fewstep.data.image_grid import grid
@@ -105,6 +107,23 @@ def test_help_needs_the_standard_library_alone() -> None:
     for words, (code, out, refused) in found.items():
         assert (code, refused) == (0, []), (words, out)
         assert "--json" in out
+
+
+def test_the_end_of_a_process_searches_no_garbage(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All objects are frozen by then; within a process that goes on, none is."""
+    monkeypatch.setattr(sys, "argv", ["fewstep", "--version"])
+    before = gc.get_freeze_count()
+    assert fewstep("--version").code == 0
+    assert gc.get_freeze_count() == before
+    try:
+        with pytest.raises(SystemExit, match="0"):
+            entry_point()
+        assert gc.get_freeze_count() > 1000
+    finally:
+        gc.unfreeze()
+    assert capsys.readouterr().out == f"fewstep {package.__version__}\n"
 
 
 def test_version_and_recipes() -> None:
