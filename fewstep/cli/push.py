@@ -18,6 +18,7 @@ def run(args: list[str]) -> int:
     flags = _parser().parse_args(args)
     format_called(flags.to)
     refuse_missing(flags.run)
+    trust(flags.code, [flags.run])
     from fewstep.export.hub_upload import (
         Unreachable,
         checked_name,
@@ -26,7 +27,6 @@ def run(args: list[str]) -> int:
         upload,
     )
 
-    trust(flags.code, [flags.run])
     checked_name(flags.repository)
     if not flags.dry_run:
         require_login()

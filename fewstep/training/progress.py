@@ -3,8 +3,7 @@
 Encoding and checking data can take hours before the first step. Such code calls `report_progress`
 now and then; a command line shows it, and may stop the preparation by raising an exception from
 its listener. `remark` reports what was done to the data unasked; without a hearer it becomes a
-Python warning. The module is light, since each verb of the command line imports it before its
-flags are read.
+Python warning.
 """
 
 from __future__ import annotations
