@@ -34,8 +34,8 @@ def run(args: list[str]) -> int:
     flags = parser.parse_args(args)
     if flags.teacher and flags.no_teacher:
         fail("--teacher and --no-teacher contradict each other: leave one of them out")
-    refuse_missing(flags.student)
     require_server("serve", flags.port)
+    refuse_missing(flags.student)
     from fewstep.web.playground import Playground, title
 
     trust(flags.code, [flags.student, *([Path(flags.teacher)] if flags.teacher else [])])

@@ -18,8 +18,8 @@ def run(args: list[str]) -> int:
     parser.add_argument("run", type=Path, help="a run folder, finished or not")
     server_flags(parser)
     flags = parser.parse_args(args)
-    refuse_missing(flags.run)
     require_server("watch", flags.port)
+    refuse_missing(flags.run)
     from fewstep.report.svg_chart import require
     from fewstep.web.watch import watch
 
