@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fewstep.cli.output import as_json, result
-from fewstep.cli.parser import code_flag, fail, verb_parser
+from fewstep.cli.parser import code_flag, fail, refuse_missing, verb_parser
 from fewstep.cli.progress_bar import Bar, say
 from fewstep.storage.files import write
 from fewstep.storage.machine_errors import trouble
+from fewstep.storage.user_code import trust
 from fewstep.training.progress import listen
 
 if TYPE_CHECKING:
@@ -40,19 +41,19 @@ def run(args: list[str]) -> int:
     parser.add_argument("--device", default="cpu", help="such as cuda or mps (default: cpu)")
     code_flag(parser)
     flags = parser.parse_args(args)
-    from fewstep.compare import page
-    from fewstep.compare.table import compare
-    from fewstep.report.sample_images import Making
-    from fewstep.storage.user_code import trust
-
     if flags.csv and as_json():
         fail("--csv and --json are two forms of the result: leave one of them out")
-    making = Making(flags.device, not flags.no_teacher)
-    trust(flags.code, flags.runs)
+    refuse_missing(*flags.runs)
     if flags.out.is_dir():
         fail(f"{flags.out} is a folder; name a file for the page")
     if not flags.out.parent.is_dir():
         fail(f"cannot write {flags.out}: there is no folder {flags.out.parent}")
+    from fewstep.compare import page
+    from fewstep.compare.table import compare
+    from fewstep.report.sample_images import Making
+
+    making = Making(flags.device, not flags.no_teacher)
+    trust(flags.code, flags.runs)
     with ExitStack() as shown:
         bars: dict[str, Bar] = {}
 

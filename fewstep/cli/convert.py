@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fewstep.cli.output import result
-from fewstep.cli.parser import verb_parser
+from fewstep.cli.parser import refuse_missing, verb_parser
 from fewstep.cli.progress_bar import say
 
 
@@ -35,6 +35,7 @@ def run(args: list[str]) -> int:
         "configurations and tokenizers (default: the published model's, from the hub)",
     )
     flags = parser.parse_args(args)
+    refuse_missing(flags.file)
     if flags.file.suffix == ".safetensors":
         if flags.object or flags.student:
             raise ValueError("--object and --student are for snapshots; leave them out")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.cli.output import output_flags, result
-from fewstep.cli.parser import Parser, printable
+from fewstep.cli.parser import Parser, printable, refuse_missing
 from fewstep.cli.progress_bar import Bar, say, stopping
 
 FEW = 20
@@ -56,6 +56,7 @@ def parser() -> Parser:
 def run(args: list[str]) -> int:
     """Run `fewstep data` with these arguments; returns the exit code."""
     flags = parser().parse_args(args)
+    refuse_missing(flags.source)
     return pack(flags) if flags.what == "pack" else check(flags)
 
 

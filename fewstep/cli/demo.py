@@ -6,12 +6,8 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
-from fewstep.cli.measure import measured, table
 from fewstep.cli.output import result
 from fewstep.cli.parser import verb_parser
-from fewstep.cli.recipe_run import perform
 from fewstep.runs.command_line import command_line
 from fewstep.runs.run_folder import RunFolder
 from fewstep.storage.files import read_json
@@ -32,12 +28,16 @@ def run(args: list[str]) -> int:
 
 def few_threads() -> None:
     """At most two threads, unless the person says otherwise: small networks gain no more."""
+    import torch
+
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(min(2, torch.get_num_threads()))
 
 
 def demonstrate(out: Path, seed: int, command: str) -> int:
     """Teacher, student, measurements, report; steps that are done already are not repeated."""
+    from fewstep.cli.measure import measured, table
+    from fewstep.cli.recipe_run import perform
     from fewstep.recipes.digits import digits, digits_teacher
     from fewstep.report.page import write_report
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from fewstep.cli.recipe_run import run_recipe
+from fewstep.cli.recipe_verbs import run_recipe
 
 run = partial(run_recipe, "distill")
 """Distil a teacher by a recipe."""

@@ -7,14 +7,10 @@ import shutil
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import torch
-
 from fewstep.cli.output import result
 from fewstep.cli.parser import verb_parser
-from fewstep.losses.score import sid
 from fewstep.runs.environment import environment
 from fewstep.signals import last_words
-from fewstep.teachers.gaussian import Gaussian
 
 FREE = 2 << 30
 """Bytes of disk below which a warning is due."""
@@ -35,6 +31,8 @@ def run(args: list[str]) -> int:
 
 def examine() -> tuple[dict[str, str], list[str]]:
     """The facts by name, and the problems, one sentence each."""
+    import torch
+
     facts = dict(environment())
     disk = shutil.disk_usage(Path.cwd()).free
     facts["free disk"] = f"{disk / 2**30:.1f} GiB in this folder"
@@ -67,6 +65,11 @@ def gradient_error(count: int = 200_000) -> float:
     Data N(1, 1/4), student N(0.2, 0.64), sigma = 2: the closed form is
     sigma^4 (0.2 - 1) / ((1/4 + sigma^2) (0.64 + sigma^2)).
     """
+    import torch
+
+    from fewstep.losses.score import sid
+    from fewstep.teachers.gaussian import Gaussian
+
     sigma = torch.tensor(2.0, dtype=torch.float64)
     generator = torch.Generator().manual_seed(0)
     z, eps = torch.randn(2, count, 1, generator=generator, dtype=torch.float64)

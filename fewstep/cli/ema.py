@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fewstep.cli.measure import found_again
 from fewstep.cli.output import result
-from fewstep.cli.parser import TEACHER, code_flag, verb_parser
+from fewstep.cli.parser import TEACHER, code_flag, refuse_missing, verb_parser
 from fewstep.cli.progress_bar import say
+from fewstep.storage.user_code import trust
 
 
 def run(args: list[str]) -> int:
@@ -25,10 +25,11 @@ def run(args: list[str]) -> int:
     parser.add_argument("--teacher", default="", help=TEACHER)
     code_flag(parser)
     flags = parser.parse_args(args)
-    from fewstep.runs.averages import write_average
-    from fewstep.storage.user_code import trust
-
+    refuse_missing(flags.run)
     trust(flags.code, [flags.run])
+    from fewstep.cli.measure import found_again
+    from fewstep.runs.averages import write_average
+
     if flags.teacher:
         found_again(flags.run, flags.teacher)
     note = write_average(flags.run, flags.sigma_rel, flags.out)

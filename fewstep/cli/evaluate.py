@@ -5,12 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from fewstep.cli.evaluate_fid50k import evaluate_protocol
-from fewstep.cli.evaluate_prompts import Asked, evaluate_prompts
-from fewstep.cli.measure import found_again, measured, table
 from fewstep.cli.output import result
-from fewstep.cli.parser import FEATURES, TEACHER, VAE, code_flag, fail, verb_parser
-from fewstep.cli.sampling_flags import NAMES, Sampling, sampling_flags
+from fewstep.cli.parser import FEATURES, TEACHER, VAE, code_flag, fail, refuse_missing, verb_parser
+from fewstep.cli.sampling_flags import NAMES, sampling_flags
 from fewstep.storage.user_code import trust
 
 
@@ -48,14 +45,18 @@ def run(args: list[str]) -> int:
     sampling_flags(group)
     group.add_argument("--device", help="such as cuda or mps (default: cpu)")
     flags = parser.parse_args(args)
+    refuse_missing(flags.run)
     trust(flags.code, [flags.run])
+    if not flags.prompts:
+        for flag in ("clip", "side"):
+            if getattr(flags, flag) is not None:
+                fail(f"--{flag} needs --prompts FILE")
     if flags.teacher:
+        from fewstep.cli.measure import found_again
+
         found_again(flags.run, flags.teacher)
     if flags.prompts:
         return _prompted(flags)
-    for flag in ("clip", "side"):
-        if getattr(flags, flag) is not None:
-            fail(f"--{flag} needs --prompts FILE")
     flags.draws = 3 if flags.draws is None else flags.draws
     if flags.protocol:
         return _published(flags)
@@ -65,6 +66,8 @@ def run(args: list[str]) -> int:
     samples = 5000 if flags.samples is None else flags.samples
     if samples < 100 or flags.draws < 1:
         fail("evaluate needs --samples of at least 100 and --draws of at least 1")
+    from fewstep.cli.measure import measured, table
+
     metrics = measured(flags.run, samples, flags.draws)
     result(metrics, table(metrics))
     return 0
@@ -74,6 +77,9 @@ def _prompted(own: argparse.Namespace) -> int:
     """evaluate --prompts."""
     if own.protocol or own.vae is not None:
         fail("--prompts has a protocol of its own, and the pipeline's VAE")
+    from fewstep.cli.evaluate_prompts import Asked, evaluate_prompts
+    from fewstep.cli.sampling import Sampling
+
     names = ("features", "reference", "side", "samples", "batch", "device")
     given = {name: getattr(own, name) for name in names if getattr(own, name) is not None}
     runs = {} if own.draws is None else {"runs": own.draws}
@@ -86,6 +92,9 @@ def _published(own: argparse.Namespace) -> int:
     """evaluate --protocol."""
     if own.reference is None:
         fail("--protocol fid50k needs --reference FILE; 'fewstep stats' makes one")
+    from fewstep.cli.evaluate_fid50k import evaluate_protocol
+    from fewstep.cli.sampling import Sampling
+
     samples = 50_000 if own.samples is None else own.samples
     batch = 100 if own.batch is None else own.batch
     features, device = own.features or "", own.device or "cpu"

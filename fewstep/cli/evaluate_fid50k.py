@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fewstep.cli.progress_bar import Bar, say
-from fewstep.cli.sampling_flags import Sampling
+from fewstep.cli.sampling import Sampling
 from fewstep.data.autoencoder import as_pictures
 from fewstep.data.picture_set import PictureSet, first_shape
 from fewstep.data.readers import reader_of

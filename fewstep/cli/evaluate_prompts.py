@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fewstep.cli.evaluate_fid50k import about, make_parts
 from fewstep.cli.progress_bar import Bar, say
-from fewstep.cli.sampling_flags import Sampling
+from fewstep.cli.sampling import Sampling
 from fewstep.data.prompts import read_prompts
 from fewstep.diffusion.generator import Generator
 from fewstep.diffusion.types import Cond

@@ -5,15 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from fewstep.cli.output import result
-from fewstep.cli.parser import code_flag, verb_parser
+from fewstep.cli.parser import code_flag, refuse_missing, verb_parser
 from fewstep.cli.progress_bar import say
+from fewstep.export.formats import FORMATS, export, format_called, notes
+from fewstep.storage.user_code import trust
 
 
 def run(args: list[str]) -> int:
     """A student as files of other programs."""
-    from fewstep.export.formats import FORMATS, export as write, notes
-    from fewstep.storage.user_code import trust
-
     formats = "; ".join(f"{name}: {form.what}" for name, form in FORMATS.items())
     parser = verb_parser(
         "export",
@@ -33,8 +32,10 @@ def run(args: list[str]) -> int:
     )
     code_flag(parser)
     flags = parser.parse_args(args)
+    format_called(flags.to)
+    refuse_missing(flags.run)
     trust(flags.code, [flags.run])
-    off = write(flags.run, flags.out, flags.to, flags.rank, flags.pictures)
+    off = export(flags.run, flags.out, flags.to, flags.rank, flags.pictures)
     say(f"differs from the student by {off:.1g} of its range")
     told = list(notes(flags.run, flags.to))
     for note in told:

@@ -84,6 +84,13 @@ class Parser(argparse.ArgumentParser):
         return [name for name in self._option_string_actions if name.startswith("--")]
 
 
+def refuse_missing(*paths: Path) -> None:
+    """Fail where a file or folder that a verb reads is not there."""
+    for path in paths:
+        if not path.exists():
+            fail(f"there is no file or folder {path}")
+
+
 def code_flag(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     """Add --code FILE, which may be given several times.
 

@@ -9,20 +9,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from typing import TYPE_CHECKING
 
 from fewstep.cli.output import quiet
 from fewstep.signals import Stopped, last_words, leave_terminal, terminals
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
 
 EVERY = 10.0
 """Seconds between two plain lines."""
@@ -39,16 +32,7 @@ class Bar:
         self.tasks: dict[str, TaskID] = {}
         self.rich: Progress | None = None
         if sys.stderr.isatty() and not silent():
-            self.rich = Progress(
-                TextColumn("{task.description:>18}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeElapsedColumn(),
-                TextColumn("left"),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[note]}"),
-                console=Console(stderr=True),
-            )
+            self.rich = _columns()
             self.task = self.rich.add_task(title, total=total, note="")
 
     def __enter__(self) -> Bar:
@@ -91,6 +75,30 @@ class Bar:
             self.rich.console.print(text, highlight=False)
         else:
             say(text)
+
+
+def _columns() -> Progress:
+    """The bar of a terminal, on standard error."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    return Progress(
+        TextColumn("{task.description:>18}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=Console(stderr=True),
+    )
 
 
 def say(text: str) -> None:

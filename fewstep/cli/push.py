@@ -6,14 +6,19 @@ import tempfile
 from pathlib import Path
 
 from fewstep.cli.output import result
-from fewstep.cli.parser import Parser, code_flag, verb_parser
+from fewstep.cli.parser import Parser, code_flag, refuse_missing, verb_parser
 from fewstep.cli.progress_bar import say
+from fewstep.export.formats import FORMATS, format_called, notes
 from fewstep.signals import last_words
+from fewstep.storage.user_code import trust
 
 
 def run(args: list[str]) -> int:
     """A student as a repository of the hub."""
-    from fewstep.export.formats import FORMATS, notes
+    flags = _parser().parse_args(args)
+    format_called(flags.to)
+    refuse_missing(flags.run)
+    trust(flags.code, [flags.run])
     from fewstep.export.hub_upload import (
         Unreachable,
         checked_name,
@@ -21,10 +26,7 @@ def run(args: list[str]) -> int:
         require_login,
         upload,
     )
-    from fewstep.storage.user_code import trust
 
-    flags = _parser(", ".join(FORMATS)).parse_args(args)
-    trust(flags.code, [flags.run])
     checked_name(flags.repository)
     if not flags.dry_run:
         require_login()
@@ -62,8 +64,8 @@ def run(args: list[str]) -> int:
     return 0
 
 
-def _parser(formats: str) -> Parser:
-    """The flags of the verb; formats: the names of all."""
+def _parser() -> Parser:
+    """The flags of the verb."""
     parser = verb_parser(
         "push",
         "Export a finished student and upload it to the Hugging Face hub, with its model card.",
@@ -74,7 +76,7 @@ def _parser(formats: str) -> Parser:
         "--to",
         default="diffusers",
         metavar="FORMAT",
-        help=f"as of 'fewstep export': {formats} (default: diffusers)",
+        help=f"as of 'fewstep export': {', '.join(FORMATS)} (default: diffusers)",
     )
     parser.add_argument("--private", action="store_true", help="make the repository not public")
     parser.add_argument(

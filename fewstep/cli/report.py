@@ -5,10 +5,10 @@ from __future__ import annotations
 from contextlib import ExitStack
 from pathlib import Path
 
-from fewstep.cli.measure import found_again
 from fewstep.cli.output import result
-from fewstep.cli.parser import TEACHER, code_flag, verb_parser
+from fewstep.cli.parser import TEACHER, code_flag, refuse_missing, verb_parser
 from fewstep.cli.progress_bar import Bar
+from fewstep.storage.user_code import trust
 from fewstep.training.progress import listen
 
 
@@ -40,11 +40,12 @@ def run(args: list[str]) -> int:
     parser.add_argument("--device", default="cpu", help="such as cuda or mps (default: cpu)")
     code_flag(parser)
     flags = parser.parse_args(args)
+    refuse_missing(flags.run, *flags.repeats)
+    trust(flags.code, [flags.run])
+    from fewstep.cli.measure import found_again
     from fewstep.report.page import write_report
     from fewstep.report.sample_images import Making
-    from fewstep.storage.user_code import trust
 
-    trust(flags.code, [flags.run])
     if flags.teacher:
         found_again(flags.run, flags.teacher)
     making = Making(flags.device, not flags.no_teacher, flags.guidance)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fewstep.cli.parser import VAE_OR_NONE, code_flag, fail, verb_parser
+from fewstep.cli.parser import VAE_OR_NONE, code_flag, fail, refuse_missing, verb_parser
 from fewstep.cli.progress_bar import say
 from fewstep.cli.web_server import require_server, serve_page, server_flags
+from fewstep.storage.user_code import trust
 
 if TYPE_CHECKING:
     from fewstep.diffusion.generator import Generator
@@ -34,7 +35,7 @@ def run(args: list[str]) -> int:
     if flags.teacher and flags.no_teacher:
         fail("--teacher and --no-teacher contradict each other: leave one of them out")
     require_server("serve", flags.port)
-    from fewstep.storage.user_code import trust
+    refuse_missing(flags.student)
     from fewstep.web.playground import Playground, title
 
     trust(flags.code, [flags.student, *([Path(flags.teacher)] if flags.teacher else [])])

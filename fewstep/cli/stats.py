@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fewstep.cli.evaluate_fid50k import make_stats
 from fewstep.cli.output import result
-from fewstep.cli.parser import FEATURES, verb_parser
+from fewstep.cli.parser import FEATURES, refuse_missing, verb_parser
 
 
 def run(args: list[str]) -> int:
@@ -26,6 +25,9 @@ def run(args: list[str]) -> int:
     parser.add_argument("--batch", type=int, default=100, help="pictures at a time (default: 100)")
     parser.add_argument("--device", default="cpu", help="such as cuda or mps (default: cpu)")
     flags = parser.parse_args(args)
+    refuse_missing(flags.data)
+    from fewstep.cli.evaluate_fid50k import make_stats
+
     make_stats(flags.data, flags.features, flags.out, flags.keep, flags.device, flags.batch)
     result({"file": str(flags.out)}, str(flags.out))
     return 0

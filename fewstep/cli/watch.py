@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fewstep.cli.parser import verb_parser
+from fewstep.cli.parser import refuse_missing, verb_parser
 from fewstep.cli.web_server import require_server, serve_page, server_flags
 
 
@@ -19,6 +19,7 @@ def run(args: list[str]) -> int:
     server_flags(parser)
     flags = parser.parse_args(args)
     require_server("watch", flags.port)
+    refuse_missing(flags.run)
     from fewstep.report.svg_chart import require
     from fewstep.web.watch import watch
 

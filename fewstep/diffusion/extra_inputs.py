@@ -56,6 +56,16 @@ def time_embedding(net: object) -> TimeEmbedding:
     )
 
 
+def geometric_frequencies(low: float, high: float, count: int) -> Tensor:
+    """Angular frequencies in geometric steps from 2 pi 2^low to 2 pi 2^high: (count,).
+
+    They are computed on the CPU: a network is also built on the device "meta", to tell its size,
+    and there torch does a linspace and a power in Python, for which it imports its compiler.
+    """
+    frequencies = 2 * math.pi * 2.0 ** torch.linspace(low, high, count, device="cpu")
+    return frequencies.to(torch.get_default_device())
+
+
 class Embedding(nn.Module):
     """One further input: u (B,) -> what is added to the time embedding, (B, width)."""
 
@@ -65,7 +75,7 @@ class Embedding(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.frequencies: Tensor
-        self.register_buffer("frequencies", 2 * math.pi * 2.0 ** torch.linspace(-8, 1, 32))
+        self.register_buffer("frequencies", geometric_frequencies(-8, 1, 32))
         self.first = nn.Linear(64, HIDDEN)
         self.last = nn.Linear(HIDDEN, width)
         nn.init.zeros_(self.last.weight)

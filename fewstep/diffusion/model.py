@@ -23,6 +23,7 @@ from fewstep.diffusion.denoisers import EDM, Eps, V, Velocity
 from fewstep.diffusion.extra_inputs import ExtraInputs
 from fewstep.diffusion.heads import Heads
 from fewstep.diffusion.noise_path import VE, NoisePath
+from fewstep.diffusion.without_values import without_values
 
 TENSORS = 20_000
 """Parameters and buffers of a network; the largest published ones have some thousands."""
@@ -153,7 +154,7 @@ class Model:
             register_module_buffer_registration_hook(meet),
         )
         try:
-            with torch.device("meta"):
+            with without_values():
                 self.net.build(self.shape, self.classes)
         except (AttributeError, NotImplementedError, RuntimeError, TypeError) as error:
             if "verflow" in str(error):

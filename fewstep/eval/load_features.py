@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fewstep.config import load_classes
+from fewstep.diffusion.without_values import without_values
 from fewstep.eval import inception_torchscript
 from fewstep.eval.clip import Aligned, load_clip
 from fewstep.eval.dinov2 import load_dinov2
@@ -98,7 +99,7 @@ def _inception(path: Path, device: torch.device | str) -> Inception:
         return Inception(inception_torchscript.ScriptedInception(data, device), sha256, device)
     state = unpack(path) if path.suffix == ".safetensors" else read_state(path)
     counters = {name for name in state if name.endswith(".num_batches_tracked")}
-    with torch.device("meta"):
+    with without_values():
         net = InceptionV3()
     load_state(net, {k: v for k, v in state.items() if k not in counters}, str(path))
     return Inception(net.requires_grad_(False).eval().to(device), sha256, device)

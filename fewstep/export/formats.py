@@ -9,21 +9,14 @@ ValueError.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from fewstep.config import nearest
-from fewstep.export.checkpoint import to_checkpoint
-from fewstep.export.comfyui import caution, to_comfyui
-from fewstep.export.diffusers_pipeline import to_diffusers, to_safetensors
-from fewstep.export.lora import to_kohya, to_lora
-from fewstep.export.pt2_onnx import to_onnx, to_pt2
-from fewstep.export.space import to_space
 from fewstep.report.formatting import short
-from fewstep.report.run_data import number, read_run
 from fewstep.runs.run_folder import RunFolder
-from fewstep.storage.model_folder import model_description, stored_card
 
 Writer = Callable[..., float]
 
@@ -32,25 +25,41 @@ Writer = Callable[..., float]
 class Format:
     """One way of shipping a student."""
 
-    write: Writer
+    module: str
+    """Of this folder; the writer of the format x is its function to_x."""
     what: str
     """What is written, and for whom."""
     takes: str = ""
     """The further argument of the writer, if any: "rank" or "pictures"."""
 
 
+PIPELINE = "diffusers_pipeline"
 FORMATS: Mapping[str, Format] = {
-    "diffusers": Format(to_diffusers, "a pipeline folder that stock diffusers samples right"),
-    "safetensors": Format(to_safetensors, "a pipeline's network alone, under diffusers' names"),
-    "checkpoint": Format(to_checkpoint, "one file in the original layout, of SD and SDXL"),
-    "pt2": Format(to_pt2, "any student with its sampler, for torch.export.load", "pictures"),
-    "onnx": Format(to_onnx, "any student with its sampler, for onnxruntime", "pictures"),
-    "comfyui": Format(to_comfyui, "a pipeline's network and a workflow of ComfyUI's stock nodes"),
-    "lora": Format(to_lora, "an adapter of a pipeline, under diffusers' names", "rank"),
-    "space": Format(to_space, "a gradio app of it for the Hugging Face hub, or any machine"),
-    "kohya": Format(to_kohya, "the same of a U-Net under kohya's names, one file", "rank"),
+    "diffusers": Format(PIPELINE, "a pipeline folder that stock diffusers samples right"),
+    "safetensors": Format(PIPELINE, "a pipeline's network alone, under diffusers' names"),
+    "checkpoint": Format("checkpoint", "one file in the original layout, of SD and SDXL"),
+    "pt2": Format("pt2_onnx", "any student with its sampler, for torch.export.load", "pictures"),
+    "onnx": Format("pt2_onnx", "any student with its sampler, for onnxruntime", "pictures"),
+    "comfyui": Format("comfyui", "a pipeline's network and a workflow of ComfyUI's stock nodes"),
+    "lora": Format("lora", "an adapter of a pipeline, under diffusers' names", "rank"),
+    "space": Format("space", "a gradio app of it for the Hugging Face hub, or any machine"),
+    "kohya": Format("lora", "the same of a U-Net under kohya's names, one file", "rank"),
 }
-"""What `fewstep export --to` takes."""
+"""What `fewstep export --to` takes. Writers are imported when they are asked for."""
+
+
+def format_called(name: str) -> Format:
+    """The format of this name; a ValueError where there is none."""
+    if name not in FORMATS:
+        raise ValueError(f"there is no format {name!r}{nearest(name, FORMATS)}")
+    return FORMATS[name]
+
+
+def writer(name: str) -> Writer:
+    """The function that writes a format; a ValueError where there is none of this name."""
+    module = importlib.import_module(f"fewstep.export.{format_called(name).module}")
+    write: Writer = getattr(module, f"to_{name}")
+    return write
 
 
 def export(
@@ -69,20 +78,23 @@ def export(
     Raises ValueError for an unknown format, an argument that it does not take, an unfinished run,
     a student that the format cannot hold, or a result that differs too much.
     """
-    if name not in FORMATS:
-        raise ValueError(f"there is no format {name!r}{nearest(name, FORMATS)}")
+    takes = format_called(name).takes
     RunFolder(run).refuse_unfinished()
     options = {"rank": rank, "pictures": pictures or None}
     options = {key: value for key, value in options.items() if value is not None}
     for key in options:
-        if FORMATS[name].takes != key:
+        if takes != key:
             fit = [other for other, form in FORMATS.items() if form.takes == key]
             raise ValueError(f"--{key} is for {' and '.join(fit)}, not for {name!r}; leave it out")
-    return FORMATS[name].write(run, out, **options)
+    return writer(name)(run, out, **options)
 
 
 def notes(run: Path, name: str) -> Iterator[str]:
     """Sentences for the user on this export, such as that a better model was kept."""
+    from fewstep.export.comfyui import caution
+    from fewstep.report.run_data import number, read_run
+    from fewstep.storage.model_folder import model_description, stored_card
+
     best = RunFolder(run).best
     if (best / "manifest.json").is_file():
         kept, last = stored_card(best), stored_card(run)

@@ -76,8 +76,8 @@ class MPFourier(nn.Module):
         super().__init__()
         self.freqs: Tensor
         self.phases: Tensor
-        self.register_buffer("freqs", 2 * math.pi * torch.randn(channels))
-        self.register_buffer("phases", 2 * math.pi * torch.rand(channels))
+        self.register_buffer("freqs", torch.randn(channels).mul_(2 * math.pi))
+        self.register_buffer("phases", torch.rand(channels).mul_(2 * math.pi))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B,) -> (B, channels), each of magnitude one in expectation."""

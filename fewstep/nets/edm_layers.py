@@ -74,9 +74,9 @@ def _cast(bias: Tensor | None, x: Tensor) -> Tensor | None:
 
 def filter_2d(taps: Sequence[float]) -> Tensor:
     """The separable low-pass filter of a resampling layer, of sum one: (1, 1, n, n)."""
-    f = torch.tensor(taps, dtype=torch.float32)
+    f = torch.tensor(taps, dtype=torch.float32, device="cpu")
     outer = torch.outer(f, f)
-    return (outer / outer.sum())[None, None]
+    return (outer / outer.sum())[None, None].to(torch.get_default_device())
 
 
 def downsample(x: Tensor, f: Tensor, pad: int | None = None) -> Tensor:
@@ -275,7 +275,7 @@ class FourierEmbedding(nn.Module):
     def __init__(self, channels: int, scale: float = 16.0) -> None:
         super().__init__()
         self.freqs: Tensor
-        self.register_buffer("freqs", scale * torch.randn(channels // 2))
+        self.register_buffer("freqs", torch.randn(channels // 2).mul_(scale))
 
     def forward(self, noise: Tensor) -> Tensor:
         """noise: (B,) -> (B, n), cosines first."""

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fewstep.diffusion.extra_inputs import TimeEmbedding
+from fewstep.diffusion.extra_inputs import TimeEmbedding, geometric_frequencies
 from fewstep.diffusion.model import Net
 
 
@@ -43,7 +43,7 @@ class MLPNet(nn.Module):
         dim = math.prod(shape)
         self.classes, self.width = classes, width
         self.frequencies: Tensor
-        self.register_buffer("frequencies", 2 * math.pi * 2.0 ** torch.linspace(-4, 3, width // 4))
+        self.register_buffer("frequencies", geometric_frequencies(-4, 3, width // 4))
         self.time = nn.Sequential(nn.Linear(2 * (width // 4), width), nn.SiLU())
         self.label = nn.Embedding(classes + 1, width) if classes else None
         self.mix = nn.Linear(width, width)

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fewstep.diffusion.extra_inputs import TimeEmbedding
+from fewstep.diffusion.extra_inputs import TimeEmbedding, geometric_frequencies
 from fewstep.diffusion.model import Net
 from fewstep.nets.edm_layers import BlockStyle, Conv2d, GroupNorm, Init, Linear, UNetBlock
 from fewstep.nets.unet import EncoderFeatureUNet, Resample
@@ -41,7 +41,7 @@ class PatchUNetBody(EncoderFeatureUNet):
         zero = Init("kaiming_uniform", 0.0)
         style = BlockStyle(emb, config.dropout, init, init_zero=zero, init_attn=init, heads=1)
         self.frequencies: Tensor
-        self.register_buffer("frequencies", 2 * math.pi * 2.0 ** torch.linspace(-4, 3, width // 2))
+        self.register_buffer("frequencies", geometric_frequencies(-4, 3, width // 2))
         self.map_noise = Linear(2 * (width // 2), emb, init)
         self.map_label = nn.Embedding(classes + 1, emb) if classes else None
         self.map_both = Linear(emb, emb, init)

@@ -8,10 +8,9 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any, Literal
 
-import torch
-
 from fewstep.diffusion.model import Model
 from fewstep.diffusion.noise_path import Flow
+from fewstep.diffusion.without_values import without_values
 from fewstep.nets.lora import LoRA
 from fewstep.plan.meta_step import StepCost, measure_step
 from fewstep.recipes.registry import every
@@ -113,7 +112,7 @@ def choices(model: Model, batches: Sequence[int]) -> list[Choice]:
 
 def holds(model: Model) -> Held:
     """ "bf16" if frozen weights of such a network can be stored in bf16, else "fp32"."""
-    with torch.device("meta"):
+    with without_values():
         net = model.build()
     try:
         product_layers(net)

@@ -21,6 +21,7 @@ from fewstep.diffusion.model import Model
 from fewstep.diffusion.noise_path import VP, NoisePath
 from fewstep.diffusion.samplers import ladder_of
 from fewstep.diffusion.types import Denoiser, Source, device_of
+from fewstep.diffusion.without_values import without_values
 from fewstep.distillation.method import Method
 from fewstep.distillation.pairs import PairSource
 from fewstep.nets.activation_checkpointing import has_blocks, recompute
@@ -131,7 +132,7 @@ class PreparedRun:
         run = self.run
         if run.result == run.model:
             return anatomy(self.net)
-        with torch.device("meta"):
+        with without_values():
             net = run.result.build()
         return anatomy(net if run.lora is None else run.lora.adapt(net))
 

@@ -13,13 +13,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
-
-from safetensors import SafetensorError
-from safetensors.torch import load, save
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from fewstep.storage.bounded_reading import json_value, regular, tensors_header
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LARGEST, LONGEST = 16 << 20, 1 << 20
 """Bytes of a JSON file, and of a line where each is a value, that are read at most."""
@@ -258,6 +257,8 @@ def _manifest(facts: Mapping[str, Any]) -> str:
 
 def pack(tensors: Mapping[str, Tensor]) -> bytes:
     """Tensors as the bytes of a safetensors file; shared ones are written for each name."""
+    from safetensors.torch import save
+
     plain: dict[str, Tensor] = {}
     storages: set[int] = set()
     for name, tensor in tensors.items():
@@ -269,6 +270,9 @@ def pack(tensors: Mapping[str, Tensor]) -> bytes:
 
 def unpack(path: Path) -> dict[str, Tensor]:
     """Tensors of a safetensors file; `Damaged` where it cannot be read."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
     try:
         tensors_header(path)
         return load(path.read_bytes())

@@ -29,6 +29,7 @@ from fewstep.config import encode, own_files, own_sources
 from fewstep.diffusion.generator import Generator
 from fewstep.diffusion.model import Model
 from fewstep.diffusion.types import Sampler
+from fewstep.diffusion.without_values import without_values
 from fewstep.distillation.method import Method
 from fewstep.storage.files import (
     Damaged,
@@ -165,7 +166,7 @@ def _refuse_larger(model: Model, folder: Path) -> None:
         register_module_buffer_registration_hook(meet),
     )
     try:
-        with torch.device("meta"):
+        with without_values():
             model.build()
     except (NotImplementedError, AttributeError):  # what cannot be built so is built below
         pass

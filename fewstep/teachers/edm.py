@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fewstep.diffusion.without_values import without_values
 from fewstep.nets.edm_precond import BODIES, EDMPrecond, VEPrecond, VPPrecond, iDDPMPrecond
 from fewstep.nets.precond import Preconditioned
 from fewstep.teachers.checks import check_arguments, load_state
@@ -54,7 +55,7 @@ def build(
     Raises ValueError for arguments and tensors that do not belong to such a network. Karras et al.
     2022, https://arxiv.org/abs/2206.00364.
     """
-    with torch.device("meta"):
+    with without_values():
         net = new_network(init_kwargs, class_name)
     load_state(net, state, class_name)
     net.body_dtype = dtype

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fewstep.diffusion.without_values import without_values
 from fewstep.nets.edm2 import MPStyle, Precond, UNet
 from fewstep.teachers.checks import check_arguments, load_state
 
@@ -43,7 +44,7 @@ def build(
     Raises ValueError for arguments and tensors that do not belong to such a network. Karras et al.
     2024, https://arxiv.org/abs/2312.02696.
     """
-    with torch.device("meta"):
+    with without_values():
         net = new_network(init_kwargs)
     load_state(net, state, "Precond")
     net.body_dtype = dtype

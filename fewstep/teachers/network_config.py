@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-import torch
-
 from fewstep.diffusion.model import Model, Net
+from fewstep.diffusion.without_values import without_values
 from fewstep.nets.precond import Preconditioned
 from fewstep.teachers import edm, edm2
 
@@ -70,7 +69,7 @@ class SnapshotNet(Net):
 def describe(class_name: str, init_kwargs: Mapping[str, Any]) -> tuple[Model, Preconditioned]:
     """The `Model` of a published class and its arguments, and its network without weights."""
     config = SnapshotNet(class_name, json.dumps(dict(init_kwargs)))
-    with torch.device("meta"):
+    with without_values():
         net = config.network()
     size = init_kwargs["img_resolution"]
     shape = (init_kwargs["img_channels"], size, size)

@@ -12,8 +12,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from fewstep.training import distributed
-
 Listener = Callable[[str, int, int], None]
 """What is done ("encoding prompts"), how many are finished, of how many; 0 of 0 while waiting."""
 _listeners: list[Listener] = []
@@ -25,6 +23,8 @@ def report_progress(what: str = "", done: int = 0, total: int = 0) -> None:
 
     Calls every listener, and tells the watchdog of several processes that this one is alive.
     """
+    from fewstep.training import distributed
+
     distributed.heartbeat_while_preparing()
     for listener in _listeners:
         listener(what, done, total)

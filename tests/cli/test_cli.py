@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import os
@@ -19,6 +20,7 @@ import torch
 from PIL import Image
 
 import fewstep as package
+from fewstep.__main__ import main as entry_point
 from fewstep.cli import VERBS
 from fewstep.config import decode
 from fewstep.data.image_grid import grid
@@ -38,16 +40,90 @@ NAMES = (
 WEIGHTS = "student/model.safetensors"
 
 
-def test_help_imports_no_torch() -> None:
-    """A fresh process, its imports listed by Python itself."""
-    command = [sys.executable, "-X", "importtime", "-m", "fewstep", "--help"]
+HELP = """
+import contextlib, io, json, sys, types
+from importlib.machinery import PathFinder
+
+refused = []
+allowed = {"fewstep", *sys.stdlib_module_names}
+
+class StandardLibraryAlone:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        root = name.partition(".")[0]
+        if root not in allowed and PathFinder.find_spec(root):
+            refused.append(root)
+            raise ImportError(name)
+
+sys.meta_path.insert(0, StandardLibraryAlone)
+from fewstep import cli
+
+def silly(args):
+    with contextlib.suppress(ImportError):
+        import numpy
+    return 0
+
+cli.VERBS["planted"] = "a verb that imports too much, and hides it"
+sys.modules["fewstep.cli.planted"] = types.SimpleNamespace(run=silly)
+
+def said(*args):
+    out = io.StringIO()
+    refused.clear()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+        try:
+            cli.main([*args])
+        except SystemExit as stop:
+            return stop.code, out.getvalue(), refused[:]
+
+asked = [["--help"], *([verb, "--help"] for verb in cli.VERBS), *json.loads(sys.argv[1])]
+print(json.dumps([[" ".join(words), *said(*words)] for words in asked]))
+"""
+WRONG = {
+    "sample": "fewstep sample needs: model; fewstep sample --help tells more",
+    "distill": "distill needs a recipe, such as 'digits'; 'fewstep recipes' lists them",
+    "adapt": "adapt needs a student, such as runs/sid; fewstep adapt --help tells more",
+    "doctor --fix": "there is no flag --fix; fewstep doctor --help lists them",
+    "evaluate nothing": "there is no file or folder nothing",
+    "evaluate . --samples 9": "evaluate needs --samples of at least 100 and --draws of at least 1",
+    "export nothing x": "there is no file or folder nothing",
+    "export . x --to onxn": "there is no format 'onxn'; did you mean 'onnx'?",
+    "plan x --gpus 1x24GB --tflops 0": "--at-once and --tflops are positive",
+}
+
+
+def test_help_needs_the_standard_library_alone() -> None:
+    """That of all verbs, and mistakes in flags, in a process that has nothing else."""
+    command = [sys.executable, "-c", HELP, json.dumps([words.split() for words in WRONG])]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    names = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
-    assert {"argparse", "fewstep", "fewstep.cli"} <= names
-    roots = {name.partition(".")[0] for name in names}
-    assert not roots & {"torch", "diffusers", "tyro", "numpy", "rich", "sklearn", "PIL", "jinja2"}
-    assert all(f"\n  {verb} " in done.stdout for verb in VERBS)
-    assert fewstep("--help").out == fewstep("-h").out == fewstep().out == done.stdout
+    found = {words: told for words, *told in json.loads(done.stdout)}
+    assert found.pop("planted --help") == [0, "", ["numpy"]]
+    for words, message in WRONG.items():
+        assert found.pop(words) == [2, f"fewstep: {message}\n", []]
+    code, overview, refused = found.pop("--help")
+    assert (code, refused) == (0, [])
+    assert all(f"\n  {verb} " in overview for verb in VERBS)
+    assert fewstep("--help").out == fewstep("-h").out == fewstep().out
+    assert found.keys() == {f"{verb} --help" for verb in VERBS}
+    for words, (code, out, refused) in found.items():
+        assert (code, refused) == (0, []), (words, out)
+        assert "--json" in out
+
+
+def test_the_end_of_a_process_searches_no_garbage(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All objects are frozen by then; within a process that goes on, none is."""
+    monkeypatch.setattr(sys, "argv", ["fewstep", "--version"])
+    before = gc.get_freeze_count()
+    assert fewstep("--version").code == 0
+    assert gc.get_freeze_count() == before
+    try:
+        with pytest.raises(SystemExit, match="0"):
+            entry_point()
+        assert gc.get_freeze_count() > 1000
+    finally:
+        gc.unfreeze()
+    assert capsys.readouterr().out == f"fewstep {package.__version__}\n"
 
 
 def test_version_and_recipes() -> None:

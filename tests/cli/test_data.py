@@ -130,7 +130,7 @@ def test_wrong_input_is_one_sentence_and_nothing_is_written() -> None:
         "them to one size",
         ("pack", "wide", "a.zip"): "wide cannot be used; 1 not square; --resolution cuts them: "
         "b.png (8x5)",
-        ("pack", "none", "a.zip"): "there is no folder or file none of pictures",
+        ("pack", "none", "a.zip"): "there is no file or folder none",
         ("pack", "set.zip", "bad.zip"): "bad.zip exists already; choose another name",
         ("pack", "set.zip", "a.npz"): "a.npz is no .zip in a folder that exists; choose another "
         "name",

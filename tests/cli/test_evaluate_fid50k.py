@@ -230,8 +230,7 @@ CASES = {
     f"{STATS} r.npz --keep -1": "--keep must not be negative, and --batch at least 1",
     f"{STATS} r.npz --device abacus": "this machine has no device 'abacus'; leave --device out "
     "for the CPU",
-    "stats no.npz --features mine.py:Small --out r.npz": "there is no folder or file no.npz of "
-    "pictures",
+    "stats no.npz --features mine.py:Small --out r.npz": "there is no file or folder no.npz",
     "stats ref.npz --features mine.py:Small --out r.npz": "ref.npz has no array 'images'; it "
     "holds count.npy, features.npy, kept.npy, mu.npy, sigma.npy",
     "stats empty --features mine.py:Small --out r.npz": "empty holds no picture (.jpeg, .jpg, "

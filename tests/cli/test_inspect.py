@@ -213,7 +213,7 @@ def test_what_comes_from_a_file_cannot_control_a_terminal(place: Place, tmp_path
 
 
 CASES = {
-    "inspect missing.pkl": "missing.pkl is missing",
+    "inspect missing.pkl": "there is no file or folder missing.pkl",
     "inspect notes.txt": "notes.txt is no model file: neither a snapshot (.pkl, .pt) nor "
     "safetensors",
     "inspect cut.pkl": "cut.pkl: ",
@@ -222,7 +222,7 @@ CASES = {
     "inspect taken": "taken is no model: it holds neither manifest.json nor run.json nor "
     "model_index.json",
     "inspect": "fewstep inspect needs: model; fewstep inspect --help tells more",
-    "convert missing.pkl new": "missing.pkl is missing; a snapshot is a file (.pkl or .pt)",
+    "convert missing.pkl new": "there is no file or folder missing.pkl",
     "convert taken new": "taken is a folder; a snapshot is a file (.pkl or .pt)",
     "convert notes.txt new": "notes.txt: neither a pickle nor an archive",
     "convert cut.pkl new": "cut.pkl: ",

@@ -116,7 +116,8 @@ CASES = {
     "sample sid --out taken.png": "taken.png is a folder; name a file in it, or a folder without "
     ".png",
     # measuring and reporting
-    "evaluate nowhere": "nowhere is not a run folder (no run.json in it)",
+    "evaluate nowhere": "there is no file or folder nowhere",
+    "evaluate thesis": "thesis is not a run folder (no run.json in it)",
     "evaluate sid --samples 9": "evaluate needs --samples of at least 100 and --draws of at "
     "least 1",
     "evaluate sid --draws 0": "evaluate needs --samples of at least 100 and --draws of at least 1",
@@ -124,7 +125,7 @@ CASES = {
     "evaluate half": "half is not finished; continue it with: fewstep train half",
     "evaluate torn": TORN,
     "evaluate odd": "odd/run.json does not describe a run",
-    "report nowhere": "nowhere is not a run folder (no run.json in it)",
+    "report nowhere": "there is no file or folder nowhere",
     "report torn": TORN,
 }
 

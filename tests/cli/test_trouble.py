@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from fewstep.cli import demo, doctor
+from fewstep.cli import doctor, measure
+from fewstep.losses import score
 from fewstep.nets.mlp import MLP
 from fewstep.recipes import digits as recipes
 from fewstep.runs.monitor import Monitor
@@ -148,8 +149,8 @@ def test_the_demo_in_small(tmp_path: Path, monkeypatch: Any) -> None:
     for name, steps in (("digits_teacher", 20), ("digits", 6)):
         make = getattr(recipes, name)
         monkeypatch.setattr(recipes, name, partial(small, make, steps))
-    measured = demo.measured
-    monkeypatch.setattr(demo, "measured", lambda path, **_: measured(path, 200, 2))
+    measured = measure.measured
+    monkeypatch.setattr(measure, "measured", lambda path, **_: measured(path, 200, 2))
     code, out, err = fewstep("demo", "--out", "d", "--seed", "3")
     assert (code, out.splitlines()[-1]) == (0, "report: d/report.html")
     assert "finished: d/teacher\n" in err
@@ -158,7 +159,7 @@ def test_the_demo_in_small(tmp_path: Path, monkeypatch: Any) -> None:
         *("real", "teacher", "student", "protocol")
     ]
     before = {k: v for k, v in tree(tmp_path).items() if k != "d/report.html"}
-    monkeypatch.setattr(demo, "measured", None)
+    monkeypatch.setattr(measure, "measured", None)
     again = fewstep("demo", "--out", "d", "--seed", "3")
     assert again.code == 0
     assert again.out == out
@@ -176,8 +177,8 @@ def test_the_doctor(monkeypatch: Any) -> None:
     code, out, err = fewstep("doctor")
     assert code == (1 if err else 0)
     assert "SiD gradient against its closed form: 0." in out
-    sid = doctor.sid
-    monkeypatch.setattr(doctor, "sid", lambda x, real, fake, alpha: sid(x, real, fake, alpha=0.5))
+    sid = score.sid
+    monkeypatch.setattr(score, "sid", lambda x, real, fake, alpha: sid(x, real, fake, alpha=0.5))
     assert doctor.gradient_error() > 0.05
     code, out, err = fewstep("doctor")
     assert code == 1

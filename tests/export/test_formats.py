@@ -1,7 +1,8 @@
-"""What a person is told with an export: of another model that the run holds."""
+"""The writers of the formats, and what a person is told of another model that the run holds."""
 
 from __future__ import annotations
 
+import inspect
 import json
 import shutil
 from pathlib import Path
@@ -10,9 +11,25 @@ import pytest
 
 from fewstep.diffusion.generator import Generator
 from fewstep.diffusion.samplers import FewStep
-from fewstep.export.formats import notes
+from fewstep.export.formats import FORMATS, export, notes, writer
 from fewstep.storage.model_folder import load_student, save_model
 from tests.command import fewstep
+
+
+def test_every_format_has_its_writer() -> None:
+    """A function of its own module that takes what the format says it takes."""
+    for name, form in FORMATS.items():
+        write = writer(name)
+        assert (write.__name__, write.__module__.rpartition(".")[2]) == (f"to_{name}", form.module)
+        first, second, *more = inspect.signature(write).parameters
+        assert (first, second) == ("run", "out")
+        assert {"rank", "pictures"} & {*more} == ({form.takes} if form.takes else set())
+
+
+def test_an_unknown_format_is_refused(tmp_path: Path) -> None:
+    for ask in (writer, lambda name: export(tmp_path, tmp_path / "x", name)):
+        with pytest.raises(ValueError, match="there is no format 'onxn'; did you mean 'onnx'"):
+            ask("onxn")
 
 
 @pytest.fixture

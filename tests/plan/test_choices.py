@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from fewstep.cli.plan import span
 from fewstep.methods.sid import SiD
 from fewstep.nets.lora import LoRA
 from fewstep.plan.choices import (
@@ -174,11 +173,3 @@ def test_wrong_input(finished: Path, folders: Folders, tmp_path: Path) -> None:
         done = fewstep(*args)
         assert done.code == 2, args
         assert message in done.err, done.err
-
-
-@pytest.mark.parametrize(
-    ("seconds", "words"),
-    [(0.0000512, "0.051 ms"), (0.0032, "3.2 ms"), (0.37, "370 ms"), (41, "41 s"), (9000, "2.5 h")],
-)
-def test_spans_are_for_people(seconds: float, words: str) -> None:
-    assert span(seconds) == words

@@ -118,7 +118,7 @@ def test_wrong_input_is_one_sentence() -> None:
         "empty folder",
         ("run", "--sigma-rel", "0.1", *out): f"{file} is damaged: its SHA-256 is not the "
         "recorded one",
-        ("none", "--sigma-rel", "0.1", *out): "none is not a run folder (no run.json in it)",
+        ("none", "--sigma-rel", "0.1", *out): "there is no file or folder none",
     }.items():
         done = fewstep("ema", *args)
         assert (done.code, done.out, done.err) == (2, "", f"fewstep: {words}\n")

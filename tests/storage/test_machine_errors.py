@@ -173,7 +173,7 @@ def test_a_signal_while_modules_are_imported(
     text = KILLER.format(module=module, number=int(number))
     (tmp_path / "sitecustomize.py").write_text(text)
     path = f"{tmp_path}{os.pathsep}{ROOT}"
-    done = command("sample", "nowhere", PYTHONPATH=path)
+    done = command("sample", ".", PYTHONPATH=path)
     said = f"\nfewstep: stopped{name}; run the same command again to continue\n"
     assert (done.returncode, done.stdout, done.stderr.decode()) == (code, b"", said)
 
