@@ -103,7 +103,7 @@ def test_the_command_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     assert one[0] == "fewstep distill digits --teacher runs/teacher"
     assert '--accumulate 128 --precision bf16 --no-recompute --lora "LoRA(rank=64' in one[1]
     many = command(
-        replace(rows()[2], choice=Choice(False, True, "bf16", 4, True)),
+        replace(rows()[2], choice=Choice(False, True, "bf16", 4, parts=4)),
         run,
         "digits",
         "t",
