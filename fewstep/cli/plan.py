@@ -212,7 +212,7 @@ def _table(found: list[Row], run: Run, gpus: GPUs) -> str:
                 nets(c, gpus),
                 str(c.batch),
                 memory(row.memory),
-                fitting(row, gpus),
+                fitting(row),
                 *(sent if gpus.count > 1 else ()),
                 span(row.seconds),
                 span(row.seconds * run.steps),
@@ -232,7 +232,7 @@ def nets(choice: Choice, gpus: GPUs) -> str:
     return "in parts" if choice.parts == gpus.count else f"in {choice.parts} parts"
 
 
-def fitting(row: Row, gpus: GPUs) -> str:
+def fitting(row: Row) -> str:
     """Whether a row fits, and what does not, in words."""
     if row.fits:
         return "fits"
