@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ from fewstep.recipes.registry import every
 from fewstep.runs.command_line import command_line
 from fewstep.runs.run import Run
 from fewstep.teachers.diffusers.network import DiffusersNet
+from fewstep.training.distributed import TIMEOUT
 from fewstep.training.precision import Held, Precision, product_layers
 
 GiB = 2**30
@@ -46,6 +48,9 @@ class GPUs:
             )
         return cls(int(match[1]), float(match[2]) * GiB)
 
+
+PATIENCE = 4
+"""Times of a step at least, after which one may count as hanging."""
 
 PLANNED = {
     *("--batch", "--accumulate", "--precision", "--frozen", "--recompute", "--no-recompute"),
@@ -242,6 +247,8 @@ def command(
     words = ["fewstep", "distill", recipe, "--teacher", teacher, "--device", "cuda"]
     if gpus.count > 1:
         words = [*launcher(gpus.count, per_node), *words]
+        patience = math.ceil(PATIENCE * row.seconds)
+        words += ["--timeout", str(patience)] if patience > TIMEOUT else []
     if chosen.parts > 1:
         words += ["--shard"] if chosen.parts == gpus.count else ["--shard", str(chosen.parts)]
     words += unplanned(own)

@@ -131,7 +131,7 @@ class _Net:
         """Have everything taken apart at the end of this backward pass."""
         if not self.ending:
             self.ending = True
-            Variable._execution_engine.queue_callback(self._end)  # type: ignore[attr-defined]
+            Variable._execution_engine.queue_callback(self._end)
 
     def _end(self) -> None:
         for unit in self.units:

@@ -178,6 +178,9 @@ def test_the_command_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     assert wide.startswith(f"{launch} -m fewstep distill digits --teacher t --device cuda")
     assert "--shard 8 --batch 512 --accumulate 2" in wide
+    slow = Row(rows()[2].choice, 10, 131.2, True)
+    assert "--timeout 525 --batch" in command(slow, run, "digits", "t", GPUs(2, 1.0))
+    assert "--timeout" not in wide + command(slow, run, "digits", "t", GPUs(1, 1.0))
     run = replace(run, fake_optim=Optim(1e-4, clip=1.0))
     least = replace(rows()[4].choice, frozen="bf16")
     words = shlex.split(command(Row(least, 1, 1.0, True), run, "digits", "t", GPUs(1, 1.0)))
