@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from argparse import ArgumentParser
+
 from fewstep.cli.output import result
-from fewstep.cli.parser import SIZE, code_flag, fail, verb_parser
+from fewstep.cli.parser import SIZE, Parser, code_flag, fail, verb_parser
+from fewstep.plan.links import Links
 
 RATE = 80.0
 """Tera-operations a second in bf16 that a GPU is taken to sustain."""
@@ -11,6 +14,18 @@ RATE = 80.0
 
 def run(args: list[str]) -> int:
     """Print what each way of distilling a teacher takes; returns the exit code."""
+    parser = _parser()
+    flags, rest = parser.parse_known_args(args)
+    if min(flags.at_once) < 1 or not flags.tflops > 0:
+        fail("--at-once and --tflops are positive")
+    from fewstep.cli.plan_table import plan
+
+    result(*plan(flags, rest, parser.flags()))
+    return 0
+
+
+def _parser() -> Parser:
+    """The flags of the verb."""
     parser = verb_parser(
         "plan",
         "Tell the memory and time of each way to distil a teacher on given GPUs, before anything "
@@ -38,11 +53,35 @@ def run(args: list[str]) -> int:
         default=RATE,
         help=f"10^12 operations a second a GPU sustains in bf16 (default: {RATE:g})",
     )
+    _link_flags(parser)
     code_flag(parser)
-    flags, rest = parser.parse_known_args(args)
-    if min(flags.at_once) < 1 or not flags.tflops > 0:
-        fail("--at-once and --tflops are positive")
-    from fewstep.cli.plan_table import plan
+    return parser
 
-    result(*plan(flags, rest, parser.flags()))
-    return 0
+
+def _link_flags(parser: ArgumentParser) -> None:
+    """What is assumed of the machines beside their memory."""
+    known = Links()
+    group = parser.add_argument_group("several GPUs")
+    group.add_argument(
+        "--per-node",
+        type=int,
+        default=known.per_node,
+        metavar="N",
+        help=f"GPUs of a node (default: {known.per_node})",
+    )
+    rates = {
+        "within": "a GPU sends to others of its node, such as by NVLink",
+        "between": "a GPU sends to other nodes, such as by InfiniBand",
+        "disk": "a checkpoint is written",
+    }
+    for name, what in rates.items():
+        rate = getattr(known, name) / 1e9
+        text = f"GB/s at which {what} (default: {rate:g})"
+        group.add_argument(f"--{name}", type=float, default=rate, metavar="GB/S", help=text)
+    group.add_argument(
+        "--hop",
+        type=float,
+        default=known.hop * 1e6,
+        metavar="MICROSECONDS",
+        help=f"that the shortest message takes to the next GPU (default: {known.hop * 1e6:g})",
+    )

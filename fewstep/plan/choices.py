@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -12,11 +13,14 @@ from fewstep.diffusion.model import Model
 from fewstep.diffusion.noise_path import Flow
 from fewstep.diffusion.without_values import without_values
 from fewstep.nets.lora import LoRA
+from fewstep.plan.links import Links
 from fewstep.plan.meta_step import StepCost, measure_step
+from fewstep.plan.traffic import saving, step_seconds, traffic
 from fewstep.recipes.registry import every
 from fewstep.runs.command_line import command_line
 from fewstep.runs.run import Run
 from fewstep.teachers.diffusers.network import DiffusersNet
+from fewstep.training.distributed import TIMEOUT
 from fewstep.training.precision import Held, Precision, product_layers
 
 GiB = 2**30
@@ -45,6 +49,9 @@ class GPUs:
         return cls(int(match[1]), float(match[2]) * GiB)
 
 
+PATIENCE = 4
+"""Times of a step at least, after which one may count as hanging."""
+
 PLANNED = {
     *("--batch", "--accumulate", "--precision", "--frozen", "--recompute", "--no-recompute"),
     *("--lora", "--optim.bits", "--fake-optim"),
@@ -61,7 +68,8 @@ class Choice:
     precision: Precision
     batch: int
     """Samples that a GPU computes at once."""
-    sharded: bool = False
+    parts: int = 1
+    """GPUs that share a copy of every net; 1: each has whole ones."""
     frozen: Held = "fp32"
     bits: Literal[32, 8] = 32
     """Of Adam's moments."""
@@ -90,8 +98,27 @@ class Row:
     memory: float
     """Bytes on each GPU."""
     seconds: float
-    """A step of the run's batch, if the GPUs compute at the assumed rate."""
+    """A step, if the GPUs compute and send at the assumed rates."""
     fits: bool
+    batch: int = 0
+    """Samples of a step: the run's, or as many as the GPUs compute at once if those are more."""
+    computing: float = 0.0
+    """Seconds of a step in which a GPU computes."""
+    sending: float = 0.0
+    """And in which it sends and receives; nets in parts compute meanwhile."""
+    sent: float = 0.0
+    """Bytes that a GPU sends in a step."""
+    messages: int = 0
+    hops: float = 0.0
+    """Seconds of `sending` that no wider link would save."""
+    reading: float = 0.0
+    """Seconds in which the node reads the conditions and pictures of a step from its disk."""
+    checkpoint: float = 0.0
+    """Bytes of a checkpoint."""
+    saving: float = 0.0
+    """Seconds of a step that checkpoints add."""
+    start: float = 0.0
+    """Bytes on each GPU before the first step, when nets are made; `memory` is no less."""
 
 
 def choices(model: Model, batches: Sequence[int]) -> list[Choice]:
@@ -122,7 +149,12 @@ def holds(model: Model) -> Held:
 
 
 def rows(
-    run: Run, chosen: Choice, gpus: GPUs, rate: float, teacher: Model | None = None
+    run: Run,
+    chosen: Choice,
+    gpus: GPUs,
+    rate: float,
+    teacher: Model | None = None,
+    links: Links = Links(),
 ) -> Iterator[Row]:
     """The rows of one choice: whole nets on every GPU and, of several, parts of them.
 
@@ -130,20 +162,63 @@ def rows(
     the teacher's network, where it is not the student's. Raises ValueError where the run cannot be
     done so.
     """
-    cost = measure_step(chosen.of(run), gpu=True, teacher=teacher)
     rate /= 4 if chosen.precision == "fp32" else 1
-    seconds = cost.operations * run.batch / chosen.batch / gpus.count / rate
-    parted = gpus.count > 1 and not chosen.lora and chosen.bits == 32
-    for sharded in (False, True)[: 1 + parted]:
-        memory = in_parts(cost, gpus.count) if sharded else float(cost.peak)
-        fits = SLACK * memory + RESERVE <= gpus.memory
-        yield Row(replace(chosen, sharded=sharded), memory, seconds, fits)
+    cost = measure_step(chosen.of(run), gpu=True, teacher=teacher)
+    yield row(cost, run, chosen, gpus, rate, links)
+    if gpus.count == 1 or chosen.lora or chosen.bits != 32:
+        return
+    cost = measure_step(chosen.of(run), gpu=True, teacher=teacher, parts=True)
+    for parts in numbers_of_parts(gpus, links):
+        yield row(cost, run, replace(chosen, parts=parts), gpus, rate, links)
+
+
+def numbers_of_parts(gpus: GPUs, links: Links) -> list[int]:
+    """In how many parts nets are cut: one for each GPU, or one for each of a node."""
+    nodes = gpus.count > links.per_node > 1 and gpus.count % links.per_node == 0
+    return [gpus.count, *[links.per_node][: 1 if nodes else 0]]
+
+
+def row(
+    cost: StepCost, run: Run, chosen: Choice, gpus: GPUs, rate: float, links: Links = Links()
+) -> Row:
+    """What a step costs on these GPUs, by what it costs a process; rate: operations a second."""
+    share = microbatches(run, chosen, gpus)
+    computing = cost.operations * share / rate
+    found = traffic(cost, gpus.count, chosen.parts, share, links)
+    reading = share * chosen.batch * cost.sample * min(gpus.count, links.per_node) / links.disk
+    seconds = step_seconds(computing, found.seconds, chosen.parts) + reading
+    kept = saving(cost, chosen.parts, links)
+    memory = float(cost.peak) if chosen.parts == 1 else in_parts(cost, chosen.parts)
+    return Row(
+        chosen,
+        memory,
+        seconds,
+        SLACK * memory + RESERVE <= gpus.memory,
+        share * chosen.batch * gpus.count,
+        computing,
+        found.seconds,
+        found.sent,
+        found.messages,
+        found.hops,
+        reading,
+        kept.bytes,
+        kept.a_step(run.save_every, seconds),
+        float(cost.start),
+    )
+
+
+def microbatches(run: Run, chosen: Choice, gpus: GPUs) -> int:
+    """Parts in which each GPU computes its share of a batch."""
+    return max(1, run.batch // (chosen.batch * gpus.count))
 
 
 def in_parts(cost: StepCost, count: int) -> float:
-    """Bytes where each of `count` GPUs keeps its part of every net, and two blocks are whole."""
+    """Bytes where each of `count` GPUs keeps its part of every net, and two blocks are whole.
+
+    Before that, every net is made whole on each.
+    """
     parted = cost.kept + cost.gradient
-    return parted / count + max(0, cost.peak - parted) + 2 * cost.block
+    return max(cost.start, parted / count + max(0, cost.peak - parted) + 2 * cost.block)
 
 
 def best(found: Sequence[Row]) -> Row | None:
@@ -158,15 +233,24 @@ def best(found: Sequence[Row]) -> Row | None:
 
 
 def command(
-    row: Row, run: Run, recipe: str, teacher: str, gpus: GPUs, own: Sequence[str] = ()
+    row: Row,
+    run: Run,
+    recipe: str,
+    teacher: str,
+    gpus: GPUs,
+    own: Sequence[str] = (),
+    per_node: int = 8,
 ) -> str:
     """The command line of a row; `own`: the person's own flags for the recipe."""
     chosen = row.choice
-    share = max(1, run.batch // (chosen.batch * gpus.count))
+    share = microbatches(run, chosen, gpus)
     words = ["fewstep", "distill", recipe, "--teacher", teacher, "--device", "cuda"]
     if gpus.count > 1:
-        launch = ["torchrun", "--standalone", f"--nproc-per-node={gpus.count}", "-m"]
-        words = [*launch, *words, *(["--shard"] if chosen.sharded else [])]
+        words = [*launcher(gpus.count, per_node), *words]
+        patience = math.ceil(PATIENCE * row.seconds)
+        words += ["--timeout", str(patience)] if patience > TIMEOUT else []
+    if chosen.parts > 1:
+        words += ["--shard"] if chosen.parts == gpus.count else ["--shard", str(chosen.parts)]
     words += unplanned(own)
     if run.domain.example and not any(word.startswith("--domain") for word in own):
         words += ["--domain", run.domain.example]
@@ -180,6 +264,14 @@ def command(
         fake = run.fake_optim and replace(run.fake_optim, bits=8)
         words += ["--fake-optim", repr(fake)] if fake else []
     return command_line(words)
+
+
+def launcher(count: int, per_node: int) -> list[str]:
+    """The words that start a process on each of `count` GPUs, to be said on every node."""
+    if count <= per_node:
+        return ["torchrun", "--standalone", f"--nproc-per-node={count}", "-m"]
+    nodes = [f"--nnodes={count // per_node}", f"--nproc-per-node={per_node}"]
+    return ["torchrun", *nodes, "--rdzv-backend=c10d", "--rdzv-endpoint=HOST:29500", "-m"]
 
 
 def unplanned(flags: Sequence[str]) -> Iterator[str]:

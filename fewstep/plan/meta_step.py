@@ -12,16 +12,19 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from fewstep.diffusion.generator import Generator
 from fewstep.diffusion.model import Model
 from fewstep.diffusion.rng import Draws
 from fewstep.diffusion.samplers import Heun
-from fewstep.diffusion.types import Batch, Cond, Source
+from fewstep.diffusion.types import Batch, Cond, Source, device_of
 from fewstep.domains.domain import Domain
+from fewstep.plan.gathers import Message, Watch
 from fewstep.plan.meta_memory import AsOnDevice, MetaMemory
 from fewstep.runs.run import Run
 from fewstep.runs.runner import PreparedRun, prepare
+from fewstep.storage import checkpoint
 from fewstep.teachers.diffusers.adapter_base import Adapter, adapter_of
 from fewstep.training.loop import State
 
@@ -40,25 +43,61 @@ class StepCost:
     """Bytes of the largest entry of a list of blocks, which is put together of its parts."""
     operations: float
     """Floating-point operations of a step's matrix products and convolutions."""
+    start: int = 0
+    """Bytes before the first step, when every net has been made and none is cut into parts."""
+    messages: tuple[tuple[Message, int], ...] = ()
+    """What is sent in a step, and how often."""
+    nets: tuple[NetCost, ...] = ()
+    checkpoint: int = 0
+    """Bytes of a checkpoint's tensors."""
+    sample: int = 0
+    """Bytes that are read for a sample: its condition, and a picture where there is one."""
 
 
-def measure_step(run: Run, gpu: bool = False, teacher: Model | None = None) -> StepCost:
+@dataclass(frozen=True)
+class NetCost:
+    """A network of a run."""
+
+    name: str
+    """As the method calls it; "teacher" and "average"."""
+    numbers: int
+    bytes: int
+    """Of its parameters."""
+    trained: bool
+
+
+def measure_step(
+    run: Run, gpu: bool = False, teacher: Model | None = None, parts: bool = False
+) -> StepCost:
     """The cost of a training step of `run`, found without weights or data of its teacher.
 
     Arguments:
         run: its model must be known.
         teacher: its teacher's network, where that is another.
         gpu: count as on an accelerator, where autocast keeps normalisations in float32.
-    Raises ValueError as `prepare` does.
+        parts: do the step as it is done with nets in parts, though they are whole here.
+    Raises ValueError as `prepare` does, and where nets cannot be in parts.
     """
     lower = None if run.precision == "fp32" else torch.bfloat16
     ledger = MetaMemory()
     with ledger, AsOnDevice(lower, wide=gpu):
-        work = prepared(run, "meta", teacher)
-        state = rehearsed(work)
-        kept, trained = ledger.live, [state.nets[name] for name in state.optimizers]
+        work = prepared(run, "meta", teacher).rehearsal()
+        state = work.init()
+        start, nets = ledger.peak, _nets(work, state)
+        watch = Watch(_cut(work, state) if parts else {})
+        _prime(state, run)
+        for name, optimizer in state.optimizers.items():
+            watch.averages(name, optimizer)
+        turns = run.method.turns(state.step)
+        for record in work.records(state):
+            watch.logs(turns, record.logs)
+        kept, peak, trained = ledger.live, ledger.peak, [state.nets[n] for n in state.optimizers]
+        operations = float(ledger.operations)
+        stored = _bytes(checkpoint.tensors(state))
+        sample = _sample(work)
     gradient, block = (max(map(of, trained), default=0) for of in (size, _block))
-    return StepCost(ledger.peak, kept, gradient, block, float(ledger.operations))
+    sent = tuple(watch.sent.items())
+    return StepCost(peak, kept, gradient, block, operations, start, sent, nets, stored, sample)
 
 
 def prepared(run: Run, device: str = "cpu", teacher: Model | None = None) -> PreparedRun:
@@ -72,7 +111,15 @@ def rehearsed(work: PreparedRun) -> State:
     Optimisers have their moments before.
     """
     work = work.rehearsal()
-    state, run = work.init(), work.run
+    state = work.init()
+    _prime(state, work.run)
+    for _ in work.records(state):
+        pass
+    return state
+
+
+def _prime(state: State, run: Run) -> None:
+    """Bring the state to the last step, with optimisers that have been stepped once."""
     state.step = run.steps - 1
     names = list(dict.fromkeys(turn.net for turn in run.method.turns(state.step)))
     for name in names:
@@ -86,9 +133,38 @@ def rehearsed(work: PreparedRun) -> State:
         optimizer.zero_grad(set_to_none=True)
         net.requires_grad_(False)
         state.optimizers[name] = optimizer
-    for _ in work.records(state):
-        pass
-    return state
+
+
+def _cut(work: PreparedRun, state: State) -> dict[str, nn.Module]:
+    """The nets that `PreparedRun.init` cuts into parts, by name."""
+    nets = {**state.nets, "average": state.average}
+    teacher = work.denoiser
+    if isinstance(teacher, nn.Module) and work.run.lora is None:
+        nets["teacher"] = teacher
+    return {name: net for name, net in nets.items() if any(True for _ in net.parameters())}
+
+
+def _nets(work: PreparedRun, state: State) -> tuple[NetCost, ...]:
+    """All networks of a run."""
+    trained = {turn.net for turn in work.run.method.turns(work.run.steps - 1)}
+    nets: dict[str, object] = {"teacher": work.denoiser, **state.nets, "average": state.average}
+    return tuple(
+        NetCost(name, sum(p.numel() for p in net.parameters()), size(net), name in trained)
+        for name, net in nets.items()
+        if isinstance(net, nn.Module)
+    )
+
+
+def _sample(work: PreparedRun) -> int:
+    """Bytes that are read for a sample: conditions of prompts are stored in half precision."""
+    batch = work.source(Draws.range(0, 1, work.run.seed, device_of(work.net)))
+    conditions = _bytes(batch.cond)
+    return (conditions if work.run.model.classes else conditions // 2) + _bytes(batch.x0)
+
+
+def _bytes(tensors: Any) -> int:
+    """Bytes of all tensors in it."""
+    return sum(t.nbytes for t in tree_leaves(tensors) if isinstance(t, torch.Tensor))
 
 
 def size(net: nn.Module) -> int:

@@ -75,13 +75,16 @@ def save(folder: Path, state: State, method: Method, keep: int = 2) -> Path:
 def _snapshot(state: State, method: Method) -> tuple[Parts, dict[str, Any]]:
     """Copies of all tensors in main memory, and the facts of the manifest, at this step.
 
-    All ranks take part in gathering sharded tensors; rank 0 alone keeps them.
+    All ranks take part in gathering sharded tensors, one after another, so that no accelerator
+    holds more than one whole; rank 0 alone keeps them.
     """
     parts: Parts = {}
     for name, part in tensors(state).items():
-        whole = {key: distributed.full_tensor(t).detach() for key, t in part.items()}
-        kept = whole if distributed.rank() == 0 else {}
-        parts[name] = {key: t.to("cpu", copy=True) for key, t in kept.items()}
+        parts[name] = {}
+        for key, t in part.items():
+            whole = distributed.full_tensor(t).detach()
+            if distributed.rank() == 0:
+                parts[name][key] = whole.to("cpu", copy=True)
     facts: dict[str, Any] = {key: getattr(state, key) for key in COUNTERS}
     facts["scales"] = {net: [scale.value, scale.clean] for net, scale in state.scales.items()}
     facts["restarts"] = {net: list(began) for net, began in state.restarts.items()}

@@ -215,13 +215,13 @@ def average_gradients(net: nn.Module) -> None:
         if somewhere:
             p.grad = torch.zeros_like(p) if p.grad is None else p.grad
             grads.append(p.grad)
-    for bucket in _buckets(grads):
+    for bucket in buckets(grads):
         flat = mean_over_ranks(torch.cat([g.flatten() for g in bucket]))
         for g, part in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
             g.copy_(part.view_as(g))
 
 
-def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+def buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
     """Runs of tensors of about `BUCKET` numbers together."""
     bucket: list[Tensor] = []
     for t in tensors:

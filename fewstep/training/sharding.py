@@ -45,25 +45,37 @@ def shard(net: nn.Module, parts: int = 0, offload: bool = False) -> None:
     parameters = list(net.parameters())
     if distributed.world_size() == 1 or not parameters:
         return
-    for module in net.modules():
-        if getattr(module, "rewrites_weight", False):
-            raise ValueError(
-                f"{type(module).__name__} rewrites its weights in each step, which parts of them "
-                "cannot; leave --shard out"
-            )
+    require_parts(net)
     device = parameters[0].device.type
     policy = CPUOffloadPolicy(pin_memory=device != "cpu") if offload else OffloadPolicy()
     rows, parts = copies(parts), parts or distributed.world_size()
     names = ("copies", "parts")
     mesh = init_device_mesh(device, (rows, parts), mesh_dim_names=names)
     mesh = mesh if rows > 1 else mesh["parts"]
-    lists = [m for m in net.modules() if isinstance(m, (nn.ModuleList, nn.ModuleDict))]
-    blocks = [block for one in reversed(lists) for block in one.children()]
-    for module in [*blocks, net]:  # taken apart after each call, or turns would find it whole
+    for module in units(net):  # taken apart after each call, or turns would find it whole
         fully_shard(module, mesh=mesh, reshard_after_forward=True, offload_policy=policy)
     for name in METHODS:
         if hasattr(net, name):
             register_fsdp_forward_method(net, name)
+
+
+def require_parts(net: nn.Module) -> None:
+    """ValueError for a network that rewrites its weights as it is called."""
+    for module in net.modules():
+        if getattr(module, "rewrites_weight", False):
+            raise ValueError(
+                f"{type(module).__name__} rewrites its weights in each step, which parts of them "
+                "cannot; leave --shard out"
+            )
+
+
+def units(net: nn.Module) -> list[nn.Module]:
+    """The modules of `net` that are gathered by themselves, inner ones first, `net` last.
+
+    Each has the parameters that those before it have not.
+    """
+    lists = [m for m in net.modules() if isinstance(m, (nn.ModuleList, nn.ModuleDict))]
+    return [*(block for one in reversed(lists) for block in one.children()), net]
 
 
 def copies(parts: int) -> int:

@@ -24,7 +24,7 @@ CASES: dict[str, tuple[tuple[str, ...], set[str]]] = {
     "recipes": (("--for", "no data"), {"scene", "notes", "rows"}),
     "plan": (
         ("runs/teacher", "--gpus", "1x24GB", "--recipe", "digits"),
-        {"recipe", "method", "batch", "steps", "gpus", "refused", "command", "rows"},
+        {"recipe", "method", "batch", "steps", "gpus", "links", "refused", "command", "rows"},
     ),
     "train": (("digits_teacher", *SMALL, "--steps", "2", "--out", "OUT"), RUN),
     "distill": ((*DISTIL[1:], "--teacher", "runs/teacher", "--dry-run"), {"run", "cost"}),
