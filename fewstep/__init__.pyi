@@ -83,8 +83,10 @@ from fewstep.methods.decoupled_dmd import DecoupledDMD as DecoupledDMD
 from fewstep.methods.diff_instruct import DiffInstruct as DiffInstruct
 from fewstep.methods.diffusion2gan import Diffusion2GAN as Diffusion2GAN
 from fewstep.methods.disback import DisBack as DisBack
+from fewstep.methods.distillation_dpo import DistillationDPO as DistillationDPO
 from fewstep.methods.dmd import DMD as DMD
 from fewstep.methods.dmd2 import DMD2 as DMD2
+from fewstep.methods.dmdr import DMDR as DMDR
 from fewstep.methods.dode import DODE as DODE
 from fewstep.methods.emd import EMD as EMD
 from fewstep.methods.f_distill import FDistill as FDistill
@@ -94,6 +96,7 @@ from fewstep.methods.guidance_distillation import GuidanceDistillation as Guidan
 from fewstep.methods.ibmd import IBMD as IBMD
 from fewstep.methods.imagine_flash import ImagineFlash as ImagineFlash
 from fewstep.methods.invertible_consistency import InvertibleConsistency as InvertibleConsistency
+from fewstep.methods.jdm import JDM as JDM
 from fewstep.methods.ladd import LADD as LADD
 from fewstep.methods.lcm import LCM as LCM
 from fewstep.methods.lightning import Lightning as Lightning

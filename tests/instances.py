@@ -78,8 +78,10 @@ from fewstep.methods.decoupled_dmd import DecoupledDMD
 from fewstep.methods.diff_instruct import DiffInstruct
 from fewstep.methods.diffusion2gan import Diffusion2GAN
 from fewstep.methods.disback import DisBack
+from fewstep.methods.distillation_dpo import DistillationDPO
 from fewstep.methods.dmd import DMD
 from fewstep.methods.dmd2 import DMD2
+from fewstep.methods.dmdr import DMDR
 from fewstep.methods.dode import DODE
 from fewstep.methods.emd import EMD
 from fewstep.methods.f_distill import FDistill
@@ -89,6 +91,7 @@ from fewstep.methods.guidance_distillation import GuidanceDistillation
 from fewstep.methods.ibmd import IBMD
 from fewstep.methods.imagine_flash import ImagineFlash
 from fewstep.methods.invertible_consistency import InvertibleConsistency
+from fewstep.methods.jdm import JDM
 from fewstep.methods.ladd import LADD
 from fewstep.methods.lcm import LCM
 from fewstep.methods.lightning import Lightning
@@ -412,6 +415,14 @@ METHODS: tuple[Method, ...] = (
     CTM(Jumps(2.5, 2), Ladder(5), 1, 1, "state", 0.0, PseudoHuber(0.1), denoising=0.0, kappa=2.0),
     PSO(FewStep(2.5, 2), reward=Ink(), beta=0.1, low=1e-9, high=1e9),
     PSO(FewStep(2.5, 3), reward=Ink(), beta=0.1, low=1e-9, high=1e9, labels="soft"),
+    JDM(reward=Ink()),
+    JDM(FewStep(2.5, 2), reward=Ink(), strength=3.0, weight=L1(), ratio=2, matching="final"),
+    DistillationDPO(reward=Ink()),
+    DistillationDPO(
+        FewStep(2.5, 2), reward=Ink(), winners=0.0, losers=1.0, scale=1.1, guidance=LSG(3.0)
+    ),
+    DMDR(reward=Ink(), cold=3, dynamic=2, ratio=2),
+    DMDR(FewStep(2.5, 2), reward=Ink(), cold=0, dynamic=0, ratio=1, guidance=Kappas(real=3.0)),
     Rewarded(SiD(), Ink()),
     Rewarded(ProgressiveDistillation(start=4, stage_steps=2), Ink(0.6), 0.1, 1, 0.0, Ink(0.2)),
     SwD(ScaleWise((2.5, 1.0), (1, 1))),

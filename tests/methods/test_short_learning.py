@@ -42,8 +42,10 @@ from fewstep.methods.decoupled_dmd import DecoupledDMD
 from fewstep.methods.diff_instruct import DiffInstruct
 from fewstep.methods.diffusion2gan import Diffusion2GAN
 from fewstep.methods.disback import DisBack
+from fewstep.methods.distillation_dpo import DistillationDPO
 from fewstep.methods.dmd import DMD
 from fewstep.methods.dmd2 import DMD2
+from fewstep.methods.dmdr import DMDR
 from fewstep.methods.dode import DODE
 from fewstep.methods.emd import EMD
 from fewstep.methods.f_distill import FDistill
@@ -53,6 +55,7 @@ from fewstep.methods.guidance_distillation import GuidanceDistillation
 from fewstep.methods.ibmd import IBMD
 from fewstep.methods.imagine_flash import ImagineFlash
 from fewstep.methods.invertible_consistency import InvertibleConsistency
+from fewstep.methods.jdm import JDM
 from fewstep.methods.ladd import LADD
 from fewstep.methods.lcm import LCM
 from fewstep.methods.lightning import Lightning
@@ -194,9 +197,9 @@ def test_it_learns(method: Method, bound: float) -> None:
 
 def test_every_method_says_what_it_learns() -> None:
     """But for those that this mixture cannot tell: Pretrain makes teachers
-    (tests/recipes/test_mixture.py), GuidanceDistillation and MSD need conditions, PSO and Rewarded
-    leave the law (the tests of their names).
+    (tests/recipes/test_mixture.py), GuidanceDistillation, MSD and JDM need conditions, PSO,
+    DistillationDPO, DMDR and Rewarded leave the law (the tests of their names).
     """
     said = {type(method) for method, _ in LEARNS}
-    elsewhere = {Pretrain, GuidanceDistillation, MSD, PSO, Rewarded}
+    elsewhere = {Pretrain, GuidanceDistillation, MSD, JDM, PSO, DistillationDPO, DMDR, Rewarded}
     assert {type(method) for method in METHODS} == said | elsewhere
