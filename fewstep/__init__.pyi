@@ -67,6 +67,7 @@ from fewstep.distillation.pictures import (
     Reward as Reward,
     pictures_of as pictures_of,
 )
+from fewstep.distillation.preferences import Preference as Preference
 from fewstep.losses.score import denoising as denoising
 from fewstep.methods.add import ADD as ADD
 from fewstep.methods.align_your_steps import AlignYourSteps as AlignYourSteps
@@ -91,6 +92,7 @@ from fewstep.methods.dode import DODE as DODE
 from fewstep.methods.emd import EMD as EMD
 from fewstep.methods.f_distill import FDistill as FDistill
 from fewstep.methods.flash_diffusion import FlashDiffusion as FlashDiffusion
+from fewstep.methods.flash_dmd import FlashDMD as FlashDMD
 from fewstep.methods.gas import GAS as GAS
 from fewstep.methods.guidance_distillation import GuidanceDistillation as GuidanceDistillation
 from fewstep.methods.ibmd import IBMD as IBMD

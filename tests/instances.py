@@ -53,6 +53,7 @@ from fewstep.distillation.guidance_scales import (
 )
 from fewstep.distillation.method import Method
 from fewstep.distillation.pairs import Pairs
+from fewstep.distillation.preferences import Preference
 from fewstep.eval.picture_networks import Ink
 from fewstep.losses.adversarial import GradientPenalty
 from fewstep.losses.distance import (
@@ -86,6 +87,7 @@ from fewstep.methods.dode import DODE
 from fewstep.methods.emd import EMD
 from fewstep.methods.f_distill import FDistill
 from fewstep.methods.flash_diffusion import FlashDiffusion
+from fewstep.methods.flash_dmd import FlashDMD
 from fewstep.methods.gas import GAS
 from fewstep.methods.guidance_distillation import GuidanceDistillation
 from fewstep.methods.ibmd import IBMD
@@ -423,6 +425,16 @@ METHODS: tuple[Method, ...] = (
     ),
     DMDR(reward=Ink(), cold=3, dynamic=2, ratio=2),
     DMDR(FewStep(2.5, 2), reward=Ink(), cold=0, dynamic=0, ratio=1, guidance=Kappas(real=3.0)),
+    FlashDMD(),
+    FlashDMD(
+        FewStep(2.5, 3),
+        ratio=2,
+        keep=1.0,
+        judge=Discriminator(features="own", loss="hinge"),
+        preference=Preference(Ink(), 0.1, 1e-9, 1e9),
+        preferred_from=1,
+        share=1,
+    ),
     Rewarded(SiD(), Ink()),
     Rewarded(ProgressiveDistillation(start=4, stage_steps=2), Ink(0.6), 0.1, 1, 0.0, Ink(0.2)),
     SwD(ScaleWise((2.5, 1.0), (1, 1))),

@@ -313,6 +313,7 @@ ABSENT: Mapping[str, str] = {
     "JDM": "learns conditions that its teacher is not told, which distances to it do not measure",
     "DistillationDPO": "follows preferences, which distances to the teacher do not measure",
     "DMDR": "adds a reward to distillation, which distances to the teacher do not measure",
+    "FlashDMD": "has not been measured yet",
     "PSO": "follows a reward away from the teacher's law, which distances to it do not measure",
     "Rewarded": "adds a reward to another method, which distances to the teacher do not measure",
 }

@@ -50,6 +50,7 @@ from fewstep.methods.dode import DODE
 from fewstep.methods.emd import EMD
 from fewstep.methods.f_distill import FDistill
 from fewstep.methods.flash_diffusion import FlashDiffusion
+from fewstep.methods.flash_dmd import FlashDMD
 from fewstep.methods.gas import GAS
 from fewstep.methods.guidance_distillation import GuidanceDistillation
 from fewstep.methods.ibmd import IBMD
@@ -141,6 +142,7 @@ LEARNS: tuple[tuple[Method, float], ...] = (
     (Diffusion2GAN(pairs=Pairs(1000), distance=SumOfAbsolutes(), judge=PAIRED), 0.01),
     (FLASH, 0.006),
     (ASD(FewStep(2.5, 2), LEVELS, ratio=1), 0.012),
+    (FlashDMD(FewStep(2.5, 2), matched=1, times=LEVELS, judge=OWN, gan=0.1), 0.02),
     (ADD(judge=OWN, distil=0.1), 0.035),
     (CTM(most=2), 0.02),
     (InvertibleConsistency(), 0.012),
