@@ -105,6 +105,7 @@ from fewstep.methods.lightning import Lightning as Lightning
 from fewstep.methods.mean_flow import MeanFlow as MeanFlow
 from fewstep.methods.moment_matching import MomentMatching as MomentMatching
 from fewstep.methods.msd import MSD as MSD
+from fewstep.methods.nct import NCT as NCT
 from fewstep.methods.optimal_steps import OptimalSteps as OptimalSteps
 from fewstep.methods.pair_regression import PairRegression as PairRegression
 from fewstep.methods.pdd import PDD as PDD

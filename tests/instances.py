@@ -100,6 +100,7 @@ from fewstep.methods.lightning import Lightning
 from fewstep.methods.mean_flow import MeanFlow
 from fewstep.methods.moment_matching import MomentMatching
 from fewstep.methods.msd import MSD
+from fewstep.methods.nct import NCT
 from fewstep.methods.optimal_steps import OptimalSteps
 from fewstep.methods.pair_regression import PairRegression
 from fewstep.methods.pdd import PDD
@@ -435,6 +436,8 @@ METHODS: tuple[Method, ...] = (
         preferred_from=1,
         share=1,
     ),
+    NCT(control=Ink()),
+    NCT(WithInput(FewStep(80.0), "c", 1.0), control=Ink(), blur=0.3, levels=2, bound=0.1),
     Rewarded(SiD(), Ink()),
     Rewarded(ProgressiveDistillation(start=4, stage_steps=2), Ink(0.6), 0.1, 1, 0.0, Ink(0.2)),
     SwD(ScaleWise((2.5, 1.0), (1, 1))),

@@ -63,6 +63,7 @@ from fewstep.methods.lightning import Lightning
 from fewstep.methods.mean_flow import MeanFlow
 from fewstep.methods.moment_matching import MomentMatching
 from fewstep.methods.msd import MSD
+from fewstep.methods.nct import NCT
 from fewstep.methods.optimal_steps import OptimalSteps
 from fewstep.methods.pair_regression import PairRegression
 from fewstep.methods.pdd import PDD
@@ -199,9 +200,10 @@ def test_it_learns(method: Method, bound: float) -> None:
 
 def test_every_method_says_what_it_learns() -> None:
     """But for those that this mixture cannot tell: Pretrain makes teachers
-    (tests/recipes/test_mixture.py), GuidanceDistillation, MSD and JDM need conditions, PSO,
+    (tests/recipes/test_mixture.py), GuidanceDistillation, MSD, JDM and NCT need conditions, PSO,
     DistillationDPO, DMDR and Rewarded leave the law (the tests of their names).
     """
     said = {type(method) for method, _ in LEARNS}
-    elsewhere = {Pretrain, GuidanceDistillation, MSD, JDM, PSO, DistillationDPO, DMDR, Rewarded}
+    conditional = {GuidanceDistillation, MSD, JDM, NCT}
+    elsewhere = {Pretrain, PSO, DistillationDPO, DMDR, Rewarded} | conditional
     assert {type(method) for method in METHODS} == said | elsewhere
