@@ -186,7 +186,7 @@ def test_the_reward_rises_above_the_teachers_where_what_loses_is_pulled() -> Non
 
     def worth(losers: float, winners: float) -> float:
         method = DistillationDPO(reward=Slope(), winners=winners, losers=losers, weight=L1())
-        settings: Any = {"batch": 128, "ema": EMA(1000), "steps": 100, "optim": Optim(2e-3)}
+        settings: Any = {"batch": 128, "ema": EMA(1000), "steps": 60, "optim": Optim(2e-3)}
         *_, last = train(method, teacher, pretrained(), Latents((2,)), **settings)
         draws = Draws.range(10**9, 2000, seed=1)
         x = method.sampler(last.state.average, draws.normal("z", (2,)), None, draws)

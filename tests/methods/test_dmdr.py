@@ -145,7 +145,7 @@ def test_it_distils_and_then_follows_the_reward() -> None:
     teacher: Any = pretrained()
     give_decoder(teacher, lambda x: x[:, None, None])
     method = DMDR(reward=Slope(), reward_weight=1.0, cold=150, dynamic=75, ratio=2)
-    settings: Any = {"batch": 256, "ema": EMA(4000), "steps": 200}
+    settings: Any = {"batch": 128, "ema": EMA(2000), "steps": 200}
     settings["optim"] = Optim(2e-3, (0.0, 0.99))
 
     def worth(net: Any) -> float:

@@ -237,7 +237,7 @@ def test_components_are_learned_from_a_teacher_without_labels() -> None:
             found.append(energy_distance(x, exact))
         return found
 
-    settings: Any = {"batch": 256, "ema": EMA(4000), "steps": 300}
+    settings: Any = {"batch": 256, "ema": EMA(4000), "steps": 200}
     settings["optim"] = Optim(3e-3, (0.0, 0.99), decay="cosine")
     *_, last = train(method, teacher, start, source, **settings)
     assert min(apart(start)) > 0.5

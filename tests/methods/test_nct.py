@@ -206,7 +206,7 @@ def test_samples_have_the_control_that_they_are_told() -> None:
     teacher: Any = pretrained()
     give_decoder(teacher, lambda x: x[:, None, None])
     method = NCT(control=Slope(), levels=16, rate=0.0)
-    settings: Any = {"batch": 256, "ema": EMA(4000), "steps": 300, "optim": Optim(2e-3)}
+    settings: Any = {"batch": 256, "ema": EMA(4000), "steps": 150, "optim": Optim(2e-3)}
 
     def off(net: Any) -> float:
         draws, ends = Draws.range(10**9, 500, seed=1), (-0.05, 0.05)
