@@ -67,6 +67,7 @@ from fewstep.distillation.pictures import (
     Reward as Reward,
     pictures_of as pictures_of,
 )
+from fewstep.distillation.preferences import Preference as Preference
 from fewstep.losses.score import denoising as denoising
 from fewstep.methods.add import ADD as ADD
 from fewstep.methods.align_your_steps import AlignYourSteps as AlignYourSteps
@@ -83,23 +84,28 @@ from fewstep.methods.decoupled_dmd import DecoupledDMD as DecoupledDMD
 from fewstep.methods.diff_instruct import DiffInstruct as DiffInstruct
 from fewstep.methods.diffusion2gan import Diffusion2GAN as Diffusion2GAN
 from fewstep.methods.disback import DisBack as DisBack
+from fewstep.methods.distillation_dpo import DistillationDPO as DistillationDPO
 from fewstep.methods.dmd import DMD as DMD
 from fewstep.methods.dmd2 import DMD2 as DMD2
+from fewstep.methods.dmdr import DMDR as DMDR
 from fewstep.methods.dode import DODE as DODE
 from fewstep.methods.emd import EMD as EMD
 from fewstep.methods.f_distill import FDistill as FDistill
 from fewstep.methods.flash_diffusion import FlashDiffusion as FlashDiffusion
+from fewstep.methods.flash_dmd import FlashDMD as FlashDMD
 from fewstep.methods.gas import GAS as GAS
 from fewstep.methods.guidance_distillation import GuidanceDistillation as GuidanceDistillation
 from fewstep.methods.ibmd import IBMD as IBMD
 from fewstep.methods.imagine_flash import ImagineFlash as ImagineFlash
 from fewstep.methods.invertible_consistency import InvertibleConsistency as InvertibleConsistency
+from fewstep.methods.jdm import JDM as JDM
 from fewstep.methods.ladd import LADD as LADD
 from fewstep.methods.lcm import LCM as LCM
 from fewstep.methods.lightning import Lightning as Lightning
 from fewstep.methods.mean_flow import MeanFlow as MeanFlow
 from fewstep.methods.moment_matching import MomentMatching as MomentMatching
 from fewstep.methods.msd import MSD as MSD
+from fewstep.methods.nct import NCT as NCT
 from fewstep.methods.optimal_steps import OptimalSteps as OptimalSteps
 from fewstep.methods.pair_regression import PairRegression as PairRegression
 from fewstep.methods.pdd import PDD as PDD

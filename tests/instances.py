@@ -53,6 +53,7 @@ from fewstep.distillation.guidance_scales import (
 )
 from fewstep.distillation.method import Method
 from fewstep.distillation.pairs import Pairs
+from fewstep.distillation.preferences import Preference
 from fewstep.eval.picture_networks import Ink
 from fewstep.losses.adversarial import GradientPenalty
 from fewstep.losses.distance import (
@@ -78,23 +79,28 @@ from fewstep.methods.decoupled_dmd import DecoupledDMD
 from fewstep.methods.diff_instruct import DiffInstruct
 from fewstep.methods.diffusion2gan import Diffusion2GAN
 from fewstep.methods.disback import DisBack
+from fewstep.methods.distillation_dpo import DistillationDPO
 from fewstep.methods.dmd import DMD
 from fewstep.methods.dmd2 import DMD2
+from fewstep.methods.dmdr import DMDR
 from fewstep.methods.dode import DODE
 from fewstep.methods.emd import EMD
 from fewstep.methods.f_distill import FDistill
 from fewstep.methods.flash_diffusion import FlashDiffusion
+from fewstep.methods.flash_dmd import FlashDMD
 from fewstep.methods.gas import GAS
 from fewstep.methods.guidance_distillation import GuidanceDistillation
 from fewstep.methods.ibmd import IBMD
 from fewstep.methods.imagine_flash import ImagineFlash
 from fewstep.methods.invertible_consistency import InvertibleConsistency
+from fewstep.methods.jdm import JDM
 from fewstep.methods.ladd import LADD
 from fewstep.methods.lcm import LCM
 from fewstep.methods.lightning import Lightning
 from fewstep.methods.mean_flow import MeanFlow
 from fewstep.methods.moment_matching import MomentMatching
 from fewstep.methods.msd import MSD
+from fewstep.methods.nct import NCT
 from fewstep.methods.optimal_steps import OptimalSteps
 from fewstep.methods.pair_regression import PairRegression
 from fewstep.methods.pdd import PDD
@@ -412,6 +418,26 @@ METHODS: tuple[Method, ...] = (
     CTM(Jumps(2.5, 2), Ladder(5), 1, 1, "state", 0.0, PseudoHuber(0.1), denoising=0.0, kappa=2.0),
     PSO(FewStep(2.5, 2), reward=Ink(), beta=0.1, low=1e-9, high=1e9),
     PSO(FewStep(2.5, 3), reward=Ink(), beta=0.1, low=1e-9, high=1e9, labels="soft"),
+    JDM(reward=Ink()),
+    JDM(FewStep(2.5, 2), reward=Ink(), strength=3.0, weight=L1(), ratio=2, matching="final"),
+    DistillationDPO(reward=Ink()),
+    DistillationDPO(
+        FewStep(2.5, 2), reward=Ink(), winners=0.0, losers=1.0, scale=1.1, guidance=LSG(3.0)
+    ),
+    DMDR(reward=Ink(), cold=3, dynamic=2, ratio=2),
+    DMDR(FewStep(2.5, 2), reward=Ink(), cold=0, dynamic=0, ratio=1, guidance=Kappas(real=3.0)),
+    FlashDMD(),
+    FlashDMD(
+        FewStep(2.5, 3),
+        ratio=2,
+        keep=1.0,
+        judge=Discriminator(features="own", loss="hinge"),
+        preference=Preference(Ink(), 0.1, 1e-9, 1e9),
+        preferred_from=1,
+        share=1,
+    ),
+    NCT(control=Ink()),
+    NCT(WithInput(FewStep(80.0), "c", 1.0), control=Ink(), blur=0.3, levels=2, bound=0.1),
     Rewarded(SiD(), Ink()),
     Rewarded(ProgressiveDistillation(start=4, stage_steps=2), Ink(0.6), 0.1, 1, 0.0, Ink(0.2)),
     SwD(ScaleWise((2.5, 1.0), (1, 1))),

@@ -310,6 +310,11 @@ ENTRIES: tuple[Entry, ...] = (
 ABSENT: Mapping[str, str] = {
     "Pretrain": "makes teachers",
     "GuidanceDistillation": "makes a teacher with half the calls, which is distilled by others",
+    "JDM": "learns conditions that its teacher is not told, which distances to it do not measure",
+    "DistillationDPO": "follows preferences, which distances to the teacher do not measure",
+    "DMDR": "adds a reward to distillation, which distances to the teacher do not measure",
+    "FlashDMD": "has not been measured yet",
+    "NCT": "gives a finished student a control, which distances to a teacher do not measure",
     "PSO": "follows a reward away from the teacher's law, which distances to it do not measure",
     "Rewarded": "adds a reward to another method, which distances to the teacher do not measure",
 }

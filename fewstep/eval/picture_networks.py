@@ -82,8 +82,32 @@ class Ink(Reward):
 
     def __call__(self, pictures: Tensor, cond: Cond) -> Tensor:
         """(B,), of pictures of any size; `cond` is not used."""
-        ink = (pictures.flatten(1).mean(1) + 1) / 2
-        return -((ink - self.target) ** 2) / (2 * self.width**2)
+        return -((ink_of(pictures) - self.target) ** 2) / (2 * self.width**2)
+
+
+@dataclass(frozen=True)
+class Thickness(Reward):
+    """How thick a digit's strokes are, a control of `NCT`: ink in standard deviations.
+
+    (ink - mean) / width with ink as of `Ink`, and as defaults its mean and standard deviation
+    over the digits of 8x8 pixels.
+    """
+
+    mean: float = 0.305
+    width: float = 0.034
+
+    def __post_init__(self) -> None:
+        if not self.width > 0:
+            raise ValueError(f"Thickness.width is positive, got {self.width:g}")
+
+    def __call__(self, pictures: Tensor, cond: Cond) -> Tensor:
+        """(B,), of pictures of any size; `cond` is not used."""
+        return (ink_of(pictures) - self.mean) / self.width
+
+
+def ink_of(pictures: Tensor) -> Tensor:
+    """The mean over pixels of (picture + 1) / 2: (B, C, H, W) -> (B,)."""
+    return (pictures.flatten(1).mean(1) + 1) / 2
 
 
 def _reader(part: DigitFeatures | LabelReward, pictures: Tensor) -> Classifier:

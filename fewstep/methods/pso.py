@@ -10,7 +10,8 @@ their pictures says which one wins, and with a frozen copy of the student at the
 
     L = -log sigmoid(beta (log rho_w - log rho_l)),    rho = clip(p(x_s | x_t) / p_ref, low, high),
 
-at one call of both, drawn anew for each step; log p is a mean over dimensions. Where the ratio has
+at one call of both, drawn anew for each step; log p is a mean over dimensions. All of this is
+`fewstep.distillation.preferences`. Where the ratio has
 left [low, high] its gradient is zero, and that is what holds the student: a scorer that always
 prefers the same one has no finite optimum without it. Labels that are drawn as Bradley and Terry
 have it, the first wins with sigmoid(r_1 - r_2), have one: of a Gaussian N(m, v) and a reward c x,
@@ -19,23 +20,21 @@ m_ref + v c / beta.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import softplus
+from torch import nn
 
-from fewstep.diffusion.noise_path import coefficients, same_shape
 from fewstep.diffusion.rng import Draws
 from fewstep.diffusion.samplers import FewStep
-from fewstep.diffusion.types import Batch, Denoiser, Sampler, State
-from fewstep.distillation.method import Loss, Method, Nets, Turn, need_draws
-from fewstep.distillation.pictures import Reward, rewards_of
+from fewstep.diffusion.types import Denoiser, Sampler
+from fewstep.distillation.method import Method, Nets, Turn
+from fewstep.distillation.pictures import Reward
+from fewstep.distillation.preferences import Preference, require_likelihood
 
 
 @dataclass(frozen=True)
@@ -64,19 +63,13 @@ class PSO(Method):
     """Whether the better one always wins, as published, or with sigmoid(r_1 - r_2) only."""
 
     def __post_init__(self) -> None:
-        few = self.sampler
-        if not isinstance(few, FewStep) or few.noise != "fresh" or few.calls < 2:
-            raise ValueError(
-                "PSO.sampler is a FewStep of 2 calls or more with fresh noise, without which a "
-                f"trajectory has no likelihood; got {few}"
-            )
-        if not (self.beta > 0 and 0 < self.low < 1 < self.high):
-            raise ValueError(
-                f"PSO needs beta > 0 and low < 1 < high, got {self.beta:g}, {self.low:g} and "
-                f"{self.high:g}"
-            )
-        if self.labels not in ("hard", "soft"):
-            raise ValueError(f"PSO.labels is 'hard' or 'soft', got {self.labels!r}")
+        require_likelihood(self, self.sampler)
+        _ = self.preference  # refuses what does not fit
+
+    @property
+    def preference(self) -> Preference:
+        """What is preferred, and how strongly it pushes."""
+        return Preference(self.reward, self.beta, self.low, self.high, self.labels)
 
     def init(self, teacher: Denoiser | None, net: nn.Module) -> Nets:
         """The student, and the reference that it starts as."""
@@ -85,55 +78,4 @@ class PSO(Method):
     def turns(self, step: int) -> Sequence[Turn]:
         """One update of the student at a call before the last, drawn for the step."""
         k = 1 + int(Draws(torch.tensor([step])).integers("rollout", self.sampler.calls - 1))
-        return (Turn("student", partial(self.student_loss, k)),)
-
-    def student_loss(self, k: int, nets: Nets, teacher: Denoiser, batch: Batch) -> Loss:
-        """The preference of one trajectory over the other, at call k.
-
-        Args:
-            k: from 1 to the number of calls less one.
-            nets: the "student" and the "reference".
-            teacher: asked for its decoder alone.
-            batch: z (B, *), cond and draws; the second trajectory is of draws of its own.
-
-        Returns: the mean over the batch; logs "reward" and "clipped", the share of trajectories
-        that are not pushed.
-
-        Raises ValueError where the batch has no draws, or samples are no pictures.
-        """
-        draws = need_draws(batch)
-        other = draws.under("other")
-        z = other.normal("z", batch.z.shape[1:]).to(batch.z)
-        pair = [batch, batch._replace(z=z, draws=other)]
-        ratios, worth = zip(*(self.judged(k, nets, teacher, one) for one in pair), strict=True)
-        held = [ratio.clamp(math.log(self.low), math.log(self.high)) for ratio in ratios]
-        with torch.no_grad():
-            first = (worth[0] - worth[1]).sigmoid()
-            if self.labels == "hard":
-                first = (first - 0.5).sign() / 2 + 0.5
-            clipped = torch.cat([h != r for h, r in zip(held, ratios, strict=True)])
-            logs = {"reward": torch.cat(worth).mean(), "clipped": clipped.to(first).mean()}
-        margin = self.beta * (held[0] - held[1])
-        return Loss((first * softplus(-margin) + (1 - first) * softplus(margin)).mean(), logs)
-
-    def judged(self, k: int, nets: Nets, teacher: Denoiser, batch: Batch) -> tuple[Tensor, Tensor]:
-        """(log p / p_ref of call k, with its gradient; the reward of the picture): (B,) each."""
-        student: Any = nets["student"]
-        with torch.no_grad():
-            states = list(self.sampler.states(student, batch.z, batch.cond, batch.draws))
-            worth = rewards_of(self.reward, teacher, states[-1].x0, batch.cond)
-            at = states[k - 1]
-            before = nets["reference"](at.xt, at.t, batch.cond)
-        now = student(at.xt, at.t, batch.cond)
-        same_shape(state=at.xt, x0=before)
-        return log_ratio(at, now, before), worth
-
-
-def log_ratio(state: State, now: Tensor, before: Tensor) -> Tensor:
-    """ln p(x_s) / p_ref(x_s) of a state that was drawn around alpha_s D: (B,), a mean over D.
-
-    now and before: (B, *), the predictions D of both at x_t.
-    """
-    alpha, sigma = coefficients(state.path, state.xs, state.s)
-    apart = (state.xs - alpha * before) ** 2 - (state.xs - alpha * now) ** 2
-    return (apart / (2 * sigma**2)).flatten(1).mean(1)
+        return (Turn("student", partial(self.preference.loss, self.sampler, k)),)

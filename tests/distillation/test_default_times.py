@@ -51,7 +51,7 @@ def defaults() -> list[Method]:
     for method in METHODS:
         cls: Any = type(method)
         if cls not in found and cls is not Rewarded:
-            needed = {"reward": method.reward} if hasattr(method, "reward") else {}
+            needed = {f.name: getattr(method, f.name) for f in fields(cls) if f.kw_only}
             found[cls] = cls(**needed)
     return list(found.values())
 

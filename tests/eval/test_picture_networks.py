@@ -10,9 +10,16 @@ import pytest
 import torch
 
 from fewstep import config
+from fewstep.data.digits import load_digits
 from fewstep.distillation.pictures import feature_distance
 from fewstep.eval.digit_features import features_and_labels, shipped
-from fewstep.eval.picture_networks import DigitFeatures, Ink, LabelReward, VisionFeatures
+from fewstep.eval.picture_networks import (
+    DigitFeatures,
+    Ink,
+    LabelReward,
+    Thickness,
+    VisionFeatures,
+)
 from fewstep.methods.dmd import DMD
 
 
@@ -57,6 +64,18 @@ def test_a_label_is_worth_its_log_probability() -> None:
         LabelReward()(x, None)
     with pytest.raises(ValueError, match=r"^LabelReward\('mnist'\) reads pictures \(1, 16, 16\)"):
         LabelReward("mnist")(x, labels)
+
+
+def test_thickness_is_ink_in_standard_deviations() -> None:
+    """Of the digits themselves: mean 0 and deviation 1, of each by hand."""
+    x = load_digits()[0].x0
+    found = Thickness()(x, None)
+    assert float(found.mean()) == pytest.approx(0, abs=0.05)
+    assert float(found.std()) == pytest.approx(1, abs=0.05)
+    ink = (x[7].mean() + 1) / 2
+    torch.testing.assert_close(found[7], (ink - 0.305) / 0.034)
+    with pytest.raises(ValueError, match=r"Thickness.width is positive, got -1"):
+        Thickness(width=-1.0)
 
 
 def test_ink_is_a_mean_brightness_of_its_own() -> None:

@@ -53,6 +53,7 @@ LATER = {
     "DisBack": {"student", "target1", "target2", "target3"},
     "FlashDiffusion": {"fake", "discriminator"},
     "Lightning": {"before", "discriminator", "stage", "target"},
+    "NCT": {"dual"},
     "ProgressiveDistillation": {"stage", "target"},
     "SlimFlow": {"flow"},
     "VSD": {"student"},

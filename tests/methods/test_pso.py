@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fewstep.diffusion.noise_path import VE, Flow, NoisePath
+from fewstep.diffusion.noise_path import VE, NoisePath
 from fewstep.diffusion.rng import Draws
 from fewstep.diffusion.samplers import Ancestral, FewStep
 from fewstep.diffusion.types import Batch, Cond
 from fewstep.distillation.method import Loss, Nets
 from fewstep.distillation.pictures import give_decoder
 from fewstep.eval.picture_networks import Ink
-from fewstep.methods.pso import PSO, log_ratio
+from fewstep.methods.pso import PSO
 from tests.methods.test_rewarded import Slope
 from tests.quadrature import F64
 
@@ -79,23 +79,9 @@ def test_the_ratio_that_has_left_its_range_is_not_pushed() -> None:
     assert float(pushed(0.1, "hard").sums["gradient"]) != float(some.sums["gradient"])
 
 
-@pytest.mark.parametrize("path", [VE(), Flow()], ids=repr)
-def test_the_ratio_is_that_of_normal_densities(path: NoisePath) -> None:
-    """A mean over dimensions, at the time that the call leads to."""
-    net, sampler = TwoCalls(0.3, path), FewStep(times=(0.9, 0.4))
-    draws = Draws.range(0, 5)
-    first = next(sampler.states(net, draws.normal("z", (3,), F64), None, draws))
-    now, before = torch.randn(2, 5, 3, dtype=F64, generator=torch.Generator().manual_seed(0))
-    s = torch.tensor(0.4, dtype=F64)
-    alpha, sigma = path.alpha(s), path.sigma(s)
-    p, q = (torch.distributions.Normal(alpha * d, sigma).log_prob(first.xs) for d in (now, before))
-    expected = (p - q).mean(1)
-    torch.testing.assert_close(log_ratio(first, now, before), expected.detach())
-
-
 def test_calls_before_the_last_are_trained_all_in_time() -> None:
     method = PSO(reward=Ink())
-    seen = {turn.loss.args[0] for step in range(40) for turn in method.turns(step)}  # type: ignore[attr-defined]
+    seen = {turn.loss.args[1] for step in range(40) for turn in method.turns(step)}  # type: ignore[attr-defined]
     assert seen == {1, 2, 3}
 
 
@@ -103,7 +89,7 @@ def test_what_has_no_likelihood_is_refused() -> None:
     for sampler in (FewStep(2.5), FewStep(2.5, 4, "ddim"), Ancestral(2.5, 4)):
         with pytest.raises(ValueError, match=r"^PSO.sampler is a FewStep of 2 calls or more with"):
             PSO(sampler, reward=Ink())
-    with pytest.raises(ValueError, match=r"^PSO needs beta > 0 and low < 1 < high, got 0, 0.9"):
+    with pytest.raises(ValueError, match=r"^Preference needs beta > 0 and low < 1 < high, got 0"):
         PSO(reward=Ink(), beta=0.0)
-    with pytest.raises(ValueError, match=r"^PSO.labels is 'hard' or 'soft', got 'x'"):
+    with pytest.raises(ValueError, match=r"^Preference.labels is 'hard' or 'soft', got 'x'"):
         PSO(reward=Ink(), labels="x")  # type: ignore[arg-type]

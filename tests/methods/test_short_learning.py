@@ -42,23 +42,28 @@ from fewstep.methods.decoupled_dmd import DecoupledDMD
 from fewstep.methods.diff_instruct import DiffInstruct
 from fewstep.methods.diffusion2gan import Diffusion2GAN
 from fewstep.methods.disback import DisBack
+from fewstep.methods.distillation_dpo import DistillationDPO
 from fewstep.methods.dmd import DMD
 from fewstep.methods.dmd2 import DMD2
+from fewstep.methods.dmdr import DMDR
 from fewstep.methods.dode import DODE
 from fewstep.methods.emd import EMD
 from fewstep.methods.f_distill import FDistill
 from fewstep.methods.flash_diffusion import FlashDiffusion
+from fewstep.methods.flash_dmd import FlashDMD
 from fewstep.methods.gas import GAS
 from fewstep.methods.guidance_distillation import GuidanceDistillation
 from fewstep.methods.ibmd import IBMD
 from fewstep.methods.imagine_flash import ImagineFlash
 from fewstep.methods.invertible_consistency import InvertibleConsistency
+from fewstep.methods.jdm import JDM
 from fewstep.methods.ladd import LADD
 from fewstep.methods.lcm import LCM
 from fewstep.methods.lightning import Lightning
 from fewstep.methods.mean_flow import MeanFlow
 from fewstep.methods.moment_matching import MomentMatching
 from fewstep.methods.msd import MSD
+from fewstep.methods.nct import NCT
 from fewstep.methods.optimal_steps import OptimalSteps
 from fewstep.methods.pair_regression import PairRegression
 from fewstep.methods.pdd import PDD
@@ -138,6 +143,7 @@ LEARNS: tuple[tuple[Method, float], ...] = (
     (Diffusion2GAN(pairs=Pairs(1000), distance=SumOfAbsolutes(), judge=PAIRED), 0.01),
     (FLASH, 0.006),
     (ASD(FewStep(2.5, 2), LEVELS, ratio=1), 0.012),
+    (FlashDMD(FewStep(2.5, 2), matched=1, times=LEVELS, judge=OWN, gan=0.1), 0.02),
     (ADD(judge=OWN, distil=0.1), 0.035),
     (CTM(most=2), 0.02),
     (InvertibleConsistency(), 0.012),
@@ -194,9 +200,10 @@ def test_it_learns(method: Method, bound: float) -> None:
 
 def test_every_method_says_what_it_learns() -> None:
     """But for those that this mixture cannot tell: Pretrain makes teachers
-    (tests/recipes/test_mixture.py), GuidanceDistillation and MSD need conditions, PSO and Rewarded
-    leave the law (the tests of their names).
+    (tests/recipes/test_mixture.py), GuidanceDistillation, MSD, JDM and NCT need conditions, PSO,
+    DistillationDPO, DMDR and Rewarded leave the law (the tests of their names).
     """
     said = {type(method) for method, _ in LEARNS}
-    elsewhere = {Pretrain, GuidanceDistillation, MSD, PSO, Rewarded}
+    conditional = {GuidanceDistillation, MSD, JDM, NCT}
+    elsewhere = {Pretrain, PSO, DistillationDPO, DMDR, Rewarded} | conditional
     assert {type(method) for method in METHODS} == said | elsewhere
