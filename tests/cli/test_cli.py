@@ -254,7 +254,7 @@ def test_evaluate(finished: Path, tmp_path: Path) -> None:
     assert metrics["student"]["swd_std"] > 0
     rows = {line.split()[0]: line.split() for line in out.splitlines()}
     assert rows["real"] == ["real", "teacher", "student"]
-    assert list(rows)[1:] == [*NAMES[:8], "calls", "ms_per_image"]
+    assert list(rows)[1:] == [*NAMES]
     assert rows["nn"][1:3] == ["2.135", f"{metrics['teacher']['nn']:.4g}"]
     alone = fewstep("evaluate", str(tmp_path / "runs" / "teacher"), "--samples", "100")
     assert alone.out.splitlines()[0].split() == ["real", "teacher"]
