@@ -55,9 +55,9 @@ def test_every_public_method_takes_part_or_says_why_not() -> None:
     taking_part = {one.name for one in entries.ENTRIES}
     assert not taking_part & entries.ABSENT.keys()
     named, public = taking_part | entries.ABSENT.keys(), public_methods()
-    said = "add a line to ENTRIES, or to ABSENT why not, in benchmarks/arena/entries.py"
-    assert not public - named, said
-    assert not named - public, "add these names to fewstep/__init__.pyi"
+    missing, unknown = public - named, named - public
+    assert not missing, "add them to ENTRIES, or to ABSENT why not, in benchmarks/arena/entries.py"
+    assert not unknown, "add these names to fewstep/__init__.pyi"
     assert len(taking_part) == len(entries.ENTRIES)
 
 

@@ -296,10 +296,11 @@ def test_the_pages_name_every_method() -> None:
     rows = re.findall(r"^\| `(\w+)` \|", (ROOT / "docs/methods.md").read_text("utf-8"), re.M)
     assert rows == sorted(set(rows), key=rows.index)
     methods = {type(method).__name__ for method in instances.METHODS}
-    assert not methods - set(rows), "add a row to docs/methods.md for each of these"
-    assert not set(rows) - methods, "add a line to tests/instances.py for each of these"
+    missing, unknown = methods - set(rows), set(rows) - methods
+    assert not missing, "add a row to docs/methods.md for each of these"
+    assert not unknown, "add a line to tests/instances.py for each of these"
     readme = (ROOT / "README.md").read_text("utf-8")
     table = readme[readme.index("## Methods") : readme.index("## Command line")]
-    named = set(re.findall(r"`(\w+)`", table))
-    assert not set(rows) - named, "add these names to the table 'Methods' of README.md"
+    missing = set(rows) - set(re.findall(r"`(\w+)`", table))
+    assert not missing, "add these names to the table 'Methods' of README.md"
     assert len(readme.splitlines()) <= 90

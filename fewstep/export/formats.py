@@ -56,8 +56,8 @@ FORMATS: Mapping[str, Format] = {
     "kohya": Format("lora", "the same of a U-Net under kohya's names, one file", "rank", ADAPTER),
     "space": Format("space", "a gradio app of a student, for the Hugging Face hub or any machine"),
 }
-"""What `fewstep export --to` takes. Names have letters, digits and _: they are part of a function's.
-Writers are imported when they are asked for."""
+"""What `fewstep export --to` takes. A name is part of that of its function, so it has
+letters, digits and _ alone. Writers are imported when they are asked for."""
 
 
 def format_called(name: str) -> Format:
