@@ -273,7 +273,8 @@ def test_every_command_in_the_docs_exists() -> None:
     assert len(found) > 25
     for args in found:
         check(args)
-    assert {args[0] for args in found} == set(VERBS)
+    missing = set(VERBS) - {args[0] for args in found}
+    assert not missing, "show a command of these in a page of docs/, in a block of its own"
     for wrong in (["trian"], ["train", "digit"], ["train", "digits", "--stesp", "1"]):
         with pytest.raises((AssertionError, ValueError)):
             check(wrong)
@@ -294,8 +295,12 @@ def test_the_pages_name_every_method() -> None:
     """One row each in docs/methods.md; the README, a first screen, names them by family."""
     rows = re.findall(r"^\| `(\w+)` \|", (ROOT / "docs/methods.md").read_text("utf-8"), re.M)
     assert rows == sorted(set(rows), key=rows.index)
-    assert set(rows) == {type(method).__name__ for method in instances.METHODS}
+    methods = {type(method).__name__ for method in instances.METHODS}
+    missing, unknown = methods - set(rows), set(rows) - methods
+    assert not missing, "add a row to docs/methods.md for each of these"
+    assert not unknown, "add a line to tests/instances.py for each of these"
     readme = (ROOT / "README.md").read_text("utf-8")
     table = readme[readme.index("## Methods") : readme.index("## Command line")]
-    assert set(rows) <= set(re.findall(r"`(\w+)`", table))
+    missing = set(rows) - set(re.findall(r"`(\w+)`", table))
+    assert not missing, "add these names to the table 'Methods' of README.md"
     assert len(readme.splitlines()) <= 90

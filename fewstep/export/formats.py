@@ -1,4 +1,4 @@
-"""The formats that a finished student can be written in, one line each.
+"""The formats that a finished student can be written in, one entry each.
 
 A writer is called with (run, out): a run folder, or a folder with model.json, and the file or
 folder to write; adapters also take a rank, programs whether to decode. It loads the result again,
@@ -31,21 +31,33 @@ class Format:
     """What is written, and for whom."""
     takes: str = ""
     """The further argument of the writer, if any: "rank" or "pictures"."""
+    file: str = ""
+    """Name in a repository of what is one file, with its card beside it; "" for a folder."""
 
 
 PIPELINE = "diffusers_pipeline"
+WEIGHTS, ADAPTER = "model.safetensors", "pytorch_lora_weights_kohya.safetensors"
 FORMATS: Mapping[str, Format] = {
     "diffusers": Format(PIPELINE, "a pipeline folder that stock diffusers samples right"),
-    "safetensors": Format(PIPELINE, "a pipeline's network alone, under diffusers' names"),
-    "checkpoint": Format("checkpoint", "one file in the original layout, of SD and SDXL"),
-    "pt2": Format("pt2_onnx", "any student with its sampler, for torch.export.load", "pictures"),
-    "onnx": Format("pt2_onnx", "any student with its sampler, for onnxruntime", "pictures"),
+    "safetensors": Format(
+        PIPELINE, "a pipeline's network alone, under diffusers' names", file=WEIGHTS
+    ),
+    "checkpoint": Format(
+        "checkpoint", "one file in the original layout, of SD and SDXL", file=WEIGHTS
+    ),
+    "pt2": Format(
+        "pt2_onnx", "any student with its sampler, for torch.export.load", "pictures", "model.pt2"
+    ),
+    "onnx": Format(
+        "pt2_onnx", "any student with its sampler, for onnxruntime", "pictures", "model.onnx"
+    ),
     "comfyui": Format("comfyui", "a pipeline's network and a workflow of ComfyUI's stock nodes"),
     "lora": Format("lora", "an adapter of a pipeline, under diffusers' names", "rank"),
-    "space": Format("space", "a gradio app of it for the Hugging Face hub, or any machine"),
-    "kohya": Format("lora", "the same of a U-Net under kohya's names, one file", "rank"),
+    "kohya": Format("lora", "the same of a U-Net under kohya's names, one file", "rank", ADAPTER),
+    "space": Format("space", "a gradio app of a student, for the Hugging Face hub or any machine"),
 }
-"""What `fewstep export --to` takes. Writers are imported when they are asked for."""
+"""What `fewstep export --to` takes. A name is part of that of its function, so it has
+letters, digits and _ alone. Writers are imported when they are asked for."""
 
 
 def format_called(name: str) -> Format:

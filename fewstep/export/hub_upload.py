@@ -18,21 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fewstep.export.formats import export
+from fewstep.export.formats import export, format_called
 from fewstep.export.model_card import LICENCE_KEYS, licences, teacher_name
 from fewstep.storage.model_folder import load_student
 from fewstep.teachers.diffusers.load import pipeline_card
 
 NONE = "none"
 """For --base-model: a teacher that is on no hub."""
-SUFFIXES: Mapping[str, str] = {
-    "safetensors": "model.safetensors",
-    "checkpoint": "model.safetensors",
-    "pt2": "model.pt2",
-    "onnx": "model.onnx",
-    "kohya": "pytorch_lora_weights_kohya.safetensors",
-}
-"""Formats that are one file -> its name in the repository."""
 NAME = re.compile(r"[A-Za-z0-9](?:[\w.-]{0,94}[A-Za-z0-9])?", re.ASCII)
 """What ORG and NAME consist of."""
 GATES = ("extra_gated_prompt", "extra_gated_fields", "extra_gated_heading")
@@ -101,17 +93,18 @@ def prepared(
     stated = licences(student)
     known = agreed_licence(stated, licence, _gated(pipeline_card(student.card)))
     base = _base(teacher_name(student), base_model)
-    if form in SUFFIXES:
+    file = format_called(form).file
+    if file:
         out.mkdir()
-        export(run, out / SUFFIXES[form], form)
-        (out / f"{SUFFIXES[form]}.md").rename(out / "README.md")
+        export(run, out / file, form)
+        (out / f"{file}.md").rename(out / "README.md")
     else:
         export(run, out, form)
     readme = out / "README.md"
     text = readme.read_text(encoding="utf-8")
     folder = pipeline_card(student.card).get("folder")
-    own = SUFFIXES.get(form, out.name)
-    readme.write_text(published(text, repository, own, known, base, folder), encoding="utf-8")
+    text = published(text, repository, file or out.name, known, base, folder)
+    readme.write_text(text, encoding="utf-8")
     return Publication(out, repository, "space" if form == "space" else "model", known[0], base)
 
 

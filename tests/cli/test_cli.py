@@ -26,6 +26,7 @@ from fewstep.config import decode
 from fewstep.data.image_grid import grid
 from fewstep.diffusion.pixels import to_uint8
 from fewstep.diffusion.time_distributions import LogNormal
+from fewstep.eval.metric_table import METRICS
 from fewstep.nets.mlp import MLP
 from fewstep.recipes import digits as recipes
 from fewstep.recipes.sid_edm import RECIPES
@@ -33,10 +34,7 @@ from fewstep.runs.monitor import Monitor
 from fewstep.storage.model_folder import load_student
 from tests.command import DISTIL, SMALL, fewstep, tree
 
-NAMES = (
-    *("fd_digits", "precision", "recall", "density", "coverage", "accuracy", "swd", "nn"),
-    *("calls", "ms_per_image"),
-)
+NAMES = ("fd_digits", *(n for n, m in METRICS.items() if m.of), "calls", "ms_per_image")
 WEIGHTS = "student/model.safetensors"
 
 

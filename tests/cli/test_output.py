@@ -108,6 +108,7 @@ def prepared(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_a_verb_prints_its_result_alone(
     verb: str, prepared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    assert verb in CASES, "add its line to CASES, above: arguments, and keys of its --json"
     args, keys = CASES[verb]
     if verb == "demo":  # its own numbers are those of evaluate
         scores = {"real": {"fd": 1.0}}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -24,6 +25,12 @@ def test_every_format_has_its_writer() -> None:
         first, second, *more = inspect.signature(write).parameters
         assert (first, second) == ("run", "out")
         assert {"rank", "pictures"} & {*more} == ({form.takes} if form.takes else set())
+
+
+def test_every_format_has_its_row_in_the_docs_in_the_same_order() -> None:
+    page = Path(__file__).parents[2] / "docs" / "export.md"
+    rows = re.findall(r"^\| `(\w+)` \| .+ \| .+ \| .+ \|$", page.read_text("utf-8"), re.M)
+    assert rows == list(FORMATS), "the table in docs/export.md has a row for each of FORMATS"
 
 
 def test_an_unknown_format_is_refused(tmp_path: Path) -> None:

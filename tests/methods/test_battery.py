@@ -253,6 +253,7 @@ def test_wrong_shapes_are_refused_by_name(method: Method) -> None:
             if name != "student" and any(True for _ in net.parameters()):
                 nets[name] = wrong
         message = r"(real|prediction|x0) has shape \(6, [12]\) but \w+ has shape \(6, [12]\)"
+        # "DID NOT RAISE": begin the loss with same_shape(x=x, real=p.real, fake=p.fake)
         with pytest.raises(ValueError, match=message):
             turn.loss(nets, wrong, source(Draws.range(0, 6)))
 

@@ -207,3 +207,8 @@ def test_every_method_says_what_it_learns() -> None:
     conditional = {GuidanceDistillation, MSD, JDM, NCT}
     elsewhere = {Pretrain, PSO, DistillationDPO, DMDR, Rewarded} | conditional
     assert {type(method) for method in METHODS} == said | elsewhere
+    elsewhere = {Pretrain, GuidanceDistillation, MSD, PSO, Rewarded}
+    methods = {type(method) for method in METHODS}
+    missing = methods - said - elsewhere
+    assert not missing, "add a line of these to LEARNS, above"
+    assert said | elsewhere <= methods
