@@ -69,7 +69,8 @@ class Parser(argparse.ArgumentParser):
             if type(action) is not argparse._StoreAction:
                 continue
             if (equals and not value) or (not equals and after == ""):
-                fail(f"{name} is empty; give it a value, or leave it out")
+                rest = "" if action.required else ", or leave it out"
+                fail(f"{name} is empty; give it a value{rest}")
 
     def _given(self, words: Sequence[str]) -> Iterator[tuple[str, str, str]]:
         """Each flag of this parser with one value: what it sets, its name, what it is given."""
@@ -102,6 +103,8 @@ class Parser(argparse.ArgumentParser):
         """How the flag or argument is written whose value could not be read, or ""."""
         if bare := re.fullmatch(r"argument ([^:]+): ignored explicit argument '(.*)'", message):
             return f"{bare[1].split('/')[-1]} takes no value: leave out ={bare[2]}"
+        if two := re.fullmatch(r"argument (\S+): not allowed with argument (\S+)", message):
+            return f"{two[1]} and {two[2]} contradict each other: leave one of them out"
         match = re.fullmatch(r"argument ([^:]+): (invalid|expected) (.*)", message)
         action = next((a for a in self._actions if match and _name(a) == match[1]), None)
         if match is None or action is None:
