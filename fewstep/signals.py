@@ -105,9 +105,14 @@ def tolerant() -> None:
     """Let standard output and error take any text, whatever the terminal's encoding.
 
     A path of bytes that are not UTF-8 is written as these bytes, so that the next command can read
-    it.
+    it. A stream that was closed (>&-) becomes the null device: what is printed to none of them
+    goes to standard output instead.
     """
     codecs.register_error("fewstep", _as_it_is)
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            descriptor = os.open(os.devnull, os.O_RDWR)
+            setattr(sys, name, os.fdopen(descriptor, "r" if name == "stdin" else "w"))
     for stream in (sys.stdout, sys.stderr):
         if type(stream) is io.TextIOWrapper:
             stream.reconfigure(errors="fewstep")

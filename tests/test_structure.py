@@ -186,8 +186,8 @@ def test_functions_stay_short() -> None:
 WITHOUT_TEST_FILE = {
     "": "signals",
     "cli": (
-        "convert demo distill doctor dry_run ema evaluate export measure parser plan "
-        "progress_bar recipes report run_flags stats train"
+        "convert demo distill doctor dry_run ema evaluate export measure plan recipes report "
+        "run_flags stats train"
     ),
     "data": "captions embeddings errors labels mnist npz pack readers",
     "diffusion": "encoder_features generator model pixels",

@@ -76,6 +76,10 @@ def main(argv: list[str] | None = None) -> None:
         code = 1
     except KeyboardInterrupt as stop:
         code = ended(stop)
+    except OverflowError as error:
+        if os.environ.get("FEWSTEP_DEBUG"):
+            raise
+        fail(f"a number is too large to be computed with ({error}); give a smaller one")
     except FloatingPointError as error:
         last_words(f"fewstep: {error}")
     except Exception as error:

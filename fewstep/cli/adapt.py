@@ -9,12 +9,13 @@ denoising loss on the student would lose its few steps. See docs/adapt.md.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 from fewstep.cli.parser import Parser, code_flag, fail, verb_parser
 from fewstep.cli.progress_bar import say
-from fewstep.cli.recipe_verbs import machine_flags
+from fewstep.cli.recipe_verbs import machine_flags, refuse_timeout
 from fewstep.runs.command_line import command_line
 from fewstep.runs.run_folder import RunFolder
 from fewstep.storage.user_code import trust
@@ -29,6 +30,11 @@ def run(args: list[str]) -> int:
             fail("adapt needs a student, such as runs/sid; fewstep adapt --help tells more")
         print(parser.format_help())
         return 0
+    refuse_timeout(flags.timeout)
+    if flags.tune_scale is not None and flags.tune is None:
+        fail("--tune-scale is that of --tune LORA.safetensors: give both, or leave it out")
+    if flags.tune_scale is not None and not math.isfinite(flags.tune_scale):
+        fail(f"--tune-scale is a finite number, got {flags.tune_scale:g}")
     from fewstep.cli.adaptation import base_of, fused, refuse, run_of, started
     from fewstep.cli.recipe_run import perform, rehearse, told
     from fewstep.cli.run_flags import help_text, resolve
@@ -78,7 +84,7 @@ def _parser() -> Parser:
     tune.add_argument(
         "--tune", type=Path, help="a LoRA of the base (.safetensors), which is fused into a folder"
     )
-    parser.add_argument("--tune-scale", type=float, default=1.0, help="of --tune (default: 1)")
+    parser.add_argument("--tune-scale", type=float, help="of --tune (default: 1)")
     parser.add_argument("--out", type=Path, help="the run folder (default: runs/adapted)")
     parser.add_argument("--recipe", default="", help="for a student that is no run folder")
     code_flag(parser)

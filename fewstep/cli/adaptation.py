@@ -61,4 +61,5 @@ def fused(base: str, flags: Any, out: Path) -> str:
         fail(f"{base} is no pipeline folder, so it has no LoRA files; use --tuned FOLDER")
     place = out.with_name(f"{out.name}-teacher")
     say(f"the fine-tuned teacher: {place}")
-    return str(fuse(Path(base), flags.tune, place, flags.tune_scale))
+    scale = 1.0 if flags.tune_scale is None else flags.tune_scale
+    return str(fuse(Path(base), flags.tune, place, scale))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fewstep.cli.output import as_json, result
-from fewstep.cli.parser import code_flag, fail, refuse_missing, verb_parser
+from fewstep.cli.parser import code_flag, fail, refuse_missing, refuse_over, verb_parser
 from fewstep.cli.progress_bar import Bar, say
 from fewstep.storage.files import write
 from fewstep.storage.machine_errors import trouble
@@ -30,9 +30,7 @@ def run(args: list[str]) -> int:
         "settings are compared seed by seed. Writes one self-contained page, compare.html.",
     )
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folders")
-    parser.add_argument(
-        "--out", type=Path, default=Path("compare.html"), help="the page (default: compare.html)"
-    )
+    parser.add_argument("--out", type=Path, help="the page, a .html file (default: compare.html)")
     parser.add_argument("--no-page", action="store_true", help="print the table alone")
     parser.add_argument("--csv", action="store_true", help="print a line for each run as CSV")
     parser.add_argument(
@@ -44,10 +42,10 @@ def run(args: list[str]) -> int:
     if flags.csv and as_json():
         fail("--csv and --json are two forms of the result: leave one of them out")
     refuse_missing(*flags.runs)
-    if flags.out.is_dir():
-        fail(f"{flags.out} is a folder; name a file for the page")
-    if not flags.out.parent.is_dir():
-        fail(f"cannot write {flags.out}: there is no folder {flags.out.parent}")
+    if flags.no_page and flags.out is not None:
+        fail("--out and --no-page contradict each other: leave one of them out")
+    out = flags.out or Path("compare.html")
+    _refuse_place(out, flags.runs)
     from fewstep.compare import page
     from fewstep.compare.table import compare
     from fewstep.report.sample_images import Making
@@ -72,9 +70,20 @@ def run(args: list[str]) -> int:
         text = "\n".join([table(page.columns(found), page.rows(found)), *notes])
     result(found.json(), text)
     if html:
-        _write(flags.out, html)
-        say(str(flags.out))
+        _write(out, html)
+        say(str(out))
     return 0
+
+
+def _refuse_place(out: Path, runs: Sequence[Path]) -> None:
+    """Fail where no page can be written, or where something else would be lost."""
+    if out.is_dir():
+        fail(f"{out} is a folder; name a file for the page")
+    if not out.parent.is_dir():
+        fail(f"cannot write {out}: there is no folder {out.parent}")
+    if out.suffix != ".html":
+        fail(f"--out is a page, whose name ends in .html; got {out}")
+    refuse_over("--out", out, runs)
 
 
 def table(columns: Sequence[str], rows: Sequence[Row]) -> str:

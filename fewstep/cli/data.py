@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.cli.output import output_flags, result
-from fewstep.cli.parser import Parser, printable, refuse_missing
+from fewstep.cli.parser import Parser, fail, printable, refuse_missing, refuse_over
 from fewstep.cli.progress_bar import Bar, say, stopping
 
 FEW = 20
@@ -45,7 +45,10 @@ def parser() -> Parser:
     check = kinds.add_parser("check", help="read every picture, count, show", allow_abbrev=False)
     check.add_argument("source", type=Path, help="a folder, .zip or .npz")
     check.add_argument(
-        "--sheet", type=Path, default=Path("sheet.png"), help="some of them (default: sheet.png)"
+        "--sheet",
+        type=Path,
+        default=Path("sheet.png"),
+        help="some of them, a .png file outside the set (default: sheet.png)",
     )
     for kind in (pack, check):
         output_flags(kind)
@@ -96,6 +99,9 @@ def check(own: Namespace) -> int:
     from fewstep.data.readers import reader_of
     from fewstep.storage.files import write
 
+    if own.sheet.suffix != ".png" or own.sheet.is_dir() or not own.sheet.parent.is_dir():
+        fail(f"--sheet is a .png file in a folder that exists, got {own.sheet}")
+    refuse_over("--sheet", own.sheet, [own.source], beside=False)
     reader = reader_of(own.source)
     problems = Problems(own.source)
     shape = first_shape(reader)

@@ -6,11 +6,13 @@ import argparse
 import difflib
 import re
 import sys
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from fewstep.cli import flag_syntax
 from fewstep.cli.output import output_flags
+from fewstep.cli.progress_bar import say
 
 TEACHER = "where the run's teacher is now, if it was moved: checked by digest, and recorded"
 FEATURES = (
@@ -43,7 +45,47 @@ def _name(action: argparse.Action) -> str:
 
 
 class Parser(argparse.ArgumentParser):
-    """An argparse parser that fails with one sentence, and the nearest name for a misspelling."""
+    """An argparse parser that fails with one sentence, and the nearest name for a misspelling.
+
+    An empty value, as of a shell's variable that is not set, is refused: as a path it would be
+    the present folder. Of a flag that is given twice the last counts, which is told.
+    """
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """As argparse does it, once empty values are refused; then tells what does not count."""
+        words = list(sys.argv[1:] if args is None else args)
+        self._refuse_empty(words)
+        found = super().parse_known_args(words, namespace)
+        tell_repeated(self._given(words))
+        return found
+
+    def _refuse_empty(self, words: Sequence[str]) -> None:
+        """Fail where a flag of this parser is followed by nothing but quotes."""
+        for word, after in zip(words, [*words[1:], None], strict=False):
+            name, equals, value = word.partition("=")
+            action = self._option_string_actions.get(name)
+            if type(action) is not argparse._StoreAction:
+                continue
+            if (equals and not value) or (not equals and after == ""):
+                rest = "" if action.required else ", or leave it out"
+                fail(f"{name} is empty; give it a value{rest}")
+
+    def _given(self, words: Sequence[str]) -> Iterator[tuple[str, str, str]]:
+        """Each flag of this parser with one value: what it sets, its name, what it is given."""
+        for at, word in enumerate(words, 1):
+            name, equals, value = word.partition("=")
+            action = self._option_string_actions.get(name)
+            if type(action) is argparse._StoreAction:
+                many = action.nargs if isinstance(action.nargs, int) else 1
+                yield action.dest, name, value if equals else " ".join(words[at : at + many])
+
+    def _get_values(self, action: argparse.Action, words: list[str]) -> Any:
+        """The value of an argument; fails where a path, say, is empty."""
+        if not action.option_strings and "" in words and action.nargs != argparse.PARSER:
+            fail(f"{_name(action)} is empty; {self.prog} --help tells what it is")
+        return super()._get_values(action, words)  # type: ignore[misc]
 
     def error(self, message: str) -> NoReturn:
         """Exit with one sentence on the mistake, and the nearest flag for a misspelling."""
@@ -59,6 +101,10 @@ class Parser(argparse.ArgumentParser):
 
     def _misspelt(self, message: str) -> str:
         """How the flag or argument is written whose value could not be read, or ""."""
+        if bare := re.fullmatch(r"argument ([^:]+): ignored explicit argument '(.*)'", message):
+            return f"{bare[1].split('/')[-1]} takes no value: leave out ={bare[2]}"
+        if two := re.fullmatch(r"argument (\S+): not allowed with argument (\S+)", message):
+            return f"{two[1]} and {two[2]} contradict each other: leave one of them out"
         match = re.fullmatch(r"argument ([^:]+): (invalid|expected) (.*)", message)
         action = next((a for a in self._actions if match and _name(a) == match[1]), None)
         if match is None or action is None:
@@ -82,6 +128,36 @@ class Parser(argparse.ArgumentParser):
     def flags(self) -> list[str]:
         """The long flags of this parser."""
         return [name for name in self._option_string_actions if name.startswith("--")]
+
+
+def tell_repeated(given: Iterable[tuple[str, str, str]]) -> None:
+    """Say of what is given several times which value counts, the last.
+
+    given: what is set, the flag that sets it, and its value.
+    """
+    values: dict[str, list[str]] = {}
+    names: dict[str, str] = {}
+    for what, name, value in given:
+        values.setdefault(what, []).append(value)
+        names[what] = name
+    for what, several in values.items():
+        if len(set(several)) > 1:
+            say(f"{names[what]} is given {len(several)} times; {several[-1]!r} counts")
+
+
+def refuse_over(flag: str, out: Path, read: Iterable[Path], beside: bool = True) -> None:
+    """Fail where `out`, the value of `flag`, would be written over what a verb reads.
+
+    beside: whether a new file may be written into a folder that is read.
+    """
+    place = out.resolve()
+    for path in read:
+        source = path.resolve()
+        if place == source:
+            fail(f"{out} is what is read, and would be lost; choose another {flag}")
+        if source in place.parents and (not beside or place.exists()):
+            what = "is a file of" if place.exists() else "would become a part of"
+            fail(f"{out} {what} {path}, which is read; choose another {flag}")
 
 
 def refuse_missing(*paths: Path) -> None:

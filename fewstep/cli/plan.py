@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from argparse import ArgumentParser
 
 from fewstep.cli.output import result
@@ -10,14 +11,18 @@ from fewstep.plan.links import Links
 
 RATE = 80.0
 """Tera-operations a second in bf16 that a GPU is taken to sustain."""
+MOST = 100_000
+"""Samples that a GPU may be asked to compute at once."""
 
 
 def run(args: list[str]) -> int:
     """Print what each way of distilling a teacher takes; returns the exit code."""
     parser = _parser()
     flags, rest = parser.parse_known_args(args)
-    if min(flags.at_once) < 1 or not flags.tflops > 0:
-        fail("--at-once and --tflops are positive")
+    if not 1 <= min(flags.at_once) <= max(flags.at_once) <= MOST:
+        fail(f"--at-once is from 1 to {MOST:,} samples")
+    if not 0 < flags.tflops < math.inf:
+        fail(f"--tflops is a positive number, got {flags.tflops:g}")
     from fewstep.cli.plan_table import plan
 
     result(*plan(flags, rest, parser.flags()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -76,8 +77,8 @@ def _links(flags: Namespace, gpus: GPUs) -> Links:
     """What connects the GPUs, which make whole nodes."""
     rates = {name: getattr(flags, name) for name in ("within", "between", "disk", "hop")}
     for name, rate in {"per-node": flags.per_node, **rates}.items():
-        if not rate > 0:
-            fail(f"--{name} is positive, got {rate:g}")
+        if not 0 < rate < math.inf:
+            fail(f"--{name} is a positive number, got {rate:g}")
     if gpus.count > flags.per_node and gpus.count % flags.per_node:
         fail(
             f"{gpus.count} GPUs do not make whole nodes of {flags.per_node}; give another number "

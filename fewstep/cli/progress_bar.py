@@ -72,7 +72,7 @@ class Bar:
     def say(self, text: str) -> None:
         """Print a line above the bar."""
         if self.rich:
-            self.rich.console.print(text, highlight=False)
+            self.rich.console.print(text, highlight=False, markup=False)
         else:
             say(text)
 
@@ -90,13 +90,13 @@ def _columns() -> Progress:
     )
 
     return Progress(
-        TextColumn("{task.description:>18}"),
+        TextColumn("{task.description:>18}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
         console=Console(stderr=True),
     )
 

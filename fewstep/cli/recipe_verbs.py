@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from argparse import ArgumentParser
 from pathlib import Path
 from typing import Literal
@@ -24,6 +25,7 @@ def run_recipe(verb: Literal["train", "distill"], args: list[str]) -> int:
         print(parser.format_help())
         print(f"fewstep {verb} RECIPE --help lists every field of the recipe.")
         return 0
+    refuse_timeout(flags.timeout)
     from fewstep.cli.recipe_run import like_teacher, perform, rehearse, told
     from fewstep.cli.run_flags import help_text, resolve
     from fewstep.recipes.registry import every, recipe
@@ -89,6 +91,12 @@ def _recipe_parser(verb: str) -> Parser:
     parser.add_argument("--dry-run", action="store_true", help="print the run and its cost only")
     parser.add_argument("-h", "--help", action="store_true", help="this, and the recipe's fields")
     return parser
+
+
+def refuse_timeout(seconds: float) -> None:
+    """Fail where no step could end in such a time, or none would ever be missed."""
+    if not 0 < seconds < math.inf:
+        fail(f"--timeout is a positive number of seconds, got {seconds:g}")
 
 
 def machine_flags(parser: ArgumentParser) -> None:

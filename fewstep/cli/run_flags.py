@@ -22,6 +22,7 @@ import tyro
 
 from fewstep import config
 from fewstep.cli import flag_syntax
+from fewstep.cli.parser import tell_repeated
 from fewstep.cli.progress_bar import say
 from fewstep.diffusion.model import OfTeacher
 from fewstep.diffusion.noise_path import Flow
@@ -40,6 +41,7 @@ def resolve(run: Run, args: Sequence[str], prog: str, others: Sequence[str] = ()
     --prompts FILE is short for the file of a domain of prompts.
     """
     rest: list[str] = []
+    parts: list[tuple[str, str, str]] = []
     queue = list(args)
     while queue:
         flag = queue.pop(0)
@@ -50,6 +52,7 @@ def resolve(run: Run, args: Sequence[str], prog: str, others: Sequence[str] = ()
                 example = part() if isinstance(part, type) else part
                 raise ValueError(f"{name} needs a value, such as {example!r}")
             text = value or queue.pop(0)
+            parts.append((".".join(path), name, text))
             try:
                 run = _put(run, path, text)
             except ValueError as error:
@@ -58,6 +61,8 @@ def resolve(run: Run, args: Sequence[str], prog: str, others: Sequence[str] = ()
         else:
             rest.append(flag)
     rest = [_long(run, word) for word in rest]
+    parts += [(".".join(_path(name)), name, " ".join(words)) for name, words in _given(rest)]
+    tell_repeated(parts)
     errors, out = io.StringIO(), io.StringIO()
     try:
         with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(out):

@@ -7,7 +7,14 @@ from pathlib import Path
 
 from fewstep.cli.output import result
 from fewstep.cli.pairing import PAIRINGS
-from fewstep.cli.parser import SIZE, VAE_OR_NONE, code_flag, refuse_missing, verb_parser
+from fewstep.cli.parser import (
+    SIZE,
+    VAE_OR_NONE,
+    code_flag,
+    refuse_missing,
+    refuse_over,
+    verb_parser,
+)
 from fewstep.cli.sampling_flags import sampling_flags
 from fewstep.storage.user_code import trust
 
@@ -35,6 +42,7 @@ def run(args: list[str]) -> int:
     code_flag(parser)
     flags = parser.parse_args(args)
     refuse_missing(flags.model)
+    refuse_over("--out", flags.out, [flags.model, *([flags.start] if flags.start else [])])
     trust(flags.code, [flags.model])
     from fewstep.cli.sample_pictures import Wish, make
 

@@ -20,7 +20,7 @@ from fewstep.data.image_grid import grid, png
 from fewstep.data.png_text import png_with
 from fewstep.diffusion.pixels import to_uint8
 from fewstep.export.atomic_output import new_output
-from fewstep.storage.files import write
+from fewstep.storage.files import require_vacant, write
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,9 @@ def refuse_place(out: Path) -> None:
         )
     if not out.parent.is_dir():
         raise ValueError(f"there is no folder {out.parent} to write {out.name} to")
-    if out.suffix in (".png", ".npz") and out.is_dir():
+    if out.suffix not in (".png", ".npz"):
+        require_vacant(out)
+    elif out.is_dir():
         raise ValueError(f"{out} is a folder; name a file in it, or a folder without {out.suffix}")
 
 

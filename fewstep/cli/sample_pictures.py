@@ -99,8 +99,9 @@ def make(model: Path, out: Path, wish: Wish = Wish()) -> None:
             "takes no --prompts" if wish.prompts else "needs --prompts, a text or a file of them"
         )
         raise ValueError(f"{model} {what}")
-    if opened.card.get("method") and generator.sampler.calls != opened.sampler.calls:
-        say(f"this student is at its best in its own {count(opened.sampler.calls, 'call')}")
+    steps, own = wish.sampling.steps, opened.sampler.calls
+    if steps is not None and opened.card.get("method") and generator.sampler.calls != own:
+        say(f"this model is at its best in its own {count(own, 'call')}")
     chosen = numbers(wish.labels, "--labels") or None
     if wish.walk is None and wish.vary is None:
         parts, asked = _samples(generator, model, index, chosen, out, wish)

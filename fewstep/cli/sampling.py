@@ -29,6 +29,8 @@ from fewstep.storage.user_code import decoded
 
 CAP = 80.0
 """The largest noise level sigma / alpha of a schedule that starts at pure noise."""
+MOST = 10_000
+"""Steps that can be asked for."""
 CALIBRATION = range(2**40, 2**40 + 256)
 """Samples that a gate's threshold is found on, and that nobody asks for."""
 
@@ -52,11 +54,16 @@ class Sampling:
 
     @classmethod
     def asked(cls, flags: argparse.Namespace) -> Sampling:
-        """Of the flags of a command."""
+        """Of the flags of a command; ValueError for a scale or steps that are out of range."""
         given = {name: getattr(flags, name) for name in NAMES}
         if given["guide_between"] is not None:
             given["guide_between"] = tuple(given["guide_between"])
-        return cls(**{name: value for name, value in given.items() if value is not None})
+        given = {name: value for name, value in given.items() if value is not None}
+        if not math.isfinite(given.get("guidance", 1.0)):
+            raise ValueError(f"--guidance is a finite scale, got {given['guidance']}")
+        if not 1 <= given.get("steps", 1) <= MOST:
+            raise ValueError(f"--steps is from 1 to {MOST:,}, got {given['steps']}")
+        return cls(**given)
 
     @property
     def suffix(self) -> str:

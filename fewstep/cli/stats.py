@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fewstep.cli.output import result
-from fewstep.cli.parser import FEATURES, refuse_missing, verb_parser
+from fewstep.cli.parser import FEATURES, fail, refuse_missing, verb_parser
 
 
 def run(args: list[str]) -> int:
@@ -15,7 +15,7 @@ def run(args: list[str]) -> int:
     )
     parser.add_argument("data", type=Path, help="a folder, .zip or .npz of pictures")
     parser.add_argument("--features", default="", help=FEATURES)
-    parser.add_argument("--out", type=Path, required=True, help="the .npz file to write")
+    parser.add_argument("--out", type=Path, required=True, help="the new .npz file to write")
     parser.add_argument(
         "--keep",
         type=int,
@@ -26,6 +26,8 @@ def run(args: list[str]) -> int:
     parser.add_argument("--device", default="cpu", help="such as cuda or mps (default: cpu)")
     flags = parser.parse_args(args)
     refuse_missing(flags.data)
+    if flags.out.is_file():
+        fail(f"{flags.out} exists already; choose another name")
     from fewstep.cli.evaluate_fid50k import make_stats
 
     make_stats(flags.data, flags.features, flags.out, flags.keep, flags.device, flags.batch)

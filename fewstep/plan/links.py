@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 
@@ -25,5 +26,5 @@ class Links:
 
     def __post_init__(self) -> None:
         numbers = (self.per_node, self.within, self.between, self.hop, self.disk)
-        if not all(number > 0 for number in numbers):
+        if not all(0 < number < math.inf for number in numbers):
             raise ValueError(f"links have positive rates and times, got {self}")

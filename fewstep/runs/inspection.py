@@ -48,9 +48,10 @@ def inspect_model(path: str | Path) -> Facts:
     else:
         with regular(path) as file:
             head = file.read(16)
-        if head[:1] == b"\x80" or head[:2] == b"PK":
+        named = head[4:9] == b"\0\0\0\0{"  # whose first byte, of a length, can be a pickle's
+        if not named and (head[:1] == b"\x80" or head[:2] == b"PK"):
             facts = _snapshot(path)
-        elif path.suffix == ".safetensors" or head[8:9] == b"{":
+        elif named or path.suffix == ".safetensors" or head[8:9] == b"{":
             facts = {"what": "safetensors file", **_file(path), **inspect_weights(path)}
         else:
             raise ValueError(

@@ -262,8 +262,8 @@ def device_named(device: str) -> torch.device:
     """The device called "cpu", "cuda", "cuda:1" or "mps"; ValueError if it is not there."""
     try:
         torch_device = torch.device(device)
-        torch.empty(1, device=torch_device)
-    except (RuntimeError, AssertionError, NotImplementedError):
+        torch.zeros(1, device=torch_device).item()  # "meta" has no numbers
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError):
         raise ValueError(
             f"this machine has no device {device!r}; leave --device out for the CPU"
         ) from None

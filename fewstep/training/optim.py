@@ -45,8 +45,8 @@ class Optim:
     """
 
     def __post_init__(self) -> None:
-        if not (self.lr > 0 and self.warmup >= 0):
-            raise ValueError(f"Optim needs lr > 0 and warmup >= 0, got {self}")
+        if not (0 < self.lr < math.inf and self.warmup >= 0):
+            raise ValueError(f"Optim needs a finite lr > 0 and warmup >= 0, got {self}")
         if not (self.clip > 0 and self.clip_value > 0):
             raise ValueError(f"Optim needs clip > 0 and clip_value > 0, got {self}")
         if not (self.eps > 0 and self.weight_decay >= 0):

@@ -119,7 +119,10 @@ def test_wrong_input_is_one_sentence(home: Path, tmp_path: Path) -> None:
         ((student, *tuned, "--base", str(tmp_path)), "holds no finished model"),
         ((student, *tuned, "--method", "PairRegression()"), "has no fake score, so it cannot"),
         ((student, "--tune", str(tmp_path / "x.safetensors")), "is no pipeline folder"),
-        ((student, *tuned, "--tune", "x"), "not allowed with"),
+        (
+            (student, *tuned, "--tune", "x"),
+            "--tune and --tuned contradict each other: leave one of them out",
+        ),
     ):
         found = fewstep("adapt", *args, "--out", str(tmp_path / "run"))
         assert found.code == 2, (args, found)

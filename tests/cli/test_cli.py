@@ -85,7 +85,16 @@ WRONG = {
     "evaluate . --samples 9": "evaluate needs --samples of at least 100 and --draws of at least 1",
     "export nothing x": "there is no file or folder nothing",
     "export . x --to onxn": "there is no format 'onxn'; did you mean 'onnx'?",
-    "plan x --gpus 1x24GB --tflops 0": "--at-once and --tflops are positive",
+    "plan x --gpus 1x24GB --tflops 0": "--tflops is a positive number, got 0",
+    "plan x --gpus 1x24GB --tflops inf": "--tflops is a positive number, got inf",
+    "plan x --gpus 1x24GB --at-once 0": "--at-once is from 1 to 100,000 samples",
+    "plan x --gpus 1x24GB --at-once 99999999999999999999": "--at-once is from 1 to 100,000 "
+    "samples",
+    "train digits_teacher --timeout nan": "--timeout is a positive number of seconds, got nan",
+    "adapt x --timeout=-1": "--timeout is a positive number of seconds, got -1",
+    "adapt x --tuned y --tune-scale 2": "--tune-scale is that of --tune LORA.safetensors: give "
+    "both, or leave it out",
+    "plan x --gpus=": "--gpus is empty; give it a value",
 }
 
 

@@ -214,7 +214,7 @@ def test_a_run_knows_its_data(home: Path) -> None:
     assert changed.code == 2
     assert f"run.domain.sha256 was {first}, now " in changed.err
     assert tree(home / "run") == before
-    recorded = fewstep(*train, "--domain.sha256", first, "--out", "other")
+    recorded = fewstep(*train, "--domain.sha256", first, "--out", "other", "--quiet")
     assert (recorded.code, recorded.err) == (
         2,
         "fewstep: set no longer holds what the run was started with\n",

@@ -262,3 +262,18 @@ def test_damaged_safetensors(size: int, place: Place, tmp_path: Path) -> None:
     assert err.startswith(f"fewstep: {path} is not a safetensors file (")
     (tmp_path / "vp" / "model.safetensors").write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     assert "is damaged" in fewstep("inspect", str(tmp_path / "vp")).err
+
+
+@pytest.mark.parametrize(("low", "high"), [(0x80, 0x01), (0x80, 0x02), (ord("P"), ord("K"))])
+def test_safetensors_that_begin_as_a_pickle_or_an_archive(
+    low: int, high: int, tmp_path: Path
+) -> None:
+    """The first bytes are the length of the header, which may be those of another format."""
+    entry = {"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}
+    header = json.dumps(entry).encode().ljust(high << 8 | low)
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
+    assert path.read_bytes()[:2] == bytes([low, high])
+    code, out, err = fewstep("inspect", str(path), "--json")
+    assert (code, err) == (0, "")
+    assert json.loads(out)["numbers"] == 2

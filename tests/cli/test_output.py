@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import ast
 import json
+import shlex
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import wraps
@@ -12,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from fewstep import __version__
 from fewstep.cli import VERBS, output
 from fewstep.cli.parser import verb_parser
 from fewstep.recipes.digits import digits, digits_teacher
@@ -130,6 +134,23 @@ def test_without_them(finished: Path, monkeypatch: pytest.MonkeyPatch, tmp_path:
     wrong = fewstep("export", "nothing", str(tmp_path / "d"), "--json", "--quiet")
     assert (wrong.code, wrong.out) == (2, "")
     assert wrong.err.startswith("fewstep: ")
+
+
+@pytest.mark.parametrize(
+    ("closed", "args", "code", "out", "err"),
+    [
+        (1, ("--version",), 0, "", ""),
+        (1, ("recpies",), 2, "", "fewstep: there is no verb 'recpies'; did you mean 'recipes'?\n"),
+        (2, ("recpies",), 2, "", ""),
+        (2, ("--version",), 0, f"fewstep {__version__}\n", ""),
+        (0, ("--version",), 0, f"fewstep {__version__}\n", ""),
+    ],
+)
+def test_closed_streams(closed: int, args: tuple[str, ...], code: int, out: str, err: str) -> None:
+    """Python has None for them; errors stay away from standard output."""
+    command = shlex.join([sys.executable, "-m", "fewstep", *args]) + f" {closed}>&-"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (code, out, err)
 
 
 def test_results_are_strict_json(capsys: pytest.CaptureFixture[str]) -> None:

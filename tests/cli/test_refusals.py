@@ -85,8 +85,8 @@ CASES = {
     # folders
     f"train digits_teacher --out thesis {SMALLER}": "thesis is in use: it holds book.tex but no "
     "run; choose an empty folder with --out",
-    f"{' '.join(TEACH)} --out teacher --steps 31": "teacher is in use by a run with other "
-    "settings (run.steps was 30, now 31); choose another folder with --out",
+    f"{' '.join(TEACH).replace('30', '31')} --out teacher": "teacher is in use by a run with "
+    "other settings (run.steps was 30, now 31); choose another folder with --out",
     f"{' '.join(TEACH)} --out teacher --ema.ramp 0.5": "teacher is in use by a run with other "
     f"settings (run.ema.ramp was {digits_teacher().ema.ramp}, now 0.5); choose another folder "
     "with --out",
@@ -104,7 +104,16 @@ CASES = {
     "sample hurt": f"hurt/student/model.safetensors {DIGEST}",
     "sample sid --seeds 5-2": "--seeds are written like 0-63 or 3,7,9, got '5-2'",
     "sample sid --seeds 1;2": "--seeds are written like 0-63 or 3,7,9, got '1;2'",
-    "sample sid --seeds=": "--seeds names no sample",
+    "sample sid --seeds=": "--seeds is empty; give it a value, or leave it out",
+    "sample sid --seeds ,": "--seeds names no sample",
+    "sample sid --out=": "--out is empty; give it a value, or leave it out",
+    "sample sid --json=1": "--json takes no value: leave out =1",
+    "sample sid --device meta": "this machine has no device 'meta'; leave --device out for the "
+    "CPU",
+    "sample sid --guidance 1e400": "--guidance is a finite scale, got inf",
+    "sample sid --steps 0": "--steps is from 1 to 10,000, got 0",
+    "sample sid --steps 99999999999999999999": "--steps is from 1 to 10,000, got "
+    "99999999999999999999",
     "sample sid --seeds 0-99999999999": "--seeds: more than a million numbers in '0-99999999999'",
     "sample sid --seeds 9223372036854775808": "--seeds end at 2^63 - 1, got 9223372036854775808",
     "sample sid --labels 12": LABELS,
@@ -115,6 +124,25 @@ CASES = {
     "sample sid --out no/a.png": "there is no folder no to write a.png to",
     "sample sid --out taken.png": "taken.png is a folder; name a file in it, or a folder without "
     ".png",
+    "sample sid --out thesis": "thesis exists already; choose a new or empty folder",
+    # what is read is not written over
+    "sample sid --out sid/grids/step-00000020.png": "sid/grids/step-00000020.png is a file of "
+    "sid, which is read; choose another --out",
+    "sample sid --from a.png --strength 0.5 --out ./a.png": "a.png is what is read, and would be "
+    "lost; choose another --out",
+    "compare sid --out sid/run.json": "--out is a page, whose name ends in .html; got "
+    "sid/run.json",
+    "compare sid --out sid/page.html": "sid/page.html is a file of sid, which is read; choose "
+    "another --out",
+    "compare sid --out new.html --no-page": "--out and --no-page contradict each other: leave "
+    "one of them out",
+    "data check pictures --sheet pictures/a.png": "pictures/a.png is a file of pictures, which "
+    "is read; choose another --sheet",
+    "data check pictures --sheet pictures/b.png": "pictures/b.png would become a part of "
+    "pictures, which is read; choose another --sheet",
+    "data check pictures --sheet sid/run.json": "--sheet is a .png file in a folder that exists, "
+    "got sid/run.json",
+    "stats set.npz --out set.npz": "set.npz exists already; choose another name",
     # measuring and reporting
     "evaluate nowhere": "there is no file or folder nowhere",
     "evaluate thesis": "thesis is not a run folder (no run.json in it)",
@@ -143,6 +171,9 @@ def place(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, text in (("torn/run.json", ""), ("odd/run.json", '{"run": 3}')):
         (here / name).parent.mkdir()
         (here / name).write_text(text)
+    (here / "pictures").mkdir()
+    for name in ("pictures/a.png", "a.png", "set.npz", "sid/page.html"):
+        (here / name).write_text("of the person")
     for name in ("thesis/book.tex", "busy/.lock"):
         (here / name).parent.mkdir()
         (here / name).write_text("years of work")

@@ -38,7 +38,7 @@ def test_a_student_in_more_steps(finished: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.png"
     ask = ("sample", str(finished / "runs/sid"), "--seeds", "3", "--out", str(out))
     done = fewstep(*ask, "--steps", "4")
-    assert "this student is at its best in its own 1 call" in done.err
+    assert "this model is at its best in its own 1 call" in done.err
     student = open_model(finished / "runs/sid")
     assert out.read_bytes() == png(grid(student.in_steps(4).sample([3])))
     assert out.read_bytes() != png(grid(student.sample([3])))

@@ -97,6 +97,17 @@ def test_a_diverging_run_stops_with_a_sentence(tmp_path: Path, monkeypatch: Any)
     assert not Path("x/student").exists()
 
 
+def test_a_number_beyond_64_bits_is_one_sentence(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    batch = ("--batch", str(10**20), "--steps", "2", "--dry-run")
+    result = fewstep("train", "digits_teacher", *SMALL[:4], *batch)
+    assert (result.code, result.out, result.err.count("\n")) == (2, "", 1)
+    assert result.err.startswith("fewstep: a number is too large to be computed with (")
+    monkeypatch.setenv("FEWSTEP_DEBUG", "1")
+    with pytest.raises(OverflowError):
+        fewstep("train", "digits_teacher", *SMALL[:4], *batch)
+
+
 def test_a_full_disk_is_one_sentence(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
 

@@ -278,7 +278,7 @@ def test_wrong_input(finished: Path, folders: Folders, tmp_path: Path) -> None:
         ("plan", teacher, "--gpus", "1x8GB", "--recipe", "digit"): "did you mean 'digits'",
         ("plan", teacher, "--gpus", "1x8GB", "--recipe", "digits_teacher"): "trains a teacher",
         ("plan", teacher, "--gpus", "1x8GB", "--at-once", "0"): "are positive",
-        ("plan", teacher, "--gpus", "1x8GB", "--between", "0"): "--between is positive, got 0",
+        ("plan", teacher, "--gpus", "1x8GB", "--between", "0"): "--between is a positive number, got 0",
         ("plan", teacher, "--gpus", "12x8GB"): "12 GPUs do not make whole nodes of 8; give",
         ("plan", teacher, "--gpus", "1x8GB", "--metod", "SIM()"): "there is no flag --metod",
         ("plan", str(tmp_path / "none"), "--gpus", "1x8GB"): "there is no file or folder",
