@@ -169,8 +169,10 @@ def test_refusals_of_tuples_and_choices() -> None:
         "Optim(betas=(0.1,))": "Optim.betas is tuple[float, float], got [0.1]",
         "Optim(betas=(0.1, 1.0))": "Optim.betas are in [0, 1), got (0.1, 1.0)",
         "Optim(decay='sine')": "Optim.decay is 'constant' | 'linear' | 'cosine', got 'sine'",
+        "Optim(lr=inf)": "Optim needs a finite lr > 0 and warmup >= 0, got Optim(lr=inf, "
+        "betas=(0.0, 0.999), eps=1e-08, weight_decay=0.0, warmup=0, "
+        "decay='constant', clip=inf, clip_value=inf, offload=False, bits=32)",
         "Optim(lr=0)": "Optim needs a finite lr > 0 and warmup >= 0, got "
-        "Optim(lr=1e400)": "Optim needs a finite lr > 0 and warmup >= 0, got ",
         "Optim(lr=0.0, betas=(0.0, 0.999), eps=1e-08, weight_decay=0.0, warmup=0, "
         "decay='constant', clip=inf, clip_value=inf, offload=False, bits=32)",
         "VP(betas=3)": "VP.betas is tuple[float, ...], got 3",

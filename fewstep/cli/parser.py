@@ -85,7 +85,7 @@ class Parser(argparse.ArgumentParser):
         """The value of an argument; fails where a path, say, is empty."""
         if not action.option_strings and "" in words and action.nargs != argparse.PARSER:
             fail(f"{_name(action)} is empty; {self.prog} --help tells what it is")
-        return super()._get_values(action, words)  # type: ignore[misc]
+        return super()._get_values(action, words)
 
     def error(self, message: str) -> NoReturn:
         """Exit with one sentence on the mistake, and the nearest flag for a misspelling."""
