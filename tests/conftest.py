@@ -12,7 +12,7 @@ import torch
 from tests.command import DISTIL, TEACH, fewstep
 
 LONGEST = "storage/test_bounded_reading.py"
-"""A test of two minutes, which would be left for one process alone if it began last."""
+"""A test of a minute, which would be left for one process alone if it began last."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -61,12 +61,15 @@ def test_one_file_of_each_kind() -> None:
 
 
 @pytest.mark.slow
-def test_all_files_of_all_kinds() -> None:
-    report = judged(10_000)
+def test_a_dozen_files_of_each_kind() -> None:
+    """python -m tests.measure_hostile_files takes all."""
+    report = judged(12)
     counts = Counter(file["outcome"] for file in report)
-    assert len(report) == sum(1 for _ in cases()) >= 700
-    assert counts["refused"] >= 500
-    assert counts["taken"] >= 60
+    kinds = Counter(case.kind for case in cases())
+    assert sum(kinds.values()) >= 700
+    assert len(report) >= sum(min(count, 12) for count in kinds.values()) >= 350
+    assert counts["refused"] >= 250
+    assert counts["taken"] >= 40
 
 
 # the bounds, one by one
