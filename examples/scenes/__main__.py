@@ -28,7 +28,14 @@ def main(args: list[str]) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/scenes"))
     parser.add_argument("--small", action="store_true", help="in seconds, for tests")
     parser.add_argument(
-        "--only", choices=("teach", "judge", *STUDENTS, "measure"), help="one part of the work"
+        "--taught",
+        action="store_true",
+        help="begin at the students, with the autoencoder, teacher and judge of this folder",
+    )
+    parser.add_argument(
+        "--only",
+        choices=("teach", "judge", *STUDENTS, "measure", "keep"),
+        help="one part of the work; keep: put what is taught into the file that --taught reads",
     )
     own = parser.parse_args(args)
     sizes = SMALL if own.small else Sizes()
@@ -37,8 +44,8 @@ def main(args: list[str]) -> None:
     torch.set_num_threads(1)  # of small networks; the same numbers on every machine's cores
     own.out.mkdir(parents=True, exist_ok=True)
     with locked(own.out):
-        same(own.out, {"sizes": asdict(sizes)})
-        work = stages.Work(own.out, sizes)
+        same(own.out, {"sizes": asdict(sizes)} | ({"taught": True} if own.taught else {}))
+        work = stages.Work(own.out, sizes, own.taught)
         if own.only in (None, "teach"):
             stages.teach(work)
         if own.only == "judge":
@@ -48,6 +55,8 @@ def main(args: list[str]) -> None:
                 stages.distil(work, student)
         if own.only in (None, "measure"):
             results.measure(work)
+        if own.only == "keep":
+            stages.keep(work)
     if own.only is None:
         print(f"finished: {own.out / 'results.json'}, {own.out / 'pictures.png'}")
 
@@ -57,8 +66,9 @@ def same(out: Path, facts: dict[str, Any]) -> None:
     place, facts = out / "scenes.json", json.loads(json.dumps(facts))
     if not place.is_file():
         write_json(place, facts)
-    for name, value in read_json(place).items():
-        if value != facts[name]:
+    begun = read_json(place)
+    for name in begun | facts:
+        if begun.get(name) != facts.get(name):
             raise ValueError(f"{out} was begun with other {name}; choose another with --out")
 
 

@@ -12,11 +12,11 @@ class Sizes:
     captions: int = 0
     """Of each kind so many at most; 0: all."""
     vae_channels: tuple[int, ...] = (24, 48)
-    vae_steps: int = 2000
+    vae_steps: int = 6000
     unet_channels: tuple[int, ...] = (48, 64)
     pictures: int = 65_536
-    """Drawn and encoded for the teacher; each has a caption, and is seen two or three times."""
-    teacher_steps: int = 5200
+    """Drawn and encoded for the teacher; each has a caption, and is seen five times."""
+    teacher_steps: int = 10_000
     judged: int = 24_576
     """Pictures that the judge learns from."""
     judge_steps: int = 1200

@@ -4,7 +4,7 @@
     judge.safetensors
     teacher/                      a run of fewstep, continued where it stopped
     pipe/   prompts.txt           the teacher, as stock diffusers knows it
-    lsg/   one/   four/   tdm/    the students' runs, continued likewise
+    lsg/   one/                   the students' runs, continued likewise
     lsg-pipe/   one-pipe/         what is exported of them
 
 The networks before the teacher train for minutes, and start again if they are stopped.
@@ -19,23 +19,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import load_file, save
 from torch import Tensor
 from transformers import BertModel, BertTokenizerFast
 
-from examples.scenes import judge, teacher, vae, words
+from examples.scenes import judge, teacher, trained, vae, words
 from examples.scenes.captions import everything, split
 from examples.scenes.draw import draw
 from examples.scenes.judge import Judge
 from examples.scenes.sizes import Sizes
 from examples.scenes.stream import Stream
-from examples.scenes.students import EXPORTED, STUDENTS, flags
+from examples.scenes.students import STUDENTS, flags
 from fewstep import cli
 from fewstep.cli.recipe_run import perform
 from fewstep.diffusion.rng import Draws
 from fewstep.runs.command_line import command_line
 from fewstep.storage.files import write
+from fewstep.storage.model_folder import load_student
 
 CHECKED = 1_000_000
 """Number of the first picture that the autoencoder is measured on."""
@@ -49,6 +50,8 @@ class Work:
 
     out: Path
     sizes: Sizes
+    taught: bool = False
+    """Take autoencoder, teacher and judge from `trained.FILE`."""
 
     @cached_property
     def stream(self) -> Stream:
@@ -59,6 +62,8 @@ class Work:
     def vae(self) -> Any:
         """The autoencoder, trained first if need be."""
         where = self.out / "vae"
+        if not where.is_dir() and self.taught:
+            finish(trained.taught("vae", vae.build(self.sizes.vae_channels)), where)
         if not where.is_dir():
             x = self.stream.pictures(CHECKED, 500)
             scenes, sizes = self.stream.pictures, self.sizes
@@ -85,6 +90,8 @@ class Work:
     def judge(self) -> Judge:
         """The judge, trained first if need be."""
         file = self.out / "judge.safetensors"
+        if not file.is_file() and self.taught:
+            write(file, save(trained.taught("judge", Judge()).state_dict()))
         if not file.is_file():
             sizes, made, scenes = self.sizes, Judge(), Stream(everything())
             for step, loss, now in judge.fit(scenes, sizes.judge_steps, sizes.judged):
@@ -130,6 +137,10 @@ def teach(work: Work) -> None:
     if (work.out / "pipe").is_dir():
         return
     coder, (tokenizer, encoder) = work.vae, work.reader
+    if work.taught:
+        unet = trained.taught("unet", teacher.network(work.sizes).build(teacher.SHAPE, 0).net)
+        finish(teacher.assemble(unet, coder, encoder, tokenizer), work.out / "pipe")
+        return
     file = work.out / "prompts.safetensors"
     if not file.is_file():
         texts = [*(caption.text for caption in work.stream.split.learnt), ""]
@@ -140,26 +151,32 @@ def teach(work: Work) -> None:
     if not file.is_file():
         print(f"drawing and encoding {work.sizes.pictures} scenes", flush=True)
         write(file, save(latents(work)))
-    trained = work.out / "teacher"
+    folder = work.out / "teacher"
     run = teacher.run(work.sizes, work.out)
-    if code := perform(run, trained, "scenes_teacher", "", "the same command"):
+    if code := perform(run, folder, "scenes_teacher", "", "the same command"):
         sys.exit(code)
-    finish(teacher.assemble(trained, coder, encoder, tokenizer), work.out / "pipe")
+    unet = load_student(folder).denoiser.net.net
+    finish(teacher.assemble(unet, coder, encoder, tokenizer), work.out / "pipe")
+
+
+def keep(work: Work) -> None:
+    """Put autoencoder, teacher and judge into `trained.FILE`."""
+    unet = UNet2DConditionModel.from_pretrained(work.out / "pipe" / "unet")
+    trained.keep({"vae": work.vae, "unet": unet, "judge": work.judge})
 
 
 def distil(work: Work, name: str) -> None:
     """A student, and its pipeline folder; by the commands that anybody would type."""
     run, student = work.out / name, STUDENTS[name]
     pipe = work.out / f"{name}-pipe"
-    if (pipe if name in EXPORTED else run / "student").is_dir():
+    if pipe.is_dir():
         return
     fewstep(
         *("distill", "t2i", "--teacher", str(work.out / "pipe"), "--out", str(run)),
         *("--domain", f"Prompts('{work.prompts}')"),
         *flags(student, work.sizes),
     )
-    if name in EXPORTED:
-        fewstep("export", str(run), str(pipe))
+    fewstep("export", str(run), str(pipe))
 
 
 def fewstep(*args: str) -> None:

