@@ -59,11 +59,12 @@ def time_embedding(net: object) -> TimeEmbedding:
 def geometric_frequencies(low: float, high: float, count: int) -> Tensor:
     """Angular frequencies in geometric steps from 2 pi 2^low to 2 pi 2^high: (count,).
 
-    They are computed on the CPU: a network is also built on the device "meta", to tell its size,
-    and there torch does a linspace and a power in Python, for which it imports its compiler.
+    Without values on the device "meta", where a network is built to tell its size: there torch
+    does a linspace and a power in Python, for which it imports its compiler.
     """
-    frequencies = 2 * math.pi * 2.0 ** torch.linspace(low, high, count, device="cpu")
-    return frequencies.to(torch.get_default_device())
+    if torch.get_default_device().type == "meta":
+        return torch.empty(count)
+    return 2 * math.pi * 2.0 ** torch.linspace(low, high, count)
 
 
 class Embedding(nn.Module):

@@ -206,11 +206,12 @@ def test_statistics_of_pictures_of_any_kind(place: Path) -> None:
     as_zip(Path("pictures.zip"), labelled(files(images), range(30)))
     x = features(images).double()
     for source in ("pictures", "pictures.zip"):
+        out = f"{source}.stats.npz"
         made = fewstep(
-            "stats", source, "--features", "mine.py:Small", "--out", "f.npz", "--batch", "7"
+            "stats", source, "--features", "mine.py:Small", "--out", out, "--batch", "7"
         )
         assert made.code == 0, made.err
-        found = np.load("f.npz")
+        found = np.load(out)
         assert found["count"] == 30
         np.testing.assert_allclose(found["mu"], x.mean(0).numpy(), rtol=1e-6)
         covariance = torch.cov(x.T).numpy()

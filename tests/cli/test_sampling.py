@@ -298,7 +298,7 @@ def test_wrong_flags_are_one_sentence(place: Path) -> None:
     for command, message in {
         (*short, "--solver", "unipc"): "--solver and --schedule are for teachers; this",
         (*short, "--solver", "euler"): "--solver is one of heun, ddim, dpm++, unipc, written like",
-        ("sample", "runs/teacher", "--steps", "0"): "Heun needs steps >= 1",
+        ("sample", "runs/teacher", "--steps", "0"): "--steps is from 1 to 10,000, got 0",
         ("evaluate", "runs/sid", "--solver", "heun"): "--solver needs --protocol fid50k, or --pro",
         ("evaluate", "runs/sid", "--steps", "4"): "--steps needs --protocol fid50k, or --prompts",
     }.items():

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import pytest
 from torch.distributed.run import get_args_parser
 
-from fewstep.cli import recipe_run
+from fewstep.cli import recipe_verbs
 from fewstep.cli.run_flags import resolve
 from fewstep.domains.prompts import Prompts
 from fewstep.recipes.registry import recipe
@@ -83,7 +83,7 @@ def launched(words: Sequence[str]) -> Any:
 def accepted(words: Sequence[str]) -> Any:
     """The run of a fewstep command line."""
     assert words[0] == "distill"
-    parser = recipe_run._recipe_parser("distill")
+    parser = recipe_verbs._recipe_parser("distill")
     flags, rest = parser.parse_known_args(words[1:])
     assert flags.device == "cuda"
     return flags, resolve(recipe(flags.recipe)(), rest, "test", parser.flags())

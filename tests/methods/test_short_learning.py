@@ -206,8 +206,6 @@ def test_every_method_says_what_it_learns() -> None:
     said = {type(method) for method, _ in LEARNS}
     conditional = {GuidanceDistillation, MSD, JDM, NCT}
     elsewhere = {Pretrain, PSO, DistillationDPO, DMDR, Rewarded} | conditional
-    assert {type(method) for method in METHODS} == said | elsewhere
-    elsewhere = {Pretrain, GuidanceDistillation, MSD, PSO, Rewarded}
     methods = {type(method) for method in METHODS}
     missing = methods - said - elsewhere
     assert not missing, "add a line of these to LEARNS, above"
