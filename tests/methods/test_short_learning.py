@@ -139,7 +139,7 @@ LEARNS: tuple[tuple[Method, float], ...] = (
     (BOOT(), 0.02),
     (SFD(), 0.01),
     (LADD(judge=OWN, pairs=Pairs(1000)), 0.03),
-    (Lightning(teacher_steps=16, stages=(4, 1), stage_steps=150), 0.02),
+    (Lightning(teacher_steps=16, stages=(4, 1), stage_steps=150), 0.018),
     (Diffusion2GAN(pairs=Pairs(1000), distance=SumOfAbsolutes(), judge=PAIRED), 0.01),
     (FLASH, 0.006),
     (ASD(FewStep(2.5, 2), LEVELS, ratio=1), 0.012),
