@@ -98,8 +98,7 @@ def _rehearsed(
     with Bar("rehearsing", len(chosen)) as bar:
         for done, choice in enumerate(chosen, 1):
             try:
-                for row in rows(run, choice, gpus, rate, teacher, links):
-                    measured.append(row)
+                measured += rows(run, choice, gpus, rate, teacher, links)
             except ValueError as error:
                 refused[str(error)] = None
             bar.update(done)

@@ -3,8 +3,8 @@
 So the size of a network is known before memory is taken for it, and one that is filled from a file
 afterwards is not filled twice. On that device torch draws random numbers, and multiplies, in
 Python, by code that imports its compiler and sympy: a second of every command that opens a model,
-for numbers that nobody sees. They are not drawn here; a network's constructor scales them in place
-and computes other constants on the CPU.
+for numbers that nobody sees. They are not drawn here; a network's constructor scales them in
+place, and of other constants leaves long ones without values and computes short ones on the CPU.
 """
 
 from __future__ import annotations

@@ -175,7 +175,7 @@ def rows(
 def numbers_of_parts(gpus: GPUs, links: Links) -> list[int]:
     """In how many parts nets are cut: one for each GPU, or one for each of a node."""
     nodes = gpus.count > links.per_node > 1 and gpus.count % links.per_node == 0
-    return [gpus.count, *[links.per_node][: 1 if nodes else 0]]
+    return [gpus.count, links.per_node] if nodes else [gpus.count]
 
 
 def row(
