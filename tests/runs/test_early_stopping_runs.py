@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -200,7 +201,7 @@ def test_a_spike_that_recurs_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_picture_that_vanishes_stops_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a set that is not held in memory: named, exit 2; put back, the run goes on as if it had
-    never been away."""
+    never been away. The batch of step 6 may have been read before the picture vanished."""
     as_folder(Path("set"), {f"{i}.png": encoded(x) for i, x in enumerate(noise(8, 8, 1))})
     monkeypatch.setattr(picture_set.load_pictures, "__defaults__", (0, 0))
     net = ("--model.shape", "1", "8", "8", "--model.classes", "0", *SMALL[:4], "--batch", "8")
@@ -222,5 +223,6 @@ def test_a_picture_that_vanishes_stops_the_run(monkeypatch: pytest.MonkeyPatch) 
     assert done.err.splitlines()[-1].startswith("fewstep: ")
     assert "3.png" in done.err.splitlines()[-1]
     Path("3.png").rename("set/3.png")
-    assert "continuing from step 4 of 8" in fewstep(*train, "--out", "b").err
+    again = fewstep(*train, "--out", "b")
+    assert re.search("continuing from step [46] of 8", again.err)
     assert bits(Path("a/student")) == bits(Path("b/student"))
