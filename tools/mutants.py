@@ -15,9 +15,10 @@ end in anything but failure (a fault that cannot even be imported proves nothing
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import shutil
-import subprocess
+import signal
 import sys
 import tempfile
 import time
@@ -31,6 +32,8 @@ WORKERS = 2
 LIMIT = 300
 """Seconds one run of tests may take."""
 PASSED, FAILED, HUNG = 0, 1, -1
+FORKED = multiprocessing.get_context("forkserver")
+FORKED.set_forkserver_preload(["torch", "pytest", "PIL.Image"])
 
 
 class Mutant(NamedTuple):
@@ -62,22 +65,29 @@ def copy_to(folder: Path) -> Path:
 
 
 def run_tests(folder: Path, tests: tuple[str, ...]) -> int:
-    """pytest's exit status; no bytecode is written, since faults keep a file's size and time."""
-    single = {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(folder)}
-    paths = [f"tests/{name}" for name in tests]
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *paths]
-    try:
-        done = subprocess.run(
-            command,
-            cwd=folder,
-            env=os.environ | single,
-            capture_output=True,
-            timeout=LIMIT,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
+    """pytest's exit status, in a process that is forked from one that has imported torch."""
+    done = FORKED.Process(target=_pytest, args=(folder, [f"tests/{name}" for name in tests]))
+    done.start()
+    done.join(LIMIT)
+    if done.is_alive():
+        os.killpg(done.pid or 0, signal.SIGKILL)
+        done.join()
         return HUNG
-    return done.returncode
+    return done.exitcode or 0
+
+
+def _pytest(folder: Path, paths: list[str]) -> None:
+    """Silent; without bytecode, since faults keep a file's size and time."""
+    os.setpgrp()  # what tests start ends with them
+    os.chdir(folder)
+    os.environ["PYTHONPATH"] = str(folder)
+    sys.path.insert(0, str(folder))
+    sys.dont_write_bytecode = True
+    for stream in (1, 2):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+    import pytest
+
+    raise SystemExit(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *paths]))
 
 
 def misquoted(mutant: Mutant) -> bool:
@@ -107,6 +117,7 @@ def main(words: list[str]) -> int:
     if wrong or not chosen:
         return 1
     start, failures = time.time(), 0
+    os.environ["OMP_NUM_THREADS"] = "1"
     with tempfile.TemporaryDirectory() as name:
         copies: Queue[Path] = Queue()
         for k in range(WORKERS):
