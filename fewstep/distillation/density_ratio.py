@@ -15,6 +15,10 @@ Losses of which r is a part may need its gradient in x_t. That of an optimal log
 the discriminator, from the predictions of teacher and fake score:
 
     d log r / d x_t = s_phi - s_psi = (alpha / sigma^2) (f_phi - f_psi)    (`along_scores`).
+
+Where noise is low, what networks err by is divided by sigma^2 there. A law of unit variance has
+scores of order 1 / (alpha^2 + sigma^2)^(1/2): a slope of many times that is an error, and is made
+shorter.
 """
 
 from __future__ import annotations
@@ -102,15 +106,24 @@ def read_ratio(statistics: Any, log_ratio: Tensor, u: Tensor, clip: tuple[float,
     return Ratio(r, kept, level, (kept != normal).float().mean())
 
 
-def along_scores(log_ratio: Tensor, n: NoisedSamples, p: Predictions) -> Tensor:
+def along_scores(log_ratio: Tensor, n: NoisedSamples, p: Predictions, most: float) -> Tensor:
     """log r (B,) with the gradient in x_t that the scores give it, and no other.
 
-    n: the noised samples, with a gradient; p: the predictions there. ValueError where their shapes
-    differ.
+    Args:
+        log_ratio: (B,), the values.
+        n: the noised samples, with a gradient.
+        p: the predictions there.
+        most: the largest norm of the gradient times (alpha^2 + sigma^2)^(1/2); longer ones are
+            shortened to it. math.inf: none is.
+
+    ValueError where shapes differ.
     """
     same_shape(x=n.xt, real=p.real, fake=p.fake)
     slope = (p.alpha / p.sigma**2 * (p.real - p.fake)).detach()
-    return log_ratio.detach() + (slope * (n.xt - n.xt.detach())).flatten(1).sum(1)
+    length = (slope * (p.alpha**2 + p.sigma**2).sqrt()).flatten(1).norm(dim=1)
+    short = (most / length.clamp_min(1e-30)).clamp(max=1.0)
+    change = (slope * (n.xt - n.xt.detach())).flatten(1).sum(1)
+    return log_ratio.detach() + short * change
 
 
 def follow(step: Step, rate: float) -> None:

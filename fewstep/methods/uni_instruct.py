@@ -16,7 +16,8 @@ differentiated as the law p in the expectation, in r, and in u, which the score 
 through x and through x_t into both networks, as in SiD, and into r: for KL the loss is r times
 SiD's with alpha = 1, of which a detached r would give about half the gradient. r comes from a
 discriminator on the fake score's encoder, as in SiDA, but its gradient in x_t does not: it is
-r (s_phi - s_psi), which both networks know better, without another backward pass. r is divided by
+r (s_phi - s_psi), which both networks know better, without another backward pass. It is bounded
+(`slope`), since networks that err at low noise make it as large as 1 / sigma^2. r is divided by
 its mean at each noise level, and h by its mean over all (`fewstep.distillation.density_ratio`).
 
 The student also faces the discriminator, with a small weight. Training may start with the critic
@@ -77,6 +78,9 @@ class UniInstruct(Method):
     """w of the adversarial loss."""
     clip: tuple[float, float] = (0.1, 20.0)
     """The smallest and largest normalised density ratio; beyond, r has no gradient."""
+    slope: float = 3.0
+    """The largest gradient of log r, times (alpha^2 + sigma^2)^(1/2); a huge number bounds none,
+    which is exact for exact scores."""
     bins: int = 10
     """Noise levels that r is normalised at, of equal mass in `times`."""
     rate: float = 0.9
@@ -100,10 +104,11 @@ class UniInstruct(Method):
                 f"bins >= 1, got {self.gan:g}, {self.student_from}, {self.divergence_from} and "
                 f"{self.bins}"
             )
-        if not 0 <= self.rate < 1 or not 0 < self.clip[0] <= self.clip[1]:
+        low, high = self.clip
+        if not 0 <= self.rate < 1 or not 0 < low <= high or not self.slope >= 0:
             raise ValueError(
-                "UniInstruct needs 0 <= rate < 1 and a clip of two increasing positive numbers, "
-                f"got {self.rate:g} and {self.clip}"
+                "UniInstruct needs 0 <= rate < 1, slope >= 0 and a clip of two increasing "
+                f"positive numbers, got {self.rate:g}, {self.slope:g} and {self.clip}"
             )
 
     @property
@@ -163,7 +168,7 @@ class UniInstruct(Method):
         gan = judge.fool(nets, teacher, batch, n, cond, p.features, weight)
 
         statistics: Any = nets["statistics"]
-        log_ratio = along_scores(judge.log_ratio(gan.logits.mean(1)), n, p)
+        log_ratio = along_scores(judge.log_ratio(gan.logits.mean(1)), n, p, self.slope)
         u = need_draws(batch).uniform("t")  # of the times of `add_noise`
         r = read_ratio(statistics, log_ratio, u, self.clip)
         divergence = f_divergence(self.divergence)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -86,7 +88,12 @@ def test_the_scores_have_the_gradient_of_the_exact_ratio(path: NoisePath) -> Non
     exact = real.log_prob(xt, t) - fake.log_prob(xt, t)
     (expected,) = torch.autograd.grad(exact.sum(), xt, retain_graph=True)
     said = 3 * exact + xt.sum(1)
-    found = along_scores(said, n, p)
+    found = along_scores(said, n, p, math.inf)
     assert torch.equal(found, said)
     (slope,) = torch.autograd.grad(found.sum(), xt)
     torch.testing.assert_close(slope, expected, rtol=1e-9, atol=1e-9)
+    (bounded,) = torch.autograd.grad(along_scores(said, n, p, 1.5).sum(), xt)
+    lengths = (expected * (alpha**2 + sigma**2).sqrt()).norm(dim=1)
+    assert lengths.min() < 1.5 < lengths.max()
+    longest = (1.5 / lengths).clamp(max=1)[:, None]
+    torch.testing.assert_close(bounded, longest * expected, rtol=1e-9, atol=1e-9)
