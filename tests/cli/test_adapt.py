@@ -74,6 +74,7 @@ def test_three_networks_start_where_they_should(home: Path) -> None:
     assert load_student(out).sampler == load_student(home / "student").sampler
 
 
+@pytest.mark.slow
 def test_it_continues_to_the_bit(home: Path) -> None:
     whole = adapt(home, "whole", "--steps", "8", "--save-every", "4")
     part = adapt(home, "part", "--steps", "8", "--save-every", "4")

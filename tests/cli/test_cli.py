@@ -283,10 +283,10 @@ def interrupt(monkeypatch: Any, step: int, number: int, times: int = 1) -> None:
     ("number", "times", "code"),
     [
         (signal.SIGINT, 1, 130),
-        (signal.SIGTERM, 1, 75),
-        (signal.SIGUSR1, 1, 75),
-        (signal.SIGHUP, 1, 75),
-        (signal.SIGINT, 2, 130),
+        pytest.param(signal.SIGTERM, 1, 75, marks=pytest.mark.slow),
+        pytest.param(signal.SIGUSR1, 1, 75, marks=pytest.mark.slow),
+        pytest.param(signal.SIGHUP, 1, 75, marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, 2, 130, marks=pytest.mark.slow),
         (signal.SIGTERM, 2, 143),
     ],
 )

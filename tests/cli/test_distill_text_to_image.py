@@ -96,6 +96,7 @@ def _noise(seed: int) -> torch.Tensor:
     return Draws(torch.tensor([seed]), 0, "sample/").normal("z", (4, 8, 8))
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_to_the_same_student(trained: Path, home: Path) -> None:
     """From its second checkpoint, in another place, with what was encoded before."""
     cached = tree(home / "prompts.txt.embeddings")
@@ -139,6 +140,7 @@ def test_wrong_input_is_refused_in_a_sentence(home: Path, case: str) -> None:
     assert message in done.err.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_a_student_is_a_teacher_in_its_turn(trained: Path, home: Path) -> None:
     """With the pipeline's encoders, found again by way of both cards."""
     shutil.copytree(trained / "run", "run")
@@ -217,6 +219,7 @@ def test_a_teacher_of_another_prediction_is_refused_before_training(home: Path) 
     assert fewstep(*anyway, "--steps", "1", "--out", "run").code == 0
 
 
+@pytest.mark.slow
 def test_another_size_is_trained_and_sampled(home: Path) -> None:
     """24 x 16 pixels: the run is of that size, whatever the teacher's own; then a third one."""
     done = fewstep(*DISTIL, "--size", "24x16", "--steps", "1", "--out", "wide")

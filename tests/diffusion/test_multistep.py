@@ -230,6 +230,7 @@ ORDERS: list[tuple[Callable[[TimeLaw, int], Sampler], float, float]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("path", "law"), CASES, ids=lambda case: repr(case))
 def test_orders_of_convergence(path: NoisePath, law: TimeLaw) -> None:
     """Slopes from 33 to 129 calls against a fine solution by Heun's method.

@@ -99,7 +99,11 @@ def test_what_is_no_file_of_arrays(tmp_path: Path) -> None:
 TINY = ("--model.net", "MLP(16,1)", "--batch", "4", "--steps", "4", "--sample-every", "2")
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(
+    "shape",
+    [pytest.param(s, marks=[pytest.mark.slow] * (len(s) % 2 == 0)) for s in SHAPES],
+    ids=str,
+)
 def test_from_the_command_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...]
 ) -> None:

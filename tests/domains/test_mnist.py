@@ -182,6 +182,7 @@ def test_digits_of_other_hands_are_recognised() -> None:
     assert max(precision_recall(features, noise)) < 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not TEACHER.is_dir(), reason="benchmarks are not part of this distribution")
 def test_the_stored_teacher_writes_the_digits_it_is_told() -> None:
     """On average 0.95 of them with 35 calls; with 15, of 200, within four standard errors."""

@@ -63,7 +63,10 @@ def student(folder: Path, home: Path) -> Path:
     return home
 
 
-@pytest.fixture(scope="module", params=["sd", "sdxl", "sd2"])
+@pytest.fixture(
+    scope="module",
+    params=["sd", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("sdxl", "sd2"))],
+)
 def made(
     request: pytest.FixtureRequest, folders: Folders, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:

@@ -59,6 +59,8 @@ STUDENTS: dict[str, Callable[[], tuple[Model, Sampler]]] = {
     "guided": lambda: (TINY, CFG(FewStep(2.5, 2), 2.0)),
 }
 
+FAST = ("four calls, fresh noise", "patches", "a flow map")
+
 
 def generator(model: Model, sampler: Sampler) -> Generator:
     """With no weight left at zero."""
@@ -73,7 +75,7 @@ def generator(model: Model, sampler: Sampler) -> Generator:
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=[pytest.mark.slow] * (name == "EDM")) for name in STUDENTS],
+    [pytest.param(name, marks=[pytest.mark.slow] * (name not in FAST)) for name in STUDENTS],
 )
 def test_a_graph_computes_what_the_student_does(name: str) -> None:
     """For one sample and for three, where two were traced."""
@@ -87,7 +89,10 @@ def test_a_graph_computes_what_the_student_does(name: str) -> None:
     assert difference(other, graph.module(), (1,)) > 1e-3
 
 
-@pytest.mark.parametrize("name", ["a flow map", "guided", "UniPC"])
+@pytest.mark.parametrize(
+    "name",
+    ["a flow map", *(pytest.param(name, marks=pytest.mark.slow) for name in ("guided", "UniPC"))],
+)
 def test_a_stored_program_is_what_sample_makes(name: str, tmp_path: Path) -> None:
     """`Generator.sample`, which `fewstep sample` calls, and not the samples of one call fewer."""
     student = generator(*STUDENTS[name]())
@@ -169,6 +174,7 @@ torch.save([x, facts["inputs"]["z"]["shape"], facts["classes"]], out)
 """
 
 
+@pytest.mark.slow
 def test_digits_in_another_process(finished: Path, tmp_path: Path) -> None:
     """With torch alone: the pictures that `fewstep sample` makes, and what the file says."""
     home = finished / "runs" / "sid"

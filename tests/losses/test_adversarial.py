@@ -284,6 +284,7 @@ class Shift(nn.Module):
         return 0.2 + 0.8 * xt / self.path.sigma(t)[:, None]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("path", "t"), [(VE(), 0.5), (Flow(), 0.4), (VP(), 400.0)])
 def test_the_logarithm_of_the_density_ratio_is_stationary(path: NoisePath, t: float) -> None:
     """E of the critic's gradient in theta: zero within 4 standard errors, not if shifted.

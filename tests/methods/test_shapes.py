@@ -66,7 +66,9 @@ def by_pixel(method: Method) -> bool:
     return isinstance(getattr(method.sampler, "policy", None), GMFlow)
 
 
-@each_shape
+@pytest.mark.parametrize(
+    "shape", [pytest.param(SHAPES[0], marks=pytest.mark.slow), SHAPES[1]], ids=str
+)
 @pytest.mark.parametrize("method", [m for m in METHODS if not by_pixel(m)], ids=repr)
 def test_a_step_is_that_of_the_same_numbers_in_a_row(
     method: Method, shape: tuple[int, ...]

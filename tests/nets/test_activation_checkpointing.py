@@ -141,6 +141,7 @@ def test_training_has_the_same_bits() -> None:
     assert all(torch.equal(ends[0][key], ends[1][key]) for key in ends[0])
 
 
+@pytest.mark.slow
 def test_the_command_and_what_it_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same student from --recompute; a network without blocks is refused in a sentence."""
     monkeypatch.chdir(tmp_path)

@@ -97,6 +97,7 @@ def test_recomputation_is_seen(folders: Folders) -> None:
     assert measure_step(replace(run, recompute=False)).peak > 1.3 * peak
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("again", [False, True])
 def test_moments_of_eight_bits(again: bool) -> None:
     """The peak, and by hand what stays: 2 + 8/256 bytes a number of the large tensors.
@@ -116,6 +117,7 @@ def test_moments_of_eight_bits(again: bool) -> None:
     assert cost.kept == 4 * (weights + buffers) + 2 * (moments + codes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [MeanFlow(), DMD(), ProgressiveDistillation()], ids=repr)
 def test_the_peak_of_other_methods(method: Method) -> None:
     """With a second time and the derivative of a flow map, with pairs, with a target network."""
@@ -189,6 +191,7 @@ def test_digits() -> None:
     assert cost.block < weights
 
 
+@pytest.mark.slow
 def test_weights_held_in_bfloat16_take_half() -> None:
     """Two bytes less a weight when they are turned, and at the worst moment of a step.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from fewstep.diffusion.samplers import Heun
@@ -12,6 +13,7 @@ def test_exact_samples_meet_the_bound() -> None:
     assert abs(energy_distance(exact(), exact(seed=1))) < BOUND / 10
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_pretraining_learns_the_denoiser() -> None:
     """Squared error against the exact denoiser, in units of the posterior's variance: < 3 %.

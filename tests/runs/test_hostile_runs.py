@@ -206,6 +206,7 @@ def test_whatever_a_small_file_holds_is_answered(file: str, run: Path) -> None:
     assert refused >= read.get(file, 0) * (len(WHOLE) - 2)
 
 
+@pytest.mark.slow
 def test_some_values_of_every_file(run: Path) -> None:
     """Many by the verbs that are quick, few by the one that reads most; more in a slow test."""
     rng = random.Random(0)

@@ -224,6 +224,7 @@ def starved(batch: int, width: int) -> int:
     return result.code
 
 
+@pytest.mark.slow
 def test_memory_that_is_not_there(tmp_path: Path, monkeypatch: Any) -> None:
     """A limit of the system, met in the first step: a sentence, no half step."""
     monkeypatch.chdir(tmp_path)

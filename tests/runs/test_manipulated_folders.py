@@ -236,7 +236,7 @@ MOVES: dict[str, tuple[Callable[[Path], object], str]] = {
 @pytest.mark.parametrize(
     ("step", "inside"),
     [
-        (5, False),
+        pytest.param(5, False, marks=pytest.mark.slow),
         pytest.param(6, False, marks=pytest.mark.slow),
         pytest.param(6, True, marks=pytest.mark.slow),
         (12, False),

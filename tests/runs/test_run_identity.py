@@ -105,6 +105,7 @@ def test_what_moved_is_named_by_its_new_place(
 MEASURE = ("evaluate", "x", "--samples", "100", "--draws", "1")
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_measured_beside_its_own_teacher(home: Path) -> None:
     """Moved: a flag says where; retrained: refused; and the flag takes no other."""
     assert fewstep(*DISTIL, "--teacher", "t", "--out", "x").code == 0
@@ -169,6 +170,7 @@ def test_without_a_digest_a_path_is_a_setting(home: Path) -> None:
     assert mnist.SHAPE == (1, 16, 16)
 
 
+@pytest.mark.slow
 def test_a_copy_goes_on_by_itself(
     finished: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

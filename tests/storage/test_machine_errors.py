@@ -153,6 +153,7 @@ threading.Thread(target=wait, daemon=True).start()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "number", "code", "name"),
     [
@@ -203,6 +204,7 @@ def test_signals_are_put_back_and_left_alone() -> None:
 ODD = os.fsdecode(b"r\xe9n \xff")
 
 
+@pytest.mark.slow
 def test_names_that_are_not_utf_8(run: Path) -> None:
     """A run folder, a teacher and outputs of such names: all verbs, to the end."""
     run.rename(ODD)

@@ -75,7 +75,10 @@ def without(name: str) -> None:
         mark.unlink()
 
 
-@pytest.mark.parametrize("part", OWN)
+@pytest.mark.parametrize(
+    "part",
+    [pytest.param(n, marks=[pytest.mark.slow] * (n not in ("method", "sampler"))) for n in OWN],
+)
 def test_every_verb_reads_a_run_of_own_classes(part: str, finished: Path) -> None:
     """With --code and the copy in the run; without, refused in a sentence that names both."""
     text, flags = OWN[part]

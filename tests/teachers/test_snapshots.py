@@ -36,6 +36,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_snapshot_is_used_as_it_is(home: Path) -> None:
     """The recipe's network becomes the teacher's; file and folder give the same student.
 

@@ -160,6 +160,7 @@ class Location(nn.Module):
         return (variance * self.m + xt / 4) / (variance + 1 / 4)
 
 
+@pytest.mark.slow
 def test_a_gaussian_is_distilled() -> None:
     """The mean of the student's samples is the teacher's, to 0.1 in each of 4,096 dimensions.
 

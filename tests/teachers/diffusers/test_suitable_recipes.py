@@ -45,6 +45,7 @@ def test_a_recipe_of_the_other_kind_names_the_right_one(folders: Folders, kind: 
     assert wrong not in names
 
 
+@pytest.mark.slow
 def test_a_dry_run_encodes_nothing_and_doubts_in_words(
     folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
