@@ -3,6 +3,9 @@
 A line says what the number of calls, the start and the number of steps make of a method. All else
 is the method's default, whether it suits the scene or not: the arena compares what a user gets
 who names a method and no more. Trials differ in what a `Point` has, and every family has three.
+
+A public method needs no line: without one, and without a reason in `ABSENT`, the arena's page says
+that it was not measured yet.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
+import fewstep
 from fewstep.diffusion.linear_solver import LinearSolver
 from fewstep.diffusion.noise_path import VE
 from fewstep.diffusion.parallel_decoding import ParallelDecoding
@@ -313,7 +317,6 @@ ABSENT: Mapping[str, str] = {
     "JDM": "learns conditions that its teacher is not told, which distances to it do not measure",
     "DistillationDPO": "follows preferences, which distances to the teacher do not measure",
     "DMDR": "adds a reward to distillation, which distances to the teacher do not measure",
-    "FlashDMD": "has not been measured yet",
     "NCT": "gives a finished student a control, which distances to a teacher do not measure",
     "PSO": "follows a reward away from the teacher's law, which distances to it do not measure",
     "Rewarded": "adds a reward to another method, which distances to the teacher do not measure",
@@ -321,14 +324,33 @@ ABSENT: Mapping[str, str] = {
 """Methods that take no part, and why."""
 
 
+def public_methods() -> list[str]:
+    """The methods that the package makes public, by name."""
+    found = {name: getattr(fewstep, name) for name in dir(fewstep)}
+    return [
+        name
+        for name, value in found.items()
+        if isinstance(value, type) and issubclass(value, Method) and value is not Method
+    ]
+
+
+def unmeasured() -> list[str]:
+    """Public methods that have neither an entry nor a reason for having none."""
+    named = {one.name for one in ENTRIES} | ABSENT.keys()
+    return [name for name in public_methods() if name not in named]
+
+
 def entry(name: str) -> Entry:
     """The entry called `name`; ValueError where there is none."""
     found = [one for one in ENTRIES if one.name == name]
-    if not found:
-        why = f": it {ABSENT[name]}" if name in ABSENT else ""
-        known = ", ".join(one.name for one in ENTRIES)
-        raise ValueError(f"{name} takes no part{why or f'; there are {known}'}")
-    return found[0]
+    if found:
+        return found[0]
+    if name in ABSENT:
+        raise ValueError(f"{name} takes no part: it {ABSENT[name]}")
+    if name in unmeasured():
+        raise ValueError(f"{name} takes no part yet: add a line to ENTRIES in {__file__}")
+    known = ", ".join(one.name for one in ENTRIES)
+    raise ValueError(f"{name} takes no part; there are {known}")
 
 
 def points(one: Entry) -> tuple[Point, Point, Point]:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.arena import leaderboard, records
-from benchmarks.arena.entries import ABSENT, ENTRIES, SPACES
+from benchmarks.arena.entries import ABSENT, ENTRIES, SPACES, unmeasured
 from benchmarks.arena.scenes import NAMES, ROOT
 from fewstep.recipes.choosing import FROM, SHOWN, Wish, answer, largest
 from fewstep.report.svg_chart import Anchor, Axis, Chart, Series, chart
@@ -43,6 +43,7 @@ MEASURE = {
     "digits": "`fd_digits`, a Frechet distance in the features of a digit classifier",
 }
 NONE = "-"
+UNMEASURED = "has not been measured yet."
 UNIT = {"mixture": 1000.0, "digits": 1.0}
 """What a distance is multiplied by in tables."""
 INKS = {
@@ -300,9 +301,11 @@ def arena(summary: Row) -> str:
         ]
         mine = ", ".join(f"`{one.name}`" for one in ENTRIES if one.family == name)
         spaces.append([name, "; ".join(points), f"{family.beta:g}", mine])
+    absent = [f"- `{name}` {why}." for name, why in ABSENT.items()]
+    absent += [f"- `{name}` {UNMEASURED}" for name in unmeasured()]
     return template("arena.md").format(
         spaces=markdown(Table(["family", "three trials", "Adam's beta_1", "methods"], spaces)),
-        absent="\n".join(f"- `{name}` {why}." for name, why in ABSENT.items()),
+        absent="\n".join(absent),
         scenes="\n\n".join(of_scene(name, summary[name]) for name in NAMES if name in summary),
         unrun="\n".join(
             f"- {WHAT[name]}. **Not run yet.**" for name in NAMES if name not in summary

@@ -2,8 +2,8 @@
 
     format_of("stable-diffusion-v1-5").load("stable-diffusion-v1-5")
 
-A new kind is a class here and an entry of `FORMATS`; whoever opens, describes or digests a teacher
-asks its format, and names none.
+A new kind is a class here and an entry of `FORMATS`; whoever opens, describes, inspects or digests
+a teacher asks its format, and names none.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from fewstep.config import encode
 from fewstep.diffusion.generator import Generator
 from fewstep.diffusion.model import Model
 from fewstep.storage.files import digest
@@ -26,6 +27,7 @@ from fewstep.storage.model_folder import (
 from fewstep.teachers import snapshots
 from fewstep.teachers.diffusers.folder import is_pipeline, open_folder, refuse_single_file
 from fewstep.teachers.diffusers.load import describe_network, load_pipeline, pipeline_card
+from fewstep.teachers.facts import Facts, of_file, of_model, of_pipeline
 
 
 class TeacherFormat(ABC):
@@ -54,6 +56,20 @@ class TeacherFormat(ABC):
     def unread(self, path: Path | str) -> list[str]:
         """Names of weights that lie beside those that are read."""
         return []
+
+    def facts(self, path: Path | str) -> Facts:
+        """What `fewstep inspect` tells of it: "what" it is, and whatever else is known of it.
+
+        JSON values, tuples, or tensors' types by name; by default the answers of this class.
+        """
+        return {
+            "what": f"teacher of the kind {type(self).__name__}",
+            "path": str(path),
+            "model": encode(self.describe(path)),
+            "sha256 of the weights": self.weights_digest(path),
+            **{f"sha256 of {name}": sha for name, sha in self.further_digests(path).items()},
+            "not read": self.unread(path),
+        }
 
 
 class Pipelines(TeacherFormat):
@@ -85,6 +101,10 @@ class Pipelines(TeacherFormat):
         """Weights that stock diffusers does not read either."""
         return open_folder(path).unread
 
+    def facts(self, path: Path | str) -> Facts:
+        """Its parts, their files, and what fewstep takes of it, or why not."""
+        return of_pipeline(Path(path))
+
 
 class Snapshots(TeacherFormat):
     """A snapshot of EDM, EDM2, SiD or SiDA."""
@@ -106,6 +126,10 @@ class Snapshots(TeacherFormat):
     def weights_digest(self, path: Path | str) -> str:
         """Of the file."""
         return digest(Path(path))
+
+    def facts(self, path: Path | str) -> Facts:
+        """Its objects, tensors and settings; of a safetensors file, which is none, its header."""
+        return of_file(Path(path))
 
 
 class ModelFolders(TeacherFormat):
@@ -131,6 +155,10 @@ class ModelFolders(TeacherFormat):
         """Of the text encoders and VAE of the pipeline that it was distilled from, if any."""
         card = pipeline_card(stored_card(path))
         return {key: str(card[key]) for key in ("text", "vae") if key in card}
+
+    def facts(self, path: Path | str) -> Facts:
+        """Its description and files; of a checkpoint, which is none, its counters."""
+        return of_model(Path(path))
 
 
 FORMATS: tuple[TeacherFormat, ...] = (Pipelines(), Snapshots(), ModelFolders())

@@ -70,7 +70,7 @@ def gradient(
             task.feed.expect(_after(start, count, share, samples), count)
             with autocast_products(task.precision, task.device):
                 loss = turn.loss(nets, task.teacher, piece)  # type: ignore[arg-type]
-            _well_formed(loss, turn)
+            _well_formed(loss, turn, net)
             total = {} if loss.total is None else {"loss": loss.total}
             for value in total.values():
                 scaled = value if factor == 1 else value * factor
@@ -158,8 +158,8 @@ def _wanted(batch: Batch, task: Task) -> None:
         )
 
 
-def _well_formed(loss: Loss, turn: Turn) -> None:
-    """ValueError unless `loss` is a `Loss` of scalars with a gradient."""
+def _well_formed(loss: Loss, turn: Turn, net: nn.Module) -> None:
+    """ValueError unless `loss` is a `Loss` of scalars with a gradient in `net`."""
     if not isinstance(loss, Loss):
         kind = type(loss).__name__
         raise ValueError(f"the loss of {turn.net!r} returned a {kind}; return Loss(total, logs)")
@@ -172,7 +172,14 @@ def _well_formed(loss: Loss, turn: Turn) -> None:
         raise ValueError(
             f"the loss of {turn.net!r} has neither a total to minimise nor sums to measure"
         )
-    if loss.total is not None and not loss.total.requires_grad:
+    if loss.total is None or loss.total.requires_grad:
+        return
+    if not any(True for _ in net.parameters()):
         raise ValueError(
-            f"the loss of {turn.net!r} does not depend on its parameters: no gradient reaches them"
+            f"a network is missing: the net {turn.net!r} is a {type(net).__name__}, which has no "
+            "weights to train; name one with --model, and what it starts from with --init, or "
+            "pass one as `net` of `train`"
         )
+    raise ValueError(
+        f"the loss of {turn.net!r} does not depend on its parameters: no gradient reaches them"
+    )

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from fewstep import MLP, GaussianMixture, Latents, Model, train
+from fewstep import MLP, GaussianMixture, Latents, Model, SiD, train
 from fewstep.diffusion.samplers import FewStep
 from fewstep.diffusion.time_distributions import Karras, LogitNormal, LogNormal, TimeLaw, Uniform
 from fewstep.diffusion.types import Sampler
@@ -69,6 +69,14 @@ def test_an_ill_formed_method_is_told_what_to_mend(method: Method, sentence: str
     with pytest.raises(ValueError) as caught:  # noqa: PT011 (compared whole)
         once(method)
     assert str(caught.value) == sentence
+
+
+def test_a_student_without_weights_is_told_to_be_a_network() -> None:
+    """A closed form has a denoiser to start from, and nothing to learn with."""
+    teacher = GaussianMixture.ring()
+    missing = "a network is missing: the net 'fake' is a GaussianMixture, which has no weights"
+    with pytest.raises(ValueError, match=missing + ".*--model.*`net` of `train`"):
+        next(train(SiD(), teacher, teacher, Latents((2,)), batch=2, steps=1))
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,20 @@ from fewstep.diffusion.noise_path import VE
 from fewstep.diffusion.samplers import FewStep
 from fewstep.nets.edm_precond import EDMPrecond
 from fewstep.nets.mlp import MLP
+from fewstep.runs.inspection import inspect_model
 from fewstep.runs.teacher import digests_of, notes_on
 from fewstep.storage.model_folder import save_model
+from fewstep.teachers import formats
 from fewstep.teachers.diffusers.folder import open_folder
 from fewstep.teachers.diffusers.load import describe_network, load_pipeline
-from fewstep.teachers.formats import FORMATS, ModelFolders, Pipelines, Snapshots, format_of
+from fewstep.teachers.formats import (
+    FORMATS,
+    ModelFolders,
+    Pipelines,
+    Snapshots,
+    TeacherFormat,
+    format_of,
+)
 from tests import snapshot_writer
 from tests.conftest import Folders
 
@@ -84,3 +93,30 @@ def test_what_is_nothing_is_refused_in_a_sentence(tmp_path: Path) -> None:
         ValueError, match="is a pickle, which is not opened, and a pipeline as teacher is a folder"
     ):
         format_of(single).load(single, "cpu")
+
+
+def test_a_new_kind_is_a_class_and_an_entry(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Opened, described, digested and inspected by what its class says."""
+
+    class Renamed(ModelFolders):
+        """A model folder whose name ends so, told by what every kind has."""
+
+        facts = TeacherFormat.facts
+
+        def matches(self, path: Path | str) -> bool:
+            return str(path).endswith(".renamed")
+
+    renamed = model.rename(model.with_suffix(".renamed"))
+    before = inspect_model(renamed)
+    assert before["what"].startswith("finished model")
+    monkeypatch.setattr(formats, "FORMATS", (Renamed(), *FORMATS))
+    facts = inspect_model(renamed)
+    assert facts == {
+        "what": "teacher of the kind Renamed",
+        "path": str(renamed),
+        "model": before["model"],
+        "sha256 of the weights": before["files"]["model.safetensors"]["sha256"],
+        "sha256 of text": "t",
+        "sha256 of vae": "v",
+    }
+    assert digests_of(renamed)["weights"] == facts["sha256 of the weights"]
