@@ -257,7 +257,6 @@ def conform(value: Any, hint: Any, where: str) -> Any:
     elif origin is typing.Literal:
         if value in args:
             return value
-        hint = " | ".join(map(repr, args))
     elif origin is tuple and isinstance(value, (list, tuple)):
         if len(args) == 2 and args[1] is Ellipsis:
             return tuple(conform(item, args[0], where) for item in value)
@@ -278,8 +277,19 @@ def conform(value: Any, hint: Any, where: str) -> Any:
             raise ValueError(f"{where} is a whole number below 2^63 in size, got {_short(value)}")
         if type(value) is hint:
             return value
-    name = getattr(hint, "__name__", str(hint)) if origin is None else str(hint)
-    raise ValueError(f"{where} is {name}, got {_short(value)}")
+    raise ValueError(f"{where} is {_named(hint)}, got {_short(value)}")
+
+
+def _named(hint: Any) -> str:
+    """A type as an error message names it: "int | 'auto'"."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Union or origin is types.UnionType:
+        return " | ".join(map(_named, args))
+    if origin is typing.Literal:
+        return " | ".join(map(repr, args))
+    if hint is type(None):
+        return "None"
+    return getattr(hint, "__name__", str(hint)) if origin is None else str(hint)
 
 
 def _float(value: float, where: str) -> float:

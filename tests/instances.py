@@ -232,7 +232,7 @@ METHODS: tuple[Method, ...] = (
     DiffInstruct(guidance=Kappas(1.0, 2.0, 3.0, 0.5)),
     DiffInstruct(weight=L1(), fake=FakeScore(Karras(), Power(0, -2))),
     DMD2(),
-    DMD2(FewStep(2.5, 4), ratio=2, gan=0.1, guidance=Kappas(1.0, 1.0, 1.0, 3.0)),
+    DMD2(FewStep(2.5, 4), ratio="auto", gan=0.1, guidance=Kappas(1.0, 1.0, 1.0, 3.0)),
     DMD2(
         fake=Critic(Karras(), average="sample", pool="learned", features="teacher", loss="hinge")
     ),
@@ -307,7 +307,9 @@ METHODS: tuple[Method, ...] = (
     MomentMatching(),
     MomentMatching(Ancestral(2.5, 2), Power(0, -1), anchor=0.0, kappa=2.0),
     TDM(),
-    TDM(FewStep(2.5, 2, "ddim"), Uniform(0.1, 2.5), huber=1e-3, target="subinterval", ratio=2),
+    TDM(
+        FewStep(2.5, 2, "ddim"), Uniform(0.1, 2.5), huber=1e-3, target="subinterval", ratio="auto"
+    ),
     TDM(guidance=Kappas(real=4.5), weight=Power(1, -1), fake_rate=5.0, matching="final"),
     VSD(),
     VSD(FewStep(2.5, 2), Uniform(0.1, 2.0), Power(1, 1), fake_rate=3.0, guidance=LSG(4.5)),
@@ -412,14 +414,14 @@ METHODS: tuple[Method, ...] = (
     ),
     MSD(score_steps=1),
     PhasedDMD(FewStep(2.5, 2, "ddim"), phase_steps=1),
-    PhasedDMD(FewStep(2.5, 4, "ddim"), phase_steps=1, ratio=2, clip=1.0, guidance=LSG(4.5)),
+    PhasedDMD(FewStep(2.5, 4, "ddim"), phase_steps=1, ratio="auto", clip=1.0, guidance=LSG(4.5)),
     MSD(FewStep(2.5, 2), students=3, score_steps=2, guidance=Kappas(real=3.0)),
     CTM(),
     CTM(Jumps(2.5, 2), Ladder(5), 1, 1, "state", 0.0, PseudoHuber(0.1), denoising=0.0, kappa=2.0),
     PSO(FewStep(2.5, 2), reward=Ink(), beta=0.1, low=1e-9, high=1e9),
     PSO(FewStep(2.5, 3), reward=Ink(), beta=0.1, low=1e-9, high=1e9, labels="soft"),
     JDM(reward=Ink()),
-    JDM(FewStep(2.5, 2), reward=Ink(), strength=3.0, weight=L1(), ratio=2, matching="final"),
+    JDM(FewStep(2.5, 2), reward=Ink(), strength=3.0, weight=L1(), ratio="auto", matching="final"),
     DistillationDPO(reward=Ink()),
     DistillationDPO(
         FewStep(2.5, 2), reward=Ink(), winners=0.0, losers=1.0, scale=1.1, guidance=LSG(3.0)

@@ -144,9 +144,9 @@ REFUSED = {
     "the others as field=value",
     "SiD(times=Karras(1, lo=2))": "Karras.lo is given twice",
     "SiD(**{'alpha': 1})": "SiD has no field '**'; choose from alpha, fake, guidance, matching, "
-    "sampler, shared, times, weight",
+    "ratio, sampler, shared, times, weight",
     "SiD(output='fake')": "SiD has no field 'output'; choose from alpha, fake, guidance, "
-    "matching, sampler, shared, times, weight",
+    "matching, ratio, sampler, shared, times, weight",
     "SiD(*[1])": "cannot read '*[1]' as a value",
     "Karras()": "expected a Method, got Karras",
     "SiD(": "cannot read 'SiD('; write it as Name(field=value, ...)",

@@ -51,7 +51,9 @@ def written(hint: Any, present: Any = None) -> tuple[str, list[str]]:
     if origin is typing.Union or origin is types.UnionType:
         rest = [option for option in args if option is not type(None)]
         kind, example = written(rest[0], present)
-        return (f"{kind} or None" if len(rest) < len(args) else kind), example
+        others = [v for option in rest[1:] for v in _words(option)]
+        others += ["None"] if len(rest) < len(args) else []
+        return " or ".join([kind, *others]), example
     if origin is typing.Literal:
         now = args[0] if present is None else present
         return f"one of {', '.join(map(str, args))}", [str(now)]
@@ -59,6 +61,12 @@ def written(hint: Any, present: Any = None) -> tuple[str, list[str]]:
         return _several(args, present)
     one, _, usual = ONE.get(hint, ("a value", "values", "VALUE"))
     return one, [usual if present is None or present == "" else str(present)]
+
+
+def _words(hint: Any) -> list[str]:
+    """The texts that a type consists of, if it does."""
+    literal = typing.get_origin(hint) is typing.Literal
+    return [str(value) for value in typing.get_args(hint)] if literal else []
 
 
 def _several(args: tuple[Any, ...], present: Any) -> tuple[str, list[str]]:

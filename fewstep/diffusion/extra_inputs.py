@@ -185,9 +185,12 @@ class ExtraInputs(nn.Module):
         with self._adding(xt, t, named):
             return require_encoder_features(self.net).forward_with_features(xt, t, cond, *more)
 
-    @contextmanager
-    def _adding(self, xt: Tensor, t: Tensor, named: Mapping[str, Tensor | None]) -> Iterator[None]:
-        """Within the block, the time embedding is that of the further inputs too."""
+    def added(self, xt: Tensor, t: Tensor, named: Mapping[str, Tensor | None]) -> Tensor | None:
+        """What the further inputs add to the time embedding: (B, E), or None for nothing.
+
+        xt: (B, *); t: (B,) or (); named: the inputs, each (B,), () or None. TypeError for an
+        unknown name.
+        """
         parts = []
         for name, value in named.items():
             if name not in self.input_names:
@@ -196,10 +199,15 @@ class ExtraInputs(nn.Module):
             if value is not None:
                 embedding = self.embeddings.get_submodule(name)
                 parts.append(embedding(self._number(name, value, xt, t)))
-        if not parts:
+        return sum(parts[1:], parts[0]) if parts else None
+
+    @contextmanager
+    def _adding(self, xt: Tensor, t: Tensor, named: Mapping[str, Tensor | None]) -> Iterator[None]:
+        """Within the block, the time embedding is that of the further inputs too."""
+        added, depth, count = self.added(xt, t, named), 0, 0
+        if added is None:
             yield
             return
-        added, depth, count = sum(parts[1:], parts[0]), 0, 0
         module, width = time_embedding(self.net)
 
         def enter(_module: nn.Module, _args: Any) -> None:

@@ -27,7 +27,7 @@ from fewstep.diffusion.time_distributions import LogNormal, TimeLaw
 from fewstep.diffusion.types import Batch, Denoiser
 from fewstep.distillation.augment import Augment
 from fewstep.distillation.discriminator import Discriminator, Features
-from fewstep.distillation.fake_score import FakeScore, Rollout, log_variance
+from fewstep.distillation.fake_score import FakeScore, Rollout, log_variance, paced
 from fewstep.distillation.guidance_scales import Guidance
 from fewstep.distillation.method import Loss, Nets, Turn, need_data
 from fewstep.losses.adversarial import Adversarial, Average, GradientPenalty, Pool
@@ -138,4 +138,8 @@ class Critic:
         judged = judge.judge(nets, teacher, batch, pair, cond, on_fake, (-u).exp())
         assert judged.total is not None
         total = denoised + self.scale / x0[0].numel() * judged.total
-        return Loss(total, {"denoising": denoised, **judged.logs})
+        loss = Loss(total, {"denoising": denoised, **judged.logs})
+        learnt = prediction, x, weight
+        return paced(
+            loss, nets, teacher, batch, fake, learnt, guidance, more=tuple(pair.fake_labels)
+        )

@@ -12,7 +12,7 @@ score), or it is always K ("final": what the user gets is matched, and nothing e
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -20,7 +20,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from fewstep.diffusion.guidance import guided
+from fewstep.diffusion.guidance import guided, is_zero
 from fewstep.diffusion.noise_path import NoisePath, coefficients, perturb
 from fewstep.diffusion.rng import Draws
 from fewstep.diffusion.time_distributions import LogNormal, TimeLaw
@@ -28,6 +28,7 @@ from fewstep.diffusion.types import Batch, Denoiser, Sampler, State
 from fewstep.distillation.augment import Augment
 from fewstep.distillation.guidance_scales import Guidance, Unguided
 from fewstep.distillation.method import Loss, Nets, Turn, need_draws
+from fewstep.distillation.pace import shortfall
 from fewstep.losses.score import denoising
 from fewstep.losses.weight import EDMWeight, Weight
 
@@ -189,6 +190,47 @@ def log_variance(nets: Nets, n: NoisedSamples, wanted: bool) -> Tensor:
     return u.reshape(n.sigma.shape)
 
 
+def paced(
+    loss: Loss,
+    nets: Nets,
+    teacher: Denoiser,
+    batch: Batch,
+    n: NoisedSamples,
+    learnt: tuple[Tensor, Tensor, Tensor],
+    guidance: Guidance = Unguided(),
+    share: Tensor | float = 1.0,
+    more: Sequence[Tensor] = (),
+) -> Loss:
+    """The fake score's loss, with what nets["pace"] needs to know of it where there is one.
+
+    The teacher is called once more, at the same noised samples, without a graph.
+
+    Args:
+        loss: the loss.
+        nets: its networks.
+        teacher: the teacher's denoiser.
+        batch: its cond and draws are used.
+        n: the noised samples that it is of.
+        learnt: prediction (B, *), target (B, *) and weight of the loss, as `denoising` took them.
+        guidance: the scale kappa_1 that the prediction has; the teacher is told no condition where
+            it is asked without one in the student's loss too.
+        share: what the prediction was multiplied by.
+        more: further arguments of the denoisers, after cond.
+
+    Returns: `loss`, with the logs "updates" and "avoidable" and the sums "pace".
+    """
+    if "pace" not in nets:
+        return loss
+    kappa = 0.0 if is_zero(guidance.scales(batch).real) else guidance.learning(batch)
+    with torch.no_grad():
+        (real,), _ = guided(teacher, n.xt, n.t, batch.cond, [kappa], more=more)
+    prediction, target, weight = learnt
+    sums = {"pace": shortfall(prediction, share * real, target, weight)}
+    pace: Any = nets["pace"]
+    logs = {"updates": pace.updates.float(), "avoidable": pace.avoidable}
+    return Loss(loss.total, {**loss.logs, **logs}, {**loss.sums, **sums})
+
+
 def generate(nets: Nets, sampler: Sampler, batch: Batch) -> Tensor:
     """The student's samples for this batch, with a gradient through the last call alone.
 
@@ -332,4 +374,6 @@ class FakeScore:
         (prediction,), _ = guided(nets["fake"], n.xt, n.t, batch.cond, kappas, more=labels)
         u = log_variance(nets, n, self.logvar)
         weight = self.weight(x, x, n.alpha, n.sigma) * (-u).exp()
-        return Loss(denoising(prediction, x, weight).mean() + u.mean())
+        loss = Loss(denoising(prediction, x, weight).mean() + u.mean())
+        learnt = prediction, x, weight
+        return paced(loss, nets, teacher, batch, n, learnt, guidance, more=labels)

@@ -6,8 +6,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
@@ -15,7 +16,8 @@ from fewstep.diffusion.model import Model
 from fewstep.diffusion.noise_path import VE, NoisePath
 from fewstep.diffusion.rng import Draws
 from fewstep.diffusion.time_distributions import OfLevel, TimeLaw
-from fewstep.diffusion.types import Batch, Denoiser, Sampler
+from fewstep.diffusion.types import Batch, Denoiser, Sampler, device_of
+from fewstep.distillation.pace import MOST, Pace
 from fewstep.distillation.pairs import Pairs
 
 Nets = nn.ModuleDict
@@ -42,7 +44,8 @@ class Turn(NamedTuple):
     net: the name of the network that is updated; loss: a function of the nets, the teacher and a
     batch that returns a `Loss`; rate: a factor on the learning rate; same: on the samples of the
     turn before, not on new ones; beside: further nets whose gradients are recorded, for a turn to
-    come. A step is a sequence of turns: DMD2 has five of the fake score and one of the student.
+    come; when: whether it is taken, as the nets are before it, None: always. A step is a sequence
+    of turns: DMD2 has five of the fake score and one of the student.
     """
 
     net: str
@@ -50,6 +53,7 @@ class Turn(NamedTuple):
     rate: float = 1.0
     same: bool = False
     beside: tuple[str, ...] = ()
+    when: Callable[[Nets], bool] | None = None
 
 
 class Product(NamedTuple):
@@ -160,18 +164,40 @@ class Method(ABC):
         teacher; as `net` too where the teacher is no network with weights, or where `net` holds
         them and trains adapters on them.
         """
-        return Nets({"student": deepcopy(net), "fake": deepcopy(_fake_start(teacher, net))})
+        nets = Nets({"student": deepcopy(net), "fake": deepcopy(_fake_start(teacher, net))})
+        if getattr(self, "ratio", None) == "auto":
+            nets["pace"] = Pace().to(device_of(net))
+        return nets
+
+    def fake_updates(self, *turns: Turn) -> tuple[Turn, ...]:
+        """The updates of the fake score, `turns`, as often as the field `ratio` says.
+
+        With "auto" the last of them measures whether the fake score keeps up, which the others do
+        not see, and those before are taken as nets["pace"] has it (`fewstep.distillation.pace`).
+        """
+        ratio: int | str = getattr(self, "ratio", 1)
+        if not isinstance(ratio, str):
+            return turns * ratio
+        before = (
+            turn._replace(loss=partial(_unwatched, turn), when=partial(_behind, count))
+            for count in range(MOST, 1, -1)
+            for turn in turns
+        )
+        return *before, *turns
 
     @abstractmethod
     def turns(self, step: int) -> Sequence[Turn]:
         """The updates of step `step` (from 0), in order."""
 
-    def after_step(self, step: Step) -> None:  # noqa: B027
-        """Called after the turns of each step; does nothing by default.
+    def after_step(self, step: Step) -> None:
+        """Called after the turns of each step; by default nets["pace"] takes in what it measures.
 
         Here targets follow their nets, stages begin (`Step.restart`), and statistics over the
         global batch (`Step.sums`) are taken in. All that it remembers is in nets, as buffers.
         """
+        if "pace" in step.sums:
+            pace: Any = step.nets["pace"]
+            pace.follow(step.sums["pace"])
 
     def result(self, model: Model) -> Model:
         """The description of the network that is shipped, where training starts from `model`."""
@@ -188,6 +214,17 @@ class Method(ABC):
         Returns: by default the average, sampled by `sampler`.
         """
         return Product(average, self.sampler)
+
+
+def _behind(count: int, nets: Nets) -> bool:
+    """Whether the fake score gets `count` updates or more."""
+    pace: Any = nets["pace"]
+    return bool(pace.reaches(count))
+
+
+def _unwatched(turn: Turn, nets: Nets, teacher: Denoiser, batch: Batch) -> Loss:
+    """The loss of a turn that does not measure whether the fake score keeps up."""
+    return turn.loss(Nets({k: net for k, net in nets.items() if k != "pace"}), teacher, batch)
 
 
 def _fake_start(teacher: Denoiser | None, net: nn.Module) -> nn.Module:

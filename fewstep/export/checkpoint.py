@@ -24,7 +24,7 @@ from torch import Tensor
 from fewstep.diffusion.generator import Generator
 from fewstep.export.atomic_output import new_output
 from fewstep.export.client_metadata import example, sidecars, with_metadata
-from fewstep.export.diffusers_pipeline import of_pipeline, picture, scheduled
+from fewstep.export.diffusers_pipeline import picture, plain_of_pipeline, scheduled
 from fewstep.export.model_card import card
 from fewstep.export.original_names import clip_names, open_clip_names, unet_names, vae_names
 from fewstep.export.schedulers import call
@@ -50,8 +50,8 @@ def to_checkpoint(run: Path, out: Path) -> float:
     Returns the largest difference of a weight that diffusers reads from it, which is 0. ValueError
     for a student of another pipeline than `PIPELINES`, or with other parts than these have.
     """
-    student = load_student(run)
-    folder = origin_folder(of_pipeline(student, run))
+    student = plain_of_pipeline(load_student(run), run)
+    folder = origin_folder(student)
     if folder.pipeline not in PIPELINES:
         raise ValueError(
             f"checkpoints in the original layout are written of {' and '.join(PIPELINES)}, and "

@@ -28,7 +28,7 @@ from fewstep.diffusion.noise_path import Flow
 from fewstep.diffusion.samplers import FewStep
 from fewstep.export.atomic_output import new_output
 from fewstep.export.client_metadata import PUBLISHED, example, sidecars
-from fewstep.export.diffusers_pipeline import network_file, of_pipeline, or_else
+from fewstep.export.diffusers_pipeline import network_file, or_else, plain_of_pipeline
 from fewstep.export.model_card import card
 from fewstep.export.traced_generator import Given, examples, within
 from fewstep.storage.files import read_json, write, write_json
@@ -73,7 +73,7 @@ def to_comfyui(run: Path, out: Path) -> float:
     The workflow's own numbers are followed as ComfyUI follows them. Returns the largest difference
     from the student, relative to the student's largest number.
     """
-    student = of_pipeline(load_student(run), run)
+    student = plain_of_pipeline(load_student(run), run)
     folder = origin_folder(student)
     if folder.pipeline not in PIPELINES:
         raise ValueError(

@@ -27,12 +27,13 @@ from fewstep.diffusion.pixels import finite
 from fewstep.diffusion.samplers import FewStep
 from fewstep.export.atomic_output import new_output
 from fewstep.export.client_metadata import Example, example, sidecars, with_metadata
+from fewstep.export.folded_inputs import plain
 from fewstep.export.model_card import card
 from fewstep.export.schedulers import own_scheduler, stock_scheduler
 from fewstep.export.traced_generator import Given, within
 from fewstep.storage.files import read_json, spelled, write, write_json
 from fewstep.storage.model_folder import load_student
-from fewstep.teachers.diffusers.adapter_base import Adapter
+from fewstep.teachers.diffusers.adapter_base import Adapter, adapter_of
 from fewstep.teachers.diffusers.folder import NEVER_LOADED, PipelineFolder, open_folder
 from fewstep.teachers.diffusers.load import origin_folder, with_text_and_vae
 from fewstep.teachers.diffusers.network import DiffusersNet, require_library
@@ -53,10 +54,11 @@ def to_diffusers(run: Path, out: Path) -> float:
     Returns the largest relative difference between the two on one prompt.
     """
     student = load_student(run)
-    folder = origin_folder(of_pipeline(student, run))
-    scheduler = followed(student, folder, run)
+    made = plain_of_pipeline(student, run)
+    folder = origin_folder(made)
+    scheduler = followed(made, folder, run)
     with new_output(out) as place:
-        _write(place, student, folder, scheduler, run)
+        _write(place, made, folder, scheduler, run)
         difference = within(compare_pipelines(place, student), TOLERANCE, student, "pipeline")
     return difference
 
@@ -66,8 +68,8 @@ def to_safetensors(run: Path, out: Path) -> float:
 
     Returns the largest difference of a weight from the student's, which is 0.
     """
-    student = load_student(run)
-    folder = origin_folder(of_pipeline(student, run))
+    student = plain_of_pipeline(load_student(run), run)
+    folder = origin_folder(student)
     kind = folder.family.network_class
     shown = example(student, run)
     with new_output(out, ".safetensors") as place:
@@ -143,6 +145,13 @@ def of_pipeline(student: Generator, run: Path) -> Generator:
             f"stock pipelines do not take; {ELSE}"
         )
     return student
+
+
+def plain_of_pipeline(student: Generator, run: Path) -> Generator:
+    """As `of_pipeline`, with further inputs that never change as weights (`folded_inputs`)."""
+    if student.model is not None and isinstance(student.model.net, DiffusersNet):
+        student = plain(student, run, f"; {ELSE}")
+    return of_pipeline(student, run)
 
 
 def _write(
@@ -232,7 +241,8 @@ def compare_pipelines(folder: Path, student: Generator, prompt: str = "a small r
 def against(pipe: Any, student: Generator, prompt: str = "a small red cube") -> float:
     """As `compare_pipelines`, for a pipeline that is loaded already."""
     steps = student.sampler.calls
-    net: Adapter = student.denoiser.net
+    net = adapter_of(student.denoiser)
+    assert net is not None
     shape = net.to_stock(torch.empty(1, *student.shape)).shape
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)

@@ -101,7 +101,8 @@ class FewstepSolver(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             out = out + a * x if a else out
         for c, x in zip(config.c[n], self.predictions, strict=True):
             out = out + c * x if c else out
-        return {"prev_sample": out} if return_dict else (out,)
+        # the second is what the pipelines of PixArt take where there is one step
+        return {"prev_sample": out} if return_dict else (out, out)
 
     def __len__(self) -> int:
         return int(self.settings.num_train_timesteps)

@@ -36,6 +36,7 @@ from fewstep.distillation.discriminator import Discriminator
 from fewstep.distillation.fake_score import FakeScore, Rollout, predict
 from fewstep.distillation.guidance_scales import Guidance, Unguided
 from fewstep.distillation.method import Loss, Method, Nets, Turn, need_draws
+from fewstep.distillation.pace import Updates, fewest
 from fewstep.losses.adversarial import GradientPenalty
 from fewstep.losses.score import kl
 from fewstep.losses.weight import L1, Weight
@@ -57,7 +58,7 @@ class ASD(Method):
     weight: Weight = L1()
     """w of the student's direction; L1 is 1 / mean |x - f_phi|."""
     fake: FakeScore = FakeScore()
-    ratio: int = 5
+    ratio: Updates = 5
     """Updates of the fake score for one of the student."""
     judge: Discriminator = Discriminator(
         features="frozen_fake",
@@ -77,7 +78,7 @@ class ASD(Method):
                 f"ASD.sampler makes two calls or more, each of which can be trained; got "
                 f"{self.sampler}"
             )
-        if self.ratio < 1 or self.alpha < 0:
+        if fewest(self.ratio) < 1 or self.alpha < 0:
             raise ValueError(
                 f"ASD needs ratio >= 1 and alpha >= 0, got {self.ratio} and {self.alpha:g}"
             )
@@ -106,7 +107,7 @@ class ASD(Method):
         After the last call nothing judges.
         """
         rollout = Rollout.at(step, self.sampler, "uniform")
-        fake = (self.fake.turn(rollout, self.guidance),) * self.ratio
+        fake = self.fake_updates(self.fake.turn(rollout, self.guidance))
         student = Turn("student", partial(self.student_loss, rollout))
         if rollout.k == self.sampler.calls:
             return *fake, student

@@ -44,6 +44,7 @@ from fewstep.diffusion.types import Batch, Denoiser, Sampler, State
 from fewstep.distillation.fake_score import FakeScore, Rollout, augmentation, predict
 from fewstep.distillation.guidance_scales import Unguided
 from fewstep.distillation.method import Loss, Method, Nets, Step, Turn, need_draws
+from fewstep.distillation.pace import Updates, fewest
 from fewstep.losses.score import kl
 from fewstep.losses.weight import L1, EDMWeight, Weight
 
@@ -96,7 +97,7 @@ class CDM(Method):
     off: float = 1.0
     """Weight of the term off the trajectory; 0 leaves it out."""
     fake: FakeScore = FakeScore(Karras(), EDMWeight())
-    ratio: int = 2
+    ratio: Updates = 2
     """Updates of the fake score for one of the student."""
     pull: float = 0.999
     """What the fake score keeps of its weights after each step, the rest being the student's; 1
@@ -105,7 +106,7 @@ class CDM(Method):
     def __post_init__(self) -> None:
         if not isinstance(self.sampler, FewStep) or self.sampler.noise != "ddim":
             raise ValueError(f"CDM.sampler is a FewStep(noise='ddim'), got {self.sampler}")
-        if min(self.ratio, self.longest) < 1 or self.off < 0 or not 0 < self.pull <= 1:
+        if min(fewest(self.ratio), self.longest) < 1 or self.off < 0 or not 0 < self.pull <= 1:
             raise ValueError(
                 "CDM needs ratio and longest of 1 or more, off >= 0 and 0 < pull <= 1, got "
                 f"{self.ratio}, {self.longest}, {self.off:g} and {self.pull:g}"
@@ -144,11 +145,12 @@ class CDM(Method):
         """`ratio` updates of the fake score, then one of the student, on one grid."""
         grid = self.grid(step)
         fake = Turn("fake", partial(self.fake_loss, grid))
-        return *(fake,) * self.ratio, Turn("student", partial(self.student_loss, grid))
+        return *self.fake_updates(fake), Turn("student", partial(self.student_loss, grid))
 
     @torch.no_grad()
     def after_step(self, step: Step) -> None:
         """Some of the student's weights are mixed into the fake score."""
+        super().after_step(step)
         if self.pull < 1:
             fake, student = step.nets["fake"], step.nets["student"]
             for mine, other in zip(fake.parameters(), student.parameters(), strict=True):

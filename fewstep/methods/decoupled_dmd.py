@@ -34,6 +34,7 @@ from fewstep.diffusion.time_distributions import Karras, TimeLaw
 from fewstep.diffusion.types import Batch, Denoiser, Sampler
 from fewstep.distillation.fake_score import FakeScore, Matching, Rollout, augmentation, predict
 from fewstep.distillation.method import Loss, Method, Nets, Turn
+from fewstep.distillation.pace import Updates, fewest
 from fewstep.losses.score import kl
 from fewstep.losses.weight import L1, EDMWeight, Weight
 
@@ -60,20 +61,20 @@ class DecoupledDMD(Method):
     augmentation_weight: Weight = L1()
     """w of the augmentation."""
     fake: FakeScore = FakeScore(Karras(), EDMWeight())
-    ratio: int = 5
+    ratio: Updates = 5
     """Updates of the fake score for one of the student."""
     matching: Matching = "uniform"
     """Which of a few-step student's outputs are matched: each in turn, or the "final" one."""
 
     def __post_init__(self) -> None:
-        if self.ratio < 1:
+        if fewest(self.ratio) < 1:
             raise ValueError(f"DecoupledDMD.ratio is 1 or more, got {self.ratio}")
 
     def turns(self, step: int) -> Sequence[Turn]:
         """`ratio` updates of the fake score, then one of the student."""
         rollout = Rollout.at(step, self.sampler, self.matching)
         fake = self.fake.turn(rollout)
-        return *(fake,) * self.ratio, Turn("student", partial(self.student_loss, rollout))
+        return *self.fake_updates(fake), Turn("student", partial(self.student_loss, rollout))
 
     def student_loss(self, rollout: Rollout, nets: Nets, teacher: Denoiser, batch: Batch) -> Loss:
         """The student's loss, matching and augmentation on the same samples.

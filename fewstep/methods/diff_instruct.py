@@ -25,6 +25,7 @@ from fewstep.diffusion.types import Batch, Denoiser, Sampler
 from fewstep.distillation.fake_score import FakeScore, Matching, Rollout, predict
 from fewstep.distillation.guidance_scales import Guidance, Unguided
 from fewstep.distillation.method import Loss, Method, Nets, Turn
+from fewstep.distillation.pace import Updates, fewest
 from fewstep.losses.score import kl
 from fewstep.losses.weight import Power, Weight
 
@@ -44,7 +45,7 @@ class DiffInstruct(Method):
     weight: Weight = Power()
     """w of the student's direction."""
     fake: FakeScore = FakeScore()
-    ratio: int = 1
+    ratio: Updates = 1
     """Updates of the fake score for one of the student."""
     guidance: Guidance = Unguided()
     """kappa_1 .. kappa_4, for a teacher that knows conditions; kappa_3 has no part here."""
@@ -52,14 +53,14 @@ class DiffInstruct(Method):
     """Which of a few-step student's outputs are matched: each in turn, or the "final" one."""
 
     def __post_init__(self) -> None:
-        if self.ratio < 1:
+        if fewest(self.ratio) < 1:
             raise ValueError(f"DiffInstruct.ratio is 1 or more, got {self.ratio}")
 
     def turns(self, step: int) -> Sequence[Turn]:
         """`ratio` updates of the fake score, then one of the student."""
         rollout = Rollout.at(step, self.sampler, self.matching)
         fake = self.fake.turn(rollout, self.guidance)
-        return *(fake,) * self.ratio, Turn("student", partial(self.student_loss, rollout))
+        return *self.fake_updates(fake), Turn("student", partial(self.student_loss, rollout))
 
     def student_loss(self, rollout: Rollout, nets: Nets, teacher: Denoiser, batch: Batch) -> Loss:
         """The student's loss, the KL direction; teacher and fake score run without a graph.

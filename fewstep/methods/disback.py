@@ -38,6 +38,7 @@ from fewstep.diffusion.types import Batch, Denoiser, Sampler
 from fewstep.distillation.fake_score import FakeScore, Matching, Rollout, predict
 from fewstep.distillation.guidance_scales import Guidance, Unguided
 from fewstep.distillation.method import Loss, Method, Nets, Step, Turn
+from fewstep.distillation.pace import Updates, fewest
 from fewstep.losses.score import kl
 from fewstep.losses.weight import L1, Weight
 
@@ -66,7 +67,7 @@ class DisBack(Method):
     """Training steps from one of them to the next."""
     target_steps: int = 100
     """Training steps for which the student follows each."""
-    ratio: int = 1
+    ratio: Updates = 1
     """Updates of the fake score for one of the student, once it moves."""
     guidance: Guidance = Unguided()
     """kappa_1 .. kappa_4, for a teacher that knows conditions; kappa_3 has no part here."""
@@ -74,7 +75,7 @@ class DisBack(Method):
     """Which of a few-step student's outputs are matched: each in turn, or the "final" one."""
 
     def __post_init__(self) -> None:
-        if min(self.targets, self.record_steps, self.target_steps, self.ratio) < 1:
+        if min(self.targets, self.record_steps, self.target_steps, fewest(self.ratio)) < 1:
             raise ValueError(
                 "DisBack needs targets, record_steps, target_steps and ratio of 1 or more, got "
                 f"{self.targets}, {self.record_steps}, {self.target_steps} and {self.ratio}"
@@ -104,10 +105,11 @@ class DisBack(Method):
         if step < self.recording:
             return (fake,)
         loss = partial(self.student_loss, rollout, self.target(step))
-        return *(fake,) * self.ratio, Turn("student", loss)
+        return *self.fake_updates(fake), Turn("student", loss)
 
     def after_step(self, step: Step) -> None:
         """Keep the decayed teacher; when all is recorded, both nets start anew."""
+        super().after_step(step)
         number, rest = divmod(step.step + 1, self.record_steps)
         if not rest and number <= self.targets:
             step.nets[f"target{number}"].load_state_dict(step.nets["fake"].state_dict())

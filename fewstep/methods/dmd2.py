@@ -33,6 +33,7 @@ from fewstep.distillation.critic import Critic
 from fewstep.distillation.fake_score import Matching, Rollout, predict
 from fewstep.distillation.guidance_scales import Guidance, Unguided
 from fewstep.distillation.method import Loss, Method, Nets, Turn, need_draws
+from fewstep.distillation.pace import Updates, fewest
 from fewstep.losses.score import kl
 from fewstep.losses.weight import L1, Power, Weight
 
@@ -57,7 +58,7 @@ class DMD2(Method):
         Karras(), judging=Power(), scale=245.76, average="sample", pool="learned"
     )
     """Its scale is the published 0.01, twice (real and fake are summed) times 64 * 64 * 3."""
-    ratio: int = 5
+    ratio: Updates = 5
     """Updates of the fake score for one of the student."""
     gan: float = 3e-3
     """Weight of the student's adversarial loss."""
@@ -67,7 +68,7 @@ class DMD2(Method):
     """Which of a few-step student's outputs are matched: each in turn, or the "final" one."""
 
     def __post_init__(self) -> None:
-        if self.ratio < 1 or self.gan < 0:
+        if fewest(self.ratio) < 1 or self.gan < 0:
             raise ValueError(
                 f"DMD2 needs ratio >= 1 and gan >= 0, got {self.ratio} and {self.gan:g}"
             )
@@ -85,7 +86,7 @@ class DMD2(Method):
         """`ratio` updates of the fake score with its discriminator, then one of the student."""
         rollout = Rollout.at(step, self.sampler, self.matching)
         critic = self.fake.turns(rollout, self.guidance)
-        return *(*critic,) * self.ratio, Turn("student", partial(self.student_loss, rollout))
+        return *self.fake_updates(*critic), Turn("student", partial(self.student_loss, rollout))
 
     def student_loss(self, rollout: Rollout, nets: Nets, teacher: Denoiser, batch: Batch) -> Loss:
         """The student's loss, the KL direction and the adversarial loss.

@@ -40,6 +40,7 @@ from fewstep.diffusion.types import Batch, Denoiser, Sampler
 from fewstep.distillation.fake_score import FakeScore, Matching, Rollout, predict
 from fewstep.distillation.guidance_scales import Guidance, Unguided
 from fewstep.distillation.method import Loss, Method, Nets, Turn
+from fewstep.distillation.pace import Updates, fewest
 from fewstep.distillation.pictures import Reward, rewards_of
 from fewstep.losses.score import kl
 from fewstep.losses.weight import L1, EDMWeight, Weight
@@ -108,7 +109,7 @@ class DMDR(Method):
     """w of the student's direction; L1 is 1 / mean |x - f_real|."""
     fake_weight: Weight = EDMWeight()
     """w of the fake score's loss; published: `Power(0, -2)`, that of a flow's velocity."""
-    ratio: int = 5
+    ratio: Updates = 5
     """Updates of the fake score for one of the student."""
     guidance: Guidance = Unguided()
     """kappa_1 .. kappa_4, for a teacher that knows conditions; kappa_3 has no part here."""
@@ -116,7 +117,11 @@ class DMDR(Method):
     """Which of a few-step student's outputs are matched: each in turn, or the "final" one."""
 
     def __post_init__(self) -> None:
-        if not self.reward_weight > 0 or min(self.cold, self.dynamic) < 0 or self.ratio < 1:
+        if (
+            not self.reward_weight > 0
+            or min(self.cold, self.dynamic) < 0
+            or fewest(self.ratio) < 1
+        ):
             raise ValueError(
                 "DMDR needs reward_weight > 0, cold and dynamic of 0 or more, and ratio >= 1; got "
                 f"{self.reward_weight:g}, {self.cold}, {self.dynamic} and {self.ratio}"
@@ -147,7 +152,7 @@ class DMDR(Method):
         rollout, fade = Rollout.at(step, self.sampler, self.matching), self.fade(step)
         fake = Turn("fake", partial(self.fake_loss, fade, rollout))
         student = partial(self.student_loss, fade, step >= self.cold, rollout)
-        return *(fake,) * self.ratio, Turn("student", student)
+        return *self.fake_updates(fake), Turn("student", student)
 
     def fake_loss(
         self, fade: float, rollout: Rollout, nets: Nets, teacher: Denoiser, batch: Batch

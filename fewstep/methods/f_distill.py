@@ -34,6 +34,7 @@ from fewstep.distillation.density_ratio import RatioStatistics, follow, read_rat
 from fewstep.distillation.fake_score import Matching, Rollout, add_noise, predict_at
 from fewstep.distillation.guidance_scales import Guidance, Unguided
 from fewstep.distillation.method import Loss, Method, Nets, Step, Turn, need_draws
+from fewstep.distillation.pace import Updates, fewest
 from fewstep.losses.f_divergence import Family, f_divergence
 from fewstep.losses.score import kl
 from fewstep.losses.weight import L1, Power, Weight
@@ -62,7 +63,7 @@ class FDistill(Method):
         Karras(), judging=Power(), scale=245.76, average="sample", pool="learned"
     )
     """The fake score and the discriminator; the scale is DMD2's."""
-    ratio: int = 5
+    ratio: Updates = 5
     """Updates of the fake score for one of the student."""
     gan: float = 1e-3
     """Weight of the student's adversarial loss."""
@@ -80,7 +81,7 @@ class FDistill(Method):
     def __post_init__(self) -> None:
         f_divergence(self.family)
         self.fake.discriminator.log_ratio(torch.zeros(()))
-        if self.ratio < 1 or self.gan < 0 or self.bins < 1:
+        if fewest(self.ratio) < 1 or self.gan < 0 or self.bins < 1:
             raise ValueError(
                 "FDistill needs ratio >= 1, gan >= 0 and bins >= 1, got "
                 f"{self.ratio}, {self.gan:g} and {self.bins}"
@@ -106,10 +107,11 @@ class FDistill(Method):
         """`ratio` updates of the fake score with its discriminator, then one of the student."""
         rollout = Rollout.at(step, self.sampler, self.matching)
         critic = self.fake.turns(rollout, self.guidance)
-        return *(*critic,) * self.ratio, Turn("student", partial(self.student_loss, rollout))
+        return *self.fake_updates(*critic), Turn("student", partial(self.student_loss, rollout))
 
     def after_step(self, step: Step) -> None:
         """The means of r and h follow those of the step's samples."""
+        super().after_step(step)
         follow(step, self.rate)
 
     def student_loss(self, rollout: Rollout, nets: Nets, teacher: Denoiser, batch: Batch) -> Loss:

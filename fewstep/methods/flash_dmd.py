@@ -45,6 +45,7 @@ from fewstep.distillation.fake_score import FakeScore, Rollout, predict
 from fewstep.distillation.flow_maps import follow
 from fewstep.distillation.guidance_scales import Guidance, Unguided
 from fewstep.distillation.method import Loss, Method, Nets, Step, Turn, need_draws
+from fewstep.distillation.pace import Updates, fewest
 from fewstep.distillation.preferences import Preference, require_likelihood
 from fewstep.losses.score import kl
 from fewstep.losses.weight import L1, EDMWeight, Weight
@@ -70,7 +71,7 @@ class FlashDMD(Method):
     weight: Weight = L1()
     """w of the student's direction; L1 is 1 / mean |x - f_phi|."""
     fake: FakeScore = FakeScore(Karras(), EDMWeight())
-    ratio: int = 1
+    ratio: Updates = 1
     """Updates of the fake score for one of the student; published: 1 or 2."""
     keep: float = 0.999
     """Share of its own weights that the fake score keeps in a step; 1: all of them."""
@@ -93,7 +94,7 @@ class FlashDMD(Method):
                 "FlashDMD.matched is at least 1 and less than the calls of its sampler, got "
                 f"{self.matched} of {self.sampler.calls}"
             )
-        if self.ratio < 1 or not 0 <= self.keep <= 1 or not self.gan > 0:
+        if fewest(self.ratio) < 1 or not 0 <= self.keep <= 1 or not self.gan > 0:
             raise ValueError(
                 "FlashDMD needs ratio >= 1, keep from 0 to 1 and gan > 0, got "
                 f"{self.ratio}, {self.keep:g} and {self.gan:g}"
@@ -154,12 +155,13 @@ class FlashDMD(Method):
         fake = self.fake.turn(Rollout(self.sampler, high), self.guidance)
         rollout = Rollout(self.sampler, self.call(step))
         if rollout.k <= self.matched:
-            return *(fake,) * self.ratio, Turn("student", partial(self.matching_loss, rollout))
+            return *self.fake_updates(fake), Turn("student", partial(self.matching_loss, rollout))
         student = Turn("student", partial(self.adversarial_loss, rollout))
-        return *(fake,) * self.ratio, self.judge.turn(rollout), student
+        return *self.fake_updates(fake), self.judge.turn(rollout), student
 
     def after_step(self, step: Step) -> None:
         """The fake score takes weights of the student; the reference of a stage is what it was."""
+        super().after_step(step)
         if self.keep < 1 and not self.prefers(step.step):
             follow(step, self.keep, "fake")
         if self.preference is not None and step.step + 1 == self.preferred_from:

@@ -36,6 +36,7 @@ from fewstep.diffusion.types import Batch, Denoiser, Sampler
 from fewstep.distillation.fake_score import FakeScore, Matching, Rollout, predict
 from fewstep.distillation.guidance_scales import Guidance, Unguided
 from fewstep.distillation.method import Loss, Method, Nets, Turn
+from fewstep.distillation.pace import Updates, fewest
 from fewstep.losses.score import denoising
 from fewstep.losses.weight import L1, Weight
 
@@ -56,7 +57,7 @@ class IBMD(Method):
     """w of the student's loss; L1, 1 / mean |x - f_phi|, is SiD's."""
     fake: FakeScore = FakeScore(Uniform(0.02, 0.98))
     """How f_psi learns."""
-    ratio: int = 1
+    ratio: Updates = 1
     """Updates of f_psi for one of the student."""
     guidance: Guidance = Unguided()
     """kappa_1 .. kappa_4, for a teacher that also knows labels; kappa_3 has no part here."""
@@ -64,14 +65,14 @@ class IBMD(Method):
     """Which of a few-step student's outputs are matched: each in turn, or the "final" one."""
 
     def __post_init__(self) -> None:
-        if self.ratio < 1:
+        if fewest(self.ratio) < 1:
             raise ValueError(f"IBMD.ratio is 1 or more, got {self.ratio}")
 
     def turns(self, step: int) -> Sequence[Turn]:
         """`ratio` updates of f_psi, then one of the student."""
         rollout = Rollout.at(step, self.sampler, self.matching)
         fake = self.fake.turn(rollout, self.guidance)
-        return *(fake,) * self.ratio, Turn("student", partial(self.student_loss, rollout))
+        return *self.fake_updates(fake), Turn("student", partial(self.student_loss, rollout))
 
     def student_loss(self, rollout: Rollout, nets: Nets, teacher: Denoiser, batch: Batch) -> Loss:
         """The student's loss, the difference of two regressions; no prediction is detached.

@@ -41,6 +41,7 @@ from fewstep.diffusion.types import Batch, Denoiser, Sampler
 from fewstep.distillation.fake_score import FakeScore, Matching, Rollout, predict
 from fewstep.distillation.guidance_scales import Guidance, Kappas
 from fewstep.distillation.method import Loss, Method, Nets, Turn
+from fewstep.distillation.pace import Updates, fewest
 from fewstep.distillation.pictures import Reward, rewards_of
 from fewstep.losses.score import kl
 from fewstep.losses.weight import L1, Weight
@@ -69,7 +70,7 @@ class JDM(Method):
     weight: Weight = L1()
     """w of the student's direction, which says what a strength of 1 means; L1 is DMD's."""
     fake: FakeScore = FakeScore()
-    ratio: int = 1
+    ratio: Updates = 1
     """Updates of the fake score for one of the student."""
     guidance: Guidance = Kappas(real=0.0)
     """kappa_1 .. kappa_4; kappa_4 = 0 tells the teacher nothing, and kappa_3 has no part here."""
@@ -77,7 +78,7 @@ class JDM(Method):
     """Which of a few-step student's outputs are matched: each in turn, or the "final" one."""
 
     def __post_init__(self) -> None:
-        if not self.strength > 0 or self.ratio < 1:
+        if not self.strength > 0 or fewest(self.ratio) < 1:
             raise ValueError(
                 f"JDM needs strength > 0 and ratio >= 1, got {self.strength:g} and {self.ratio}"
             )
@@ -94,7 +95,7 @@ class JDM(Method):
         """`ratio` updates of the fake score, then one of the student."""
         rollout = Rollout.at(step, self.sampler, self.matching)
         fake = self.fake.turn(rollout, self.guidance)
-        return *(fake,) * self.ratio, Turn("student", partial(self.student_loss, rollout))
+        return *self.fake_updates(fake), Turn("student", partial(self.student_loss, rollout))
 
     def student_loss(self, rollout: Rollout, nets: Nets, teacher: Denoiser, batch: Batch) -> Loss:
         """The student's loss, the KL direction and ln p(c | x) of the same samples.

@@ -43,6 +43,7 @@ from fewstep.diffusion.types import Batch, Denoiser, Sampler
 from fewstep.distillation.fake_score import FakeScore, Matching, Rollout, add_noise, predict
 from fewstep.distillation.guidance_scales import Guidance, Unguided
 from fewstep.distillation.method import Loss, Method, Nets, Step, Turn, need_data
+from fewstep.distillation.pace import Updates, fewest
 from fewstep.losses.score import denoising, kl
 from fewstep.losses.weight import L1, Weight
 from fewstep.nets.lora import Adapted
@@ -71,7 +72,7 @@ class MSD(Method):
     """w of the students' direction; L1 is 1 / mean |x - f_phi|."""
     fake: FakeScore = FakeScore()
     """The fake score; its noise levels and weight are those of score matching, too."""
-    ratio: int = 1
+    ratio: Updates = 1
     """Updates of the fake score for one of the students (published with its GAN: 5)."""
     guidance: Guidance = Unguided()
     """kappa_1 .. kappa_4, for a teacher that knows conditions; kappa_3 has no part here."""
@@ -79,7 +80,7 @@ class MSD(Method):
     """Which of few-step students' outputs are matched: each in turn, or the "final" one."""
 
     def __post_init__(self) -> None:
-        if self.students < 1 or self.score_steps < 0 or self.ratio < 1:
+        if self.students < 1 or self.score_steps < 0 or fewest(self.ratio) < 1:
             raise ValueError(
                 "MSD needs students >= 1, score_steps >= 0 and ratio >= 1, got "
                 f"{self.students}, {self.score_steps} and {self.ratio}"
@@ -107,10 +108,11 @@ class MSD(Method):
             return (Turn("student", self.score_loss),)
         rollout = Rollout.at(step, self.sampler, self.matching)
         fake = self.fake.turn(rollout, self.guidance)
-        return *(fake,) * self.ratio, Turn("student", partial(self.student_loss, rollout))
+        return *self.fake_updates(fake), Turn("student", partial(self.student_loss, rollout))
 
     def after_step(self, step: Step) -> None:
         """The students start anew when their scores are matched."""
+        super().after_step(step)
         if step.step + 1 == self.score_steps:
             step.restart("student")
 

@@ -50,9 +50,10 @@ from fewstep.diffusion.samplers import FewStep
 from fewstep.diffusion.time_distributions import Karras, TimeLaw
 from fewstep.diffusion.types import Batch, Denoiser, Sampler
 from fewstep.distillation.boundary import Renoised, renoise
-from fewstep.distillation.fake_score import Matching, Rollout, predict_at
+from fewstep.distillation.fake_score import Matching, Rollout, paced, predict_at
 from fewstep.distillation.guidance_scales import Guidance, Unguided
 from fewstep.distillation.method import Loss, Method, Nets, Step, Turn, need_draws
+from fewstep.distillation.pace import Updates, fewest
 from fewstep.losses.score import denoising, kl
 from fewstep.losses.weight import L1, EDMWeight, Weight
 from fewstep.nets.experts import Experts, ExpertsNet
@@ -96,7 +97,7 @@ class PhasedDMD(Method):
     """The largest 1 / share^2 in the fake score's loss."""
     fake_rate: float = 1.0
     """Learning rate of the fake score over the student's."""
-    ratio: int = 1
+    ratio: Updates = 1
     """Updates of the fake score for one of the student (published: 5)."""
     guidance: Guidance = Unguided()
     """kappa_1 .. kappa_4, for a teacher that knows conditions; kappa_3 has no part here."""
@@ -106,7 +107,10 @@ class PhasedDMD(Method):
     def __post_init__(self) -> None:
         if not isinstance(self.sampler, FewStep) or self.sampler.noise != "ddim":
             raise ValueError(f"PhasedDMD.sampler is a FewStep(noise='ddim'), got {self.sampler}")
-        if min(self.phases, self.phase_steps, self.ratio) < 1 or self.sampler.steps % self.phases:
+        if (
+            min(self.phases, self.phase_steps, fewest(self.ratio)) < 1
+            or self.sampler.steps % self.phases
+        ):
             raise ValueError(
                 "PhasedDMD needs phases, phase_steps and ratio of 1 or more and as many calls in "
                 f"every phase, got {self.phases}, {self.phase_steps}, {self.ratio} and "
@@ -177,10 +181,11 @@ class PhasedDMD(Method):
             call = 1 + int(Draws(torch.tensor([step])).integers("rollout", self.each))
         rollout = Rollout(self.sampler, phase * self.each + call)
         fake = Turn("fake", partial(self.fake_loss, rollout), self.fake_rate)
-        return *(fake,) * self.ratio, Turn("student", partial(self.student_loss, rollout))
+        return *self.fake_updates(fake), Turn("student", partial(self.student_loss, rollout))
 
     def after_step(self, step: Step) -> None:
         """At the end of a phase its expert becomes its average, and all starts anew."""
+        super().after_step(step)
         done = self.phase(step.step)
         if self.phase(step.step + 1) == done:
             return
@@ -199,7 +204,9 @@ class PhasedDMD(Method):
         prediction = guided(nets["fake"], n.xt, n.t, batch.cond, kappas).predictions[0]
         weight = self.fake_weight(reached.x0, reached.x0, n.alpha, n.sigma)
         weight = weight * (share**-2).clamp(max=self.clip)
-        return Loss(denoising(share * prediction, target, weight).mean())
+        learnt = share * prediction, target, weight
+        loss = Loss(denoising(*learnt).mean())
+        return paced(loss, nets, teacher, batch, n, learnt, self.guidance, share)
 
     def student_loss(self, rollout: Rollout, nets: Nets, teacher: Denoiser, batch: Batch) -> Loss:
         """The expert's loss, the KL direction on x_s; no graph but the one of its call.

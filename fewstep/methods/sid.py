@@ -34,13 +34,14 @@ from fewstep.distillation.fake_score import (
 )
 from fewstep.distillation.guidance_scales import Guidance, Unguided
 from fewstep.distillation.method import Loss, Method, Nets, Turn
+from fewstep.distillation.pace import Updates, fewest
 from fewstep.losses.score import sid
 from fewstep.losses.weight import L1, Weight
 
 
 @dataclass(frozen=True)
 class SiD(Method):
-    """Score identity distillation: one update of the fake score, then one of the student.
+    """Score identity distillation: `ratio` updates of the fake score, then one of the student.
 
     The defaults are the published ones: alpha 1.2, sigma_init 2.5, tmax 800, L1 weight. It needs a
     teacher and no data. Zhou et al. 2024, https://arxiv.org/abs/2404.04057.
@@ -63,16 +64,24 @@ class SiD(Method):
 
     A step is cheaper by the student's calls, and its batches are half as many different samples.
     """
+    ratio: Updates = 1
+    """Updates of the fake score for one of the student."""
+
+    def __post_init__(self) -> None:
+        if fewest(self.ratio) < 1 or (self.shared and self.ratio != 1):
+            raise ValueError(
+                f"SiD.ratio is 1 or more, and 1 where samples are shared, got {self.ratio}"
+            )
 
     def turns(self, step: int) -> Sequence[Turn]:
-        """One update of the fake score, then one of the student."""
+        """`ratio` updates of the fake score, then one of the student."""
         rollout = Rollout.at(step, self.sampler, self.matching)
         if self.shared:
             made = SharedRollout(rollout)
             student = Turn("student", partial(self.student_loss, made))
             return made.turns(self.fake, self.guidance, student)
         fake = self.fake.turn(rollout, self.guidance)
-        return fake, Turn("student", partial(self.student_loss, rollout))
+        return *self.fake_updates(fake), Turn("student", partial(self.student_loss, rollout))
 
     def student_loss(self, rollout: Samples, nets: Nets, teacher: Denoiser, batch: Batch) -> Loss:
         """The student's loss, equation 23; no prediction is detached.

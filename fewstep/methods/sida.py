@@ -36,6 +36,7 @@ from fewstep.distillation.fake_score import (
 )
 from fewstep.distillation.guidance_scales import Guidance, Unguided
 from fewstep.distillation.method import Loss, Method, Nets, Turn
+from fewstep.distillation.pace import Updates, fewest
 from fewstep.losses.score import sid
 from fewstep.losses.weight import L1, Weight
 
@@ -45,7 +46,7 @@ LARGEST = 10.0
 
 @dataclass(frozen=True)
 class SiDA(Method):
-    """Adversarial score identity distillation: one update of the critic, then one of the student.
+    """Adversarial score identity distillation: updates of the critic, then one of the student.
 
     The defaults are the published ones, but for the schedule, which counts steps here. It needs a
     teacher and real data. ValueError for a share outside [0, 1] and negative values. Zhou et al.
@@ -76,10 +77,14 @@ class SiDA(Method):
     """kappa_1 .. kappa_4, for a teacher that knows conditions."""
     matching: Matching = "uniform"
     """Which of a few-step student's outputs are matched: each in turn, or the "final" one."""
+    ratio: Updates = 1
+    """Updates of the critic for one of the student, once it moves."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.share <= 1:
             raise ValueError(f"SiDA.share is between 0 and 1, got {self.share:g}")
+        if fewest(self.ratio) < 1:
+            raise ValueError(f"SiDA.ratio is 1 or more, got {self.ratio}")
         if min(self.gan, self.student_from, self.adversarial_from) < 0:
             raise ValueError(
                 "SiDA.gan, student_from and adversarial_from are 0 or more, got "
@@ -96,7 +101,7 @@ class SiDA(Method):
         return self.fake.equipped(super().init(teacher, net), teacher)
 
     def turns(self, step: int) -> Sequence[Turn]:
-        """The critic alone before `student_from`, then critic and student.
+        """The critic alone before `student_from`, then `ratio` updates of it, and the student.
 
         The student's loss has its adversarial term from step `adversarial_from` on.
         """
@@ -105,7 +110,7 @@ class SiDA(Method):
         if step < self.student_from:
             return critic
         loss = self.student_loss if step >= self.adversarial_from else self.score_loss
-        return *critic, Turn("student", partial(loss, rollout))
+        return *self.fake_updates(*critic), Turn("student", partial(loss, rollout))
 
     def score_loss(self, rollout: Rollout, nets: Nets, teacher: Denoiser, batch: Batch) -> Loss:
         """SiD's loss, without adversarial term; arguments as of `student_loss`."""

@@ -21,6 +21,7 @@ from fewstep.diffusion.types import Batch, Denoiser, Sampler
 from fewstep.distillation.fake_score import FakeScore, Matching, Rollout, predict
 from fewstep.distillation.guidance_scales import Guidance, Unguided
 from fewstep.distillation.method import Loss, Method, Nets, Turn
+from fewstep.distillation.pace import Updates, fewest
 from fewstep.losses.distance import Distance, PseudoHuber
 from fewstep.losses.score import sim
 from fewstep.losses.weight import Power, Weight
@@ -28,7 +29,7 @@ from fewstep.losses.weight import Power, Weight
 
 @dataclass(frozen=True)
 class SIM(Method):
-    """Score implicit matching: one update of the fake score, then one of the student.
+    """Score implicit matching: `ratio` updates of the fake score, then one of the student.
 
     The default distance is the paper's, pseudo-Huber, on x_0-space differences; the paper's c and
     time law are not published. It needs a teacher and no data. Luo et al. 2024,
@@ -48,12 +49,18 @@ class SIM(Method):
     """kappa_1 .. kappa_4, for a teacher that knows conditions."""
     matching: Matching = "uniform"
     """Which of a few-step student's outputs are matched: each in turn, or the "final" one."""
+    ratio: Updates = 1
+    """Updates of the fake score for one of the student."""
+
+    def __post_init__(self) -> None:
+        if fewest(self.ratio) < 1:
+            raise ValueError(f"SIM.ratio is 1 or more, got {self.ratio}")
 
     def turns(self, step: int) -> Sequence[Turn]:
-        """One update of the fake score, then one of the student."""
+        """`ratio` updates of the fake score, then one of the student."""
         rollout = Rollout.at(step, self.sampler, self.matching)
         fake = self.fake.turn(rollout, self.guidance)
-        return fake, Turn("student", partial(self.student_loss, rollout))
+        return *self.fake_updates(fake), Turn("student", partial(self.student_loss, rollout))
 
     def student_loss(self, rollout: Rollout, nets: Nets, teacher: Denoiser, batch: Batch) -> Loss:
         """The student's loss, theorem 3.1; no prediction is detached.

@@ -38,6 +38,7 @@ from fewstep.diffusion.types import Batch, Denoiser, Sampler
 from fewstep.distillation.fake_score import FakeScore, add_noise, predict
 from fewstep.distillation.guidance_scales import Guidance, Unguided
 from fewstep.distillation.method import Loss, Method, Nets, Turn, need_data, need_draws
+from fewstep.distillation.pace import Updates, fewest
 from fewstep.losses.mmd import Kernel, linear_mmd, rbf_mmd, tokens
 from fewstep.losses.score import kl
 from fewstep.losses.weight import L1, Weight
@@ -100,7 +101,7 @@ class SwD(Method):
     width: float = 100.0
     """Of the rbf kernel."""
     fake: FakeScore = FakeScore()
-    ratio: int = 5
+    ratio: Updates = 5
     """Updates of the fake score for one of the student."""
     guidance: Guidance = Unguided()
     """kappa_1 .. kappa_4, for a teacher that knows conditions (published: 7, the teacher's alone);
@@ -111,7 +112,7 @@ class SwD(Method):
             raise ValueError(f"SwD.sampler is a ScaleWise, got {self.sampler}")
         if self.kernel not in ("linear", "rbf"):
             raise ValueError(f"SwD.kernel is 'linear' or 'rbf', got {self.kernel!r}")
-        if self.ratio < 1 or self.mmd < 0 or self.width <= 0:
+        if fewest(self.ratio) < 1 or self.mmd < 0 or self.width <= 0:
             raise ValueError(
                 "SwD needs ratio >= 1, mmd >= 0 and width > 0, got "
                 f"{self.ratio}, {self.mmd:g} and {self.width:g}"
@@ -127,7 +128,7 @@ class SwD(Method):
         """`ratio` updates of the fake score, then one of the student, at one call and its size."""
         call = Call(self, 1 + step % self.sampler.calls)
         fake = self.fake.turn(call, self.guidance)
-        return *(fake,) * self.ratio, Turn("student", partial(self.student_loss, call))
+        return *self.fake_updates(fake), Turn("student", partial(self.student_loss, call))
 
     def student_loss(self, call: Call, nets: Nets, teacher: Denoiser, batch: Batch) -> Loss:
         """The student's loss at one call: the KL direction, and the patches against data.

@@ -38,9 +38,10 @@ from fewstep.diffusion.samplers import FewStep
 from fewstep.diffusion.time_distributions import Karras, TimeLaw
 from fewstep.diffusion.types import Batch, Denoiser, Sampler, State
 from fewstep.distillation.boundary import Renoised, renoise
-from fewstep.distillation.fake_score import Matching, Rollout, predict_at
+from fewstep.distillation.fake_score import Matching, Rollout, paced, predict_at
 from fewstep.distillation.guidance_scales import Guidance, Unguided
 from fewstep.distillation.method import Loss, Method, Nets, Turn, need_draws
+from fewstep.distillation.pace import Updates, fewest
 from fewstep.losses.score import denoising, kl
 from fewstep.losses.weight import L1, EDMWeight, Weight
 
@@ -68,7 +69,7 @@ class TDM(Method):
     """w of the fake score's loss (published: the SNR, at most 5)."""
     fake_rate: float = 1.0
     """Learning rate of the fake score over the student's (published: 5)."""
-    ratio: int = 1
+    ratio: Updates = 1
     """Updates of the fake score for one of the student."""
     guidance: Guidance = Unguided()
     """kappa_1 .. kappa_4, for a teacher that knows conditions; kappa_3 has no part here."""
@@ -80,7 +81,7 @@ class TDM(Method):
             raise ValueError(f"TDM.sampler is a FewStep(noise='ddim'), got {self.sampler}")
         if self.target not in ("sample", "subinterval"):
             raise ValueError(f"TDM.target is 'sample' or 'subinterval', got {self.target!r}")
-        if self.ratio < 1 or self.huber < 0 or self.fake_rate <= 0:
+        if fewest(self.ratio) < 1 or self.huber < 0 or self.fake_rate <= 0:
             raise ValueError(
                 "TDM needs ratio >= 1, huber >= 0 and fake_rate > 0, got "
                 f"{self.ratio}, {self.huber:g} and {self.fake_rate:g}"
@@ -90,7 +91,7 @@ class TDM(Method):
         """`ratio` updates of the fake score, then one of the student, on states of one call."""
         rollout = Rollout.at(step, self.sampler, self.matching)
         fake = Turn("fake", partial(self.fake_loss, rollout), self.fake_rate)
-        return *(fake,) * self.ratio, Turn("student", partial(self.student_loss, rollout))
+        return *self.fake_updates(fake), Turn("student", partial(self.student_loss, rollout))
 
     def fake_loss(self, rollout: Rollout, nets: Nets, teacher: Denoiser, batch: Batch) -> Loss:
         """The fake score's loss at noised states of the student, which carry no gradient."""
@@ -101,8 +102,10 @@ class TDM(Method):
         prediction = guided(nets["fake"], n.xt, n.t, batch.cond, kappas).predictions[0]
         weight = self.fake_weight(state.x0, state.x0, n.alpha, n.sigma)
         if self.target == "sample":
-            return Loss(denoising(prediction, state.x0, weight).mean())
-        return Loss(denoising(share * prediction, target, weight).mean())
+            share, target = torch.ones_like(share), state.x0
+        learnt = share * prediction, target, weight
+        loss = Loss(denoising(*learnt).mean())
+        return paced(loss, nets, teacher, batch, n, learnt, self.guidance, share)
 
     def student_loss(self, rollout: Rollout, nets: Nets, teacher: Denoiser, batch: Batch) -> Loss:
         """The student's loss, the KL direction at noised states; no graph but the student's.

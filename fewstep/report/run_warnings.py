@@ -193,8 +193,8 @@ def _lagging(f: RunData) -> RunWarning | None:
         found,
         "The fake score is to know what the student makes now; where it does not, the student's "
         "gradient points the wrong way, or is nought.",
-        "Give the fake score more turns for each of the student's, or a higher rate "
-        "(--fake-optim), and see that its weights are trained at all.",
+        "Give the fake score more turns for each of the student's (--method.ratio, a number or "
+        "auto), or a higher rate (--fake-optim), and see that its weights are trained at all.",
         "Fake score keeps up",
     )
 

@@ -154,6 +154,8 @@ def train(
         sums: dict[str, Tensor] = {}
         skipped, switches = state.skipped, Switches(state.nets)
         for turn in _turns(method, state.nets, state.step):
+            if turn.when is not None and not turn.when(state.nets):
+                continue
             config = optim if isinstance(optim, Optim) else _named(optim, turn.net)
             step, images = state.began(turn.net)
             rate = turn.rate * config.rate(state.step - step, steps - step)

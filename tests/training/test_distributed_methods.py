@@ -15,6 +15,7 @@ from fewstep.diffusion.samplers import FewStep, Heun
 from fewstep.diffusion.time_distributions import Karras
 from fewstep.diffusion.types import Batch
 from fewstep.distillation.method import Method
+from fewstep.methods.diff_instruct import DiffInstruct
 from fewstep.methods.f_distill import FDistill
 from fewstep.methods.mean_flow import MeanFlow
 from fewstep.methods.optimal_steps import OptimalSteps
@@ -36,7 +37,11 @@ METHODS: tuple[Method, ...] = (
     MeanFlow(),
     OptimalSteps(Heun(Karras(0.02, 2.5), 5, 1), 2),
 )
-each_method = pytest.mark.parametrize("method", METHODS, ids=lambda m: type(m).__name__)
+each_method = pytest.mark.parametrize(
+    "method",
+    [*METHODS, pytest.param(DiffInstruct(ratio="auto"), marks=pytest.mark.slow)],
+    ids=lambda m: type(m).__name__,
+)
 
 
 def normal(draws: Draws) -> Batch:
