@@ -38,6 +38,7 @@ from fewstep.storage.folder_lock import locked
 from fewstep.storage.user_code import keep
 from fewstep.training import distributed
 from fewstep.training.compiled import compile_calls
+from fewstep.training.convolutions import prepare_convolutions
 from fewstep.training.loop import Record, State, require_divisible, train
 from fewstep.training.offload import OffloadedModule
 from fewstep.training.precision import product_layers, store_in_bf16
@@ -311,6 +312,7 @@ def prepare(
         product_layers(model.denoiser)
     if model is not None:
         model.denoiser.to(where)
+        prepare_convolutions(model.denoiser, where, run.precision)  # adapters share its weights
         _refuse_path(run.method, model.denoiser.path)
         try:
             ladder_of(run.method.sampler, model.denoiser.path)
@@ -334,7 +336,10 @@ def prepare(
         if model is not None and has_blocks(model.denoiser):
             recompute(model.denoiser)
     fake = None if fake is None else fake.to(where)
-    return PreparedRun(run, model, net.to(where), source, fake=fake)
+    for started in (net.to(where), fake):
+        if started is not None:
+            prepare_convolutions(started, where, run.precision)
+    return PreparedRun(run, model, net, source, fake=fake)
 
 
 def _refuse_path(method: Method, path: NoisePath) -> None:
