@@ -1,4 +1,4 @@
-"""Correctness against the CPU, step time, memory, mixed precision and torch.compile on a device.
+"""Correctness against the CPU, step time, memory, mixed precision, torch.compile and waits.
 
 Prints one line a check; exits with 1 if a correctness check fails. See gpu.sh.
 """
@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+import warnings
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from typing import Any
 
@@ -29,6 +29,10 @@ from fewstep import (
     train,
 )
 from fewstep.nets.edm_precond import EDMPrecond
+from fewstep.training.compiled import compile_calls
+from fewstep.training.convolutions import prepare_convolutions
+from fewstep.training.loop import Record, State
+from fewstep.training.precision import Precision
 
 FAILED: list[str] = []
 
@@ -107,35 +111,64 @@ def timed(step: Callable[[], Any], device: str, repeat: int) -> float:
     return 1000 * sorted(spent[2:])[repeat // 2]
 
 
+MODES: dict[str, tuple[Precision, bool, bool]] = {
+    "float32": ("fp32", False, False),
+    "bfloat16": ("bf16", False, False),
+    "bfloat16, channels_last": ("bf16", True, False),
+    "bfloat16, compiled": ("bf16", False, True),
+    "bfloat16, channels_last, compiled": ("bf16", True, True),
+}
+"""Precision of products, whether weights lie channels_last, whether networks are compiled."""
+
+
+def steps_of(
+    base: nn.Module, device: str, batch: int, mode: tuple[Precision, bool, bool]
+) -> Iterator[Record]:
+    """Steps of SiD on copies of `base`."""
+    precision, turned, compiled = mode
+    net, teacher = deepcopy(base), deepcopy(base)
+    for each in (net, teacher) if turned else ():
+        prepare_convolutions(each, torch.device(device), precision)
+    state = State.init(SiD(), teacher, net)
+    for each in (*state.nets.values(), teacher) if compiled else ():
+        compile_calls(each)
+    settings: dict[str, Any] = {"batch": batch, "steps": 10**6, "optim": Optim(1e-5)}
+    source = Latents((3, 32, 32))
+    return train(SiD(), teacher, net, source, precision=precision, state=state, **settings)
+
+
 def speed(device: str, channels: int, batch: int) -> None:
-    """SiD steps on DDPM++: float32, bfloat16 autocast, compiled; time and peak memory."""
+    """SiD steps on DDPM++ in all modes; time and peak memory."""
     base = unet(device, channels)
-    modes: dict[str, tuple[Any, bool]] = {
-        "float32": (nullcontext(), False),
-        "bfloat16 autocast": (torch.autocast(device, torch.bfloat16), False),
-        "bfloat16 autocast, compiled": (torch.autocast(device, torch.bfloat16), True),
-    }
-    for name, (context, compiled) in modes.items():
-        if compiled and device == "cpu":
+    for name, mode in MODES.items():
+        if mode[2] and device == "cpu":
             continue
-        net, teacher = deepcopy(base), deepcopy(base)
-        if compiled:
-            net.compile()
-            teacher.compile()
         if device == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        steps = train(
-            SiD(), teacher, net, Latents((3, 32, 32)), batch=batch, steps=10**6, optim=Optim(1e-5)
-        )
-        with context:
-            try:
-                each = timed(lambda run=steps: next(run), device, 8)
-            except Exception as error:  # a mode that does not run is a result too
-                print(f"FAIL  SiD step, {name}: {type(error).__name__}: {error}")
-                FAILED.append(name)
-                continue
+        steps = steps_of(base, device, batch, mode)
+        try:
+            each = timed(lambda run=steps: next(run), device, 8)
+        except Exception as error:  # a mode that does not run is a result too
+            print(f"FAIL  SiD step, {name}: {type(error).__name__}: {error}")
+            FAILED.append(name)
+            continue
         peak = torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else 0.0
         print(f"      SiD step, {name}, batch {batch}: {each:.1f} ms, peak {peak:.2f} GiB")
+
+
+def waits(channels: int) -> None:
+    """How often the host waits for the GPU in a warm step of two turns: once in each."""
+    steps = steps_of(unet("cuda", channels), "cuda", 4, MODES["bfloat16"])
+    for _ in range(3):
+        next(steps)
+    torch.cuda.set_sync_debug_mode("warn")
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        next(steps)
+    torch.cuda.set_sync_debug_mode("default")
+    for each in told:
+        print(f"      waits at {each.filename}:{each.lineno}")
+    check("waits of a step beyond one a turn", len(told) - 2, 0)
 
 
 def main(device: str) -> None:
@@ -148,6 +181,8 @@ def main(device: str) -> None:
     same_as_cpu(device)
     big = device == "cuda"
     speed(device, channels=128 if big else 16, batch=64 if big else 2)
+    if big:
+        waits(channels=32)
     if FAILED:
         raise SystemExit(f"failed: {', '.join(FAILED)}")
 

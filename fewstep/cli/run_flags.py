@@ -119,8 +119,8 @@ def _misspelt(run: Run, words: Sequence[str], told: str) -> str:
     for name in names:
         field = flag_syntax.field_of(run, _path(name))
         values = next((v for n, v in given if _path(n) == _path(name)), None)
-        if field is None or values is None:
-            continue
+        if field is None or values is None or (field[0] is bool and not values):
+            continue  # what is said of a flag without a value is not that it has one
         if not stray or field[0] is bool or len(values) > 1:
             return flag_syntax.wrong(short.get(name, name), *field, " ".join(values))
     return ""

@@ -158,7 +158,7 @@ def _difference(
         raise ValueError(f"finite differences need float32, got {value.dtype}; use how='forward'")
     low, high, h = (torch.as_tensor(r, device=like.device).to(like.dtype) for r in (*room, h))
     h = torch.minimum(h, torch.maximum(high, -low) / 2)
-    if not like.is_meta and bool((h <= 0).any()):
+    if like.device.type == "cpu" and bool((h <= 0).any()):  # no device is waited for
         raise ValueError("there is no room for differences; h is positive, and so is one side")
     central, forward = (low <= -h) & (high >= h), high >= 2 * h
     a = torch.where(central, -h, torch.where(forward, h, -h))

@@ -31,8 +31,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fewstep.diffusion.constants import beside
+
 TIMESTEPS = 100_000
 """Of a path of discrete betas, whose table is held; published ones have a thousand."""
+
+HOSTS = frozenset({"cpu"})
+"""Kinds of devices whose numbers are read without waiting."""
 
 
 class NoisePath(ABC):
@@ -157,15 +162,15 @@ class NoisePath(ABC):
         Returns: x_t, (B, *).
 
         Raises ValueError where t < s, since noise cannot be removed so, and where the shapes do
-        not fit.
+        not fit. On an accelerator, which is not waited for, x_t is NaN where t < s.
         """
         same_shape(xs=xs, eps=eps)
         alpha, sigma = coefficients(self, xs, t)
         alpha_s, sigma_s = coefficients(self, xs, s)
-        if not t.is_meta and bool((t < s).any()):
-            raise ValueError("noise is added from s to a later t, got t < s; `ddim` goes back")
         # At alpha_s = 0 both are noise, and stay it.
         ratio = torch.where(alpha_s > 0, alpha / torch.where(alpha_s > 0, alpha_s, 1), 1)
+        why = "noise is added from s to a later t, got t < s; `ddim` goes back"
+        ratio = _later(t, s, ratio, why)
         added = (sigma - ratio * sigma_s) * (sigma + ratio * sigma_s)
         return ratio * xs + added.clamp(min=0).sqrt() * eps
 
@@ -185,18 +190,29 @@ class NoisePath(ABC):
 
         Returns: x_s, (B, *), with a gradient in x_t and x_0.
 
-        Raises ValueError where t < s, and where the shapes do not fit. Ho et al. 2020,
+        Raises ValueError where t < s, and where the shapes do not fit; on an accelerator, which
+        is not waited for, x_s is NaN where t < s. Ho et al. 2020,
         https://arxiv.org/abs/2006.11239, equation 7.
         """
         same_shape(xt=xt, x0=x0, eps=eps)
         alpha, sigma = coefficients(self, xt, t)
         alpha_s, sigma_s = coefficients(self, xt, s)
-        if not t.is_meta and bool((t < s).any()):
-            raise ValueError("a step back leads from t to an earlier s, got t < s")
         ratio = torch.where(alpha_s > 0, alpha / torch.where(alpha_s > 0, alpha_s, 1), 1)
+        ratio = _later(t, s, ratio, "a step back leads from t to an earlier s, got t < s")
         added = ((sigma - ratio * sigma_s) * (sigma + ratio * sigma_s)).clamp(min=0)
         mean = (ratio * sigma_s**2 * xt + alpha_s * added * x0) / sigma**2
         return mean + sigma_s / sigma * added.sqrt() * eps
+
+
+def _later(t: Tensor, s: Tensor, ratio: Tensor, why: str) -> Tensor:
+    """The ratio; a ValueError where t < s, or NaN on an accelerator, which is not waited for."""
+    if t.is_meta:
+        return ratio
+    if t.device.type in HOSTS:
+        if bool((t < s).any()):
+            raise ValueError(why)
+        return ratio
+    return ratio.masked_fill((t < s).reshape(-1, *(1,) * (ratio.ndim - 1)), torch.nan)
 
 
 @dataclass(frozen=True)
@@ -353,7 +369,7 @@ class VP(NoisePath):
 
     def log_snr(self, t: Tensor) -> Tensor:
         """ln(alpha_t^2 / sigma_t^2), piecewise linear in t; same shape as t."""
-        table = torch.from_numpy(self._table).to(device=t.device, dtype=t.dtype)
+        table = beside(torch.from_numpy(self._table), t)
         low = t.detach().floor().long().clamp(0, len(table) - 2)
         # Not table[low], which vmap refuses for single times.
         left, right = (table.index_select(0, (low + i).flatten()).view_as(t) for i in (0, 1))

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fewstep.diffusion.constants import constant
 from fewstep.diffusion.noise_path import VP, NoisePath, perturb
 from fewstep.diffusion.rng import Draws
 from fewstep.diffusion.time_distributions import Karras, TimeLaw
@@ -349,7 +350,7 @@ class Heun(Sampler):
 
     def grid(self, like: Tensor) -> Tensor:
         """The ladder of times: (steps,), decreasing, with dtype and device of `like`."""
-        return torch.tensor(_grid(self), dtype=torch.float64).to(like)
+        return constant(_grid(self), like)
 
     def states(
         self, denoiser: Denoiser, z: Tensor, cond: Cond = None, draws: Draws | None = None
@@ -429,7 +430,7 @@ class MultiStep(Sampler):
 
     def grid(self, like: Tensor) -> Tensor:
         """The ladder of times: (steps,), decreasing, with dtype and device of `like`."""
-        return torch.tensor(_grid(self), dtype=torch.float64).to(like)
+        return constant(_grid(self), like)
 
     def states(
         self, denoiser: Denoiser, z: Tensor, cond: Cond = None, draws: Draws | None = None
@@ -502,7 +503,9 @@ class _Told:
         self.denoiser, self.named, self.path = denoiser, {name: value}, denoiser.path
 
     def __call__(self, xt: Tensor, t: Tensor, cond: Cond = None, **named: Tensor) -> Tensor:
-        mine = {name: torch.tensor(value, device=xt.device) for name, value in self.named.items()}
+        mine = {
+            name: torch.full((), value, device=xt.device) for name, value in self.named.items()
+        }
         out: Tensor = self.denoiser(xt, t, cond, **mine, **named)
         return out
 

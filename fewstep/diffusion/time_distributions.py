@@ -24,6 +24,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from fewstep.diffusion.constants import constant
 from fewstep.diffusion.noise_path import VE, VP, NoisePath
 
 
@@ -166,7 +167,7 @@ class Discrete(TimeLaw):
     def quantile(self, u: Tensor) -> Tensor:
         """values[floor(u n)] of the n values."""
         n = len(self.values)
-        table = torch.tensor(self.values, dtype=u.dtype, device=u.device)
+        table = constant(self.values, u)
         return table[(u * n).long().clamp(0, n - 1)]
 
 

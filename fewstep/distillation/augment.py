@@ -28,6 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fewstep.diffusion.constants import constant
 from fewstep.diffusion.rng import Draws
 
 SYM6 = (
@@ -149,7 +150,7 @@ def _margins(moves: Tensor, height: int, width: int) -> tuple[int, int, int, int
 
 def _filter(x: Tensor, transposed: bool) -> Tensor:
     """The filter along each axis of all channels, with stride 2: up, or (its transpose) down."""
-    taps = x.new_tensor(SYM6)
+    taps = constant(SYM6, x)
     convolve = F.conv_transpose2d if transposed else F.conv2d
     channels = x.shape[1]
     for shape, stride, pad in (((1, 1, -1, 1), (2, 1), (5, 0)), ((1, 1, 1, -1), (1, 2), (0, 5))):

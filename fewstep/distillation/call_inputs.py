@@ -16,6 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fewstep.diffusion.constants import beside, constant
 from fewstep.diffusion.noise_path import NoisePath, expand, perturb
 from fewstep.diffusion.rng import Draws
 from fewstep.diffusion.samplers import FewStep
@@ -60,10 +61,12 @@ def call_times(
     shares: how often each call comes, the noisiest first; (): all alike. The draw "call" is used.
     ValueError where the sampler's times do not fit the path.
     """
-    ladder = like.new_tensor(sampler.ladder(path))
-    parts = torch.tensor(shares or (1 / len(ladder),) * len(ladder), dtype=torch.float64)
+    ladder = constant(sampler.ladder(path), like)
+    parts = torch.tensor(
+        shares or (1 / len(ladder),) * len(ladder), dtype=torch.float64, device="cpu"
+    )
     u = draws.uniform("call").double()
-    below = parts.cumsum(0)[:-1].to(u.device) <= u[:, None]
+    below = beside(parts.cumsum(0)[:-1], u) <= u[:, None]
     return ladder[below.sum(1)]
 
 

@@ -34,6 +34,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fewstep.diffusion.constants import constant
 from fewstep.diffusion.derivative import difference_step, jvp
 from fewstep.diffusion.guidance import Scale, guided
 from fewstep.diffusion.noise_path import (
@@ -151,7 +152,7 @@ def pair_on(times: Sequence[float], path: NoisePath, x0: Tensor, cond: Cond, dra
 
     u is the time below it, and s the first; the draws "t" and "eps" are used.
     """
-    ladder = x0.new_tensor(times)
+    ladder = constant(times, x0)
     n = draws.integers("t", len(ladder) - 1)
     t, u = ladder[n + 1], ladder[n]
     return Pair(noised(path, x0, t, draws), t, u, ladder[0].expand_as(t), cond)

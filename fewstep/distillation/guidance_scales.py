@@ -53,8 +53,10 @@ class Guidance(ABC):
         if not self.drop or all(is_one(k) for k in ours) or all(is_zero(k) for k in ours):
             return kappas.fake_loss
         dropped = need_draws(batch).uniform("fake/drop") < self.drop
-        kappa = torch.as_tensor(kappas.fake_loss, device=dropped.device).expand(len(dropped))
-        return torch.where(dropped, torch.zeros_like(kappa), kappa)
+        kappa = kappas.fake_loss
+        if not isinstance(kappa, torch.Tensor):
+            kappa = torch.full((), float(kappa), device=dropped.device)
+        return torch.where(dropped, 0, kappa)
 
 
 @dataclass(frozen=True)

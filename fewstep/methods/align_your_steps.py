@@ -211,6 +211,6 @@ class AlignYourSteps(Method):
             prediction = net(perturb(teacher.path, x0, eps, t), t, batch.cond)
             found.append(denoising(prediction, x0).sum())
         errors = torch.stack(found)
-        count = errors.new_tensor(float(len(x0)))
+        count = errors.new_full((), float(len(x0)))
         mean = errors.mean() / len(x0)
         return Loss(None, {"error": mean}, {"errors": errors, "count": count})

@@ -133,7 +133,7 @@ class AYF(Method):
     def point(self, path: NoisePath, teacher: Denoiser, batch: Batch) -> FlowPoint:
         """Noised data at t, the end s of a jump, and the teacher's prediction at t."""
         x0, draws = need_data(self, batch), need_draws(batch)
-        start = path.flow_time(x0.new_tensor(start_of(self.sampler, path)))
+        start = path.flow_time(x0.new_full((), start_of(self.sampler, path)))
         length = self.lengths.quantile(draws.uniform("length")).to(x0)
         rest = draws.uniform("s").to(x0) * (1 - length)
         t, s = (path.time_of(start * share) for share in (rest + length, rest))

@@ -135,8 +135,8 @@ class ConsistencyTraining(Method):
 
         levels: (B,), of t; r is the end where it would be below. Returns (B,) each.
         """
-        start = levels.new_tensor(start_of(self.sampler, path))
+        start = levels.new_full((), start_of(self.sampler, path))
         t = torch.minimum(time_of_level(path, levels), start)
         gap = self.gap(level(path, t), stage)
         below = level(path, t) - gap
-        return t, time_of_level(path, below), gap, below <= level(path, t.new_tensor(path.t_min))
+        return t, time_of_level(path, below), gap, below <= level(path, t.new_full((), path.t_min))

@@ -30,6 +30,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fewstep.diffusion.constants import constant
 from fewstep.diffusion.model import Model
 from fewstep.diffusion.noise_path import NoisePath, coefficients, same_shape
 from fewstep.diffusion.rng import Draws
@@ -166,7 +167,7 @@ class CTM(Method):
     def course(self, count: int, path: NoisePath, batch: Batch) -> Course:
         """Noised data at a random time of the ladder that has `count` steps below it, and s."""
         x0, draws = need_data(self, batch), need_draws(batch)
-        ladder = x0.new_tensor(self.ladder.times(path, start_of(self.sampler, path)))
+        ladder = constant(self.ladder.times(path, start_of(self.sampler, path)), x0)
         count = min(count, len(ladder) - 1)
         n = count + draws.integers("t", len(ladder) - count)
         times = ladder[n[:, None] - torch.arange(count + 1, device=n.device)]

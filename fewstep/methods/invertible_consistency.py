@@ -36,6 +36,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from fewstep.diffusion.constants import constant
 from fewstep.diffusion.guidance import Scale
 from fewstep.diffusion.model import Model
 from fewstep.diffusion.noise_path import NoisePath, same_shape
@@ -127,7 +128,7 @@ class InvertibleConsistency(Method):
         """
         x0, draws = need_data(self, batch), need_draws(batch)
         student: Any = nets["student"]
-        edges, times = (x0.new_tensor(u) for u in self.edges_and_times(teacher.path))
+        edges, times = (constant(u, x0) for u in self.edges_and_times(teacher.path))
         low, high = self.scales
         kappa: Scale = low + (high - low) * draws.uniform("kappa").to(x0) if self.told else low
         down = self.consistency(student, teacher, batch, edges, times, kappa, True)
@@ -199,7 +200,9 @@ class InvertibleConsistency(Method):
 
     def named(self, kappa: Scale, like: Tensor) -> dict[str, Tensor]:
         """What the student is told besides: w, if there is a range of it."""
-        return {"w": torch.as_tensor(kappa, device=like.device).to(like) - 1} if self.told else {}
+        if not self.told:
+            return {}
+        return {"w": (kappa if isinstance(kappa, Tensor) else like.new_full((), kappa)) - 1}
 
 
 def edge_beyond(edges: Tensor, u: Tensor, down: bool) -> Tensor:

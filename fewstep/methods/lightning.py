@@ -38,6 +38,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fewstep.diffusion.constants import constant
 from fewstep.diffusion.guidance import guided
 from fewstep.diffusion.noise_path import NoisePath, coefficients, expand, same_shape
 from fewstep.diffusion.samplers import FewStep
@@ -237,7 +238,7 @@ class Lightning(Method):
         net: Any = teacher if origin < 0 else nets[names[origin]]
         kappa, path = (self.kappa if origin < 0 else 1.0), net.path
         sampler, stride = self.stage_sampler(fine), fine // steps
-        ladder = x0.new_tensor([*sampler.ladder(path), path.t_min])
+        ladder = constant([*sampler.ladder(path), path.t_min], x0)
         start = need_draws(batch).integers("t", times) * (fine // times)
         end = (start // stride + 1) * stride
         t, s, last = ladder[start], ladder[end], end == fine

@@ -42,7 +42,7 @@ from torch import Tensor, nn
 from fewstep.diffusion.model import Model
 from fewstep.diffusion.noise_path import expand, same_shape
 from fewstep.diffusion.samplers import FewStep, WithInput
-from fewstep.diffusion.types import Batch, Denoiser, Sampler
+from fewstep.diffusion.types import Batch, Denoiser, Sampler, device_of
 from fewstep.distillation.call_inputs import first_state
 from fewstep.distillation.method import Loss, Method, Nets, Step, Turn, need_draws
 from fewstep.distillation.named_inputs import model_with, net_with
@@ -113,7 +113,7 @@ class NCT(Method):
     def init(self, teacher: Denoiser | None, net: nn.Module) -> Nets:
         """The student, a copy of `net` that does not hear c yet, the generator, and lambda."""
         start = {"student": net_with(net, "c"), "generator": deepcopy(net)}
-        return Nets({**start, "dual": Dual(self.strength)})
+        return Nets({**start, "dual": Dual(self.strength).to(device_of(net))})
 
     def turns(self, step: int) -> Sequence[Turn]:
         """One update of the student."""

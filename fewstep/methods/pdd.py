@@ -36,6 +36,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from fewstep.diffusion.constants import constant
 from fewstep.diffusion.guidance import guided
 from fewstep.diffusion.heads import Heads
 from fewstep.diffusion.model import Model
@@ -145,7 +146,7 @@ class PDD(Method):
 
     def taus(self, teacher: Denoiser, like: Tensor) -> Tensor:
         """The flow times of the intervals' ends: (N + 1,)."""
-        return like.new_tensor(self.finest.flow_times(teacher.path))
+        return constant(self.finest.flow_times(teacher.path), like)
 
     def size(self, teacher: Denoiser, t: Tensor, like: Tensor) -> Tensor:
         """alpha + sigma at t (B,), ready to broadcast."""

@@ -33,6 +33,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import nn
 
+from fewstep.diffusion.constants import constant
 from fewstep.diffusion.model import Model
 from fewstep.diffusion.noise_path import NoisePath
 from fewstep.diffusion.samplers import FewStep, Jumps
@@ -177,7 +178,7 @@ class PhasedConsistency(Method):
         """Noised data at a time t of the solver, the time u below it, and s in the phase."""
         x0, draws = need_data(self, batch), need_draws(batch)
         fine, edges = (
-            x0.new_tensor(times_of_calls(self.sampler_of(count), path))
+            constant(times_of_calls(self.sampler_of(count), path), x0)
             for count in (number * self.steps, number)
         )
         n = 1 + draws.integers("t", len(fine) - 1)

@@ -240,7 +240,7 @@ class PhasedDMD(Method):
     def noised(self, path: NoisePath, reached: Reached, batch: Batch) -> Renoised:
         """The ends x_s at levels above s, with the targets of the fake score."""
         draws, x = need_draws(batch), reached.xs.detach()
-        low = torch.tensor(path.t_min).to(x) if reached.s is None else reached.s
+        low = x.new_full((), path.t_min) if reached.s is None else reached.s
         high = torch.full_like(low, path.t_max)
         t = self.times.within(draws.uniform("t").to(low), low, high).to(x)
         eps = draws.normal("eps", x.shape[1:]).to(x)

@@ -219,11 +219,11 @@ class PiFlow(Method):
 
     def least(self, path: NoisePath, like: Tensor) -> Tensor:
         """The least flow time at which networks on the path are called: ()."""
-        return path.flow_time(like.new_tensor(path.t_min))
+        return path.flow_time(like.new_full((), path.t_min))
 
     def whole(self, path: NoisePath, like: Tensor) -> Tensor:
         """The flow time of the first call: ()."""
-        return path.flow_time(like.new_tensor(self.follow.ladder(path)[0]))
+        return path.flow_time(like.new_full((), self.follow.ladder(path)[0]))
 
 
 @torch.no_grad()

@@ -34,6 +34,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from fewstep.diffusion.constants import constant
 from fewstep.diffusion.guidance import Scale, guided
 from fewstep.diffusion.model import Model
 from fewstep.diffusion.noise_path import coefficients, expand
@@ -193,7 +194,7 @@ class ProgressiveDistillation(Method):
         """States x_t (B, *), their times t (B,), and g* (B, *)."""
         net: Any = nets["target"] if stage else teacher
         path, sampler = net.path, self.stage_sampler(stage)
-        fine = x0.new_tensor(replace(sampler, steps=2 * sampler.steps).ladder(path))
+        fine = constant(replace(sampler, steps=2 * sampler.steps).ladder(path), x0)
         if stage == self.stages - 1 and isinstance(self.sampler, JumpBack):
             i = draws.integers("t", len(fine))  # at the last time both of the steps are one
         else:

@@ -34,6 +34,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fewstep.diffusion.constants import constant
 from fewstep.diffusion.guidance import guided
 from fewstep.diffusion.noise_path import NoisePath, expand
 from fewstep.diffusion.samplers import FewStep
@@ -187,7 +188,7 @@ class SCFlow(Method):
         """Noised data at a random time, and one step of the teacher down and one up from there."""
         assert isinstance(self.sampler, FewStep)
         x0, draws, path = need_data(self, batch), need_draws(batch), teacher.path
-        low, top = path.flow_time(x0.new_tensor([path.t_min, self.sampler.t_init]))
+        low, top = path.flow_time(constant([path.t_min, self.sampler.t_init], x0))
         u, down, up = (draws.uniform(name).to(x0) for name in ("t", "down", "up"))
         tau = low + (top - low) * u
         times = (

@@ -139,7 +139,7 @@ class SCFM(Method):
         i = draws.integers("t", count - 1)
         low, high = self.shift
         shift = low + (high - low) * draws.uniform("shift").to(x0)
-        start = path.flow_time(x0.new_tensor(start_of(self.sampler, path)))
+        start = path.flow_time(x0.new_full((), start_of(self.sampler, path)))
         shares = [1 - (i + k).to(x0) / count for k in range(3)]
         t, m, s = (
             path.time_of(start * shift * share / (1 + (shift - 1) * share)) for share in shares

@@ -31,6 +31,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from fewstep.diffusion.constants import constant
 from fewstep.diffusion.guidance import Scale
 from fewstep.diffusion.model import Model
 from fewstep.diffusion.noise_path import VP, NoisePath
@@ -154,7 +155,7 @@ class TDD(Method):
         x0, draws = need_data(self, batch), need_draws(batch)
         n = draws.integers("t", self.steps)
         t, u = (self.time(path, (n + k).to(x0) / self.steps) for k in (1, 0))
-        targets = x0.new_tensor(self.targets())
+        targets = constant(self.targets(), x0)
         reach = n.to(x0) / self.steps + 1e-6
         last = torch.searchsorted(targets, reach) - 1
         first = torch.searchsorted(targets, targets[last] - self.window - 1e-6)

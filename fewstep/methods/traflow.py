@@ -34,6 +34,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fewstep.diffusion.constants import constant
 from fewstep.diffusion.guidance import guided
 from fewstep.diffusion.model import Model
 from fewstep.diffusion.noise_path import NoisePath, expand
@@ -155,7 +156,7 @@ class TraFlow(Method):
     def stretch(self, teacher: Denoiser, batch: Batch) -> Stretch:
         """Noised data at a random time t, and the teacher's flow from there to u and to s."""
         x0, draws, path = need_data(self, batch), need_draws(batch), teacher.path
-        ends = x0.new_tensor([path.t_min, start_of(self.sampler, path)])
+        ends = constant([path.t_min, start_of(self.sampler, path)], x0)
         low, top = path.flow_time(ends)
         shares = torch.stack([draws.uniform(name) for name in ("t", "s")]).to(x0)
         later, earlier = (low + (top - low) * share for share in (shares.amax(0), shares.amin(0)))

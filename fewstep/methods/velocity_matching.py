@@ -123,7 +123,7 @@ class VelocityMatching(Method):
     def point(self, path: NoisePath, teacher: Denoiser, x: Tensor, batch: Batch) -> FlowPoint:
         """x with noise at a random time, the path's end, and the teacher's prediction."""
         draws = need_draws(batch)
-        start = path.flow_time(x.new_tensor(start_of(self.sampler, path)))
+        start = path.flow_time(x.new_full((), start_of(self.sampler, path)))
         t = path.time_of(start * self.shares.quantile(draws.uniform("t")).to(x))
         xt = noised(path, x, t, draws)
         f = guided(teacher, xt, t, batch.cond, [self.kappa]).predictions[0]

@@ -15,6 +15,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from fewstep.diffusion.constants import constant
 from fewstep.diffusion.model import Net
 from fewstep.diffusion.types import Cond, select_rows
 from fewstep.nets.routed import chosen
@@ -36,7 +37,7 @@ class ExpertsNet(nn.Module):
 
     def number(self, label: Tensor) -> Tensor:
         """Which network knows each time: (B,) int64, from labels (B,) or ()."""
-        bounds = torch.tensor(self.bounds, device=label.device, dtype=label.dtype)
+        bounds = constant(self.bounds, label)
         return (label.reshape(-1, 1) < bounds).sum(1)
 
     def forward(self, x: Tensor, label: Tensor, cond: Cond = None, *more: Tensor) -> Tensor:

@@ -220,6 +220,19 @@ def _share(net: nn.Module) -> None:
                 module.register_buffer(name, shared, persistent=False)
 
 
+def as_plain(net: nn.Module) -> None:
+    """Turn the shared tensors of a role into plain ones in the same memory, in place.
+
+    For what cannot read `Shared`, such as a compiler. Copies made later share them as before.
+    """
+    for module in net.modules():
+        for name, tensor in module._buffers.items():
+            if isinstance(tensor, Shared):
+                plain: Any = tensor.as_subclass(Tensor)
+                plain.__deepcopy__ = tensor.__deepcopy__
+                module._buffers[name] = plain
+
+
 def _in_full(net: nn.Module) -> Iterator[nn.Module]:
     """The modules of `net` that are trained in full, with all that they are made of."""
     for module in net.modules():

@@ -66,6 +66,8 @@ class Run:
     """How weights that are never trained are held: the teacher's, with adapters all but these."""
     recompute: bool = False
     """Compute activations again when a gradient needs them: less memory, the same numbers."""
+    compile: bool = False
+    """Compile the networks by torch.compile, for faster steps after slow first ones."""
     offload: bool = False
     """Keep the teacher in main memory while it is not called; for moments see Optim.offload."""
     lora: LoRA | None = None
@@ -97,7 +99,8 @@ class Run:
 
         Sizes below 1, a `batch` that `accumulate` does not divide, a `keep_every` that is no
         multiple of `save_every`, a seed outside 0 .. 2^63 - 1; bf16 frozen weights without a bf16
-        distillation, LoRA without a teacher or with `offload`, a negative prompt unguided.
+        distillation, `compile` with `recompute`, LoRA without a teacher or with `offload`, a
+        negative prompt unguided.
         """
         for name in ("steps", "batch", "accumulate", "sample_every", "save_every", "patience"):
             if getattr(self, name) < 1:
@@ -117,6 +120,11 @@ class Run:
             raise ValueError(
                 "frozen weights are held in bf16 where a teacher is distilled in --precision "
                 f"bf16, and this run {f'is in {self.precision}' if self.distils else 'trains one'}"
+            )
+        if self.compile and self.recompute:
+            raise ValueError(
+                "a compiler chooses itself what is kept for a gradient; leave out --compile, or "
+                "give --no-recompute"
             )
         if self.lora is not None and not self.distils:
             raise ValueError("LoRA adapts the network of a teacher, and this run trains one")

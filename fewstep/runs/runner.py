@@ -37,6 +37,8 @@ from fewstep.storage.files import origin_of
 from fewstep.storage.folder_lock import locked
 from fewstep.storage.user_code import keep
 from fewstep.training import distributed
+from fewstep.training.compiled import compile_calls
+from fewstep.training.convolutions import prepare_convolutions
 from fewstep.training.loop import Record, State, require_divisible, train
 from fewstep.training.offload import OffloadedModule
 from fewstep.training.precision import product_layers, store_in_bf16
@@ -91,6 +93,11 @@ class PreparedRun:
                 "moments of 8 bits are of whole weights, not of parts; leave out --shard, or "
                 "Optim.bits"
             )
+        if self.sharded and self.run.compile:
+            raise ValueError(
+                "nets in parts are put together as they are called, which --compile has not been "
+                "made for; leave out --shard, or --compile"
+            )
 
     @property
     def denoiser(self) -> Denoiser | None:
@@ -100,8 +107,9 @@ class PreparedRun:
     def init(self) -> State:
         """The training state at step 0, made of copies of the starting network; call it once.
 
-        Stores frozen weights in bf16 and shards networks where the run asks for it. Raises
-        ValueError where the method makes a result that `run.result` does not describe.
+        Stores frozen weights in bf16, shards networks and compiles their calls where the run asks
+        for it. Raises ValueError where the method makes a result that `run.result` does not
+        describe, and where a network cannot be compiled.
         """
         described = self._described()
         state = State.init(self.run.method, self.denoiser, self.net, self.fake)
@@ -117,6 +125,10 @@ class PreparedRun:
             for net in every:
                 if isinstance(net, nn.Module):
                     shard(net, self.parts, self.run.offload and id(net) == id(self.denoiser))
+        if self.run.compile:  # not the average, which is a copy that no step calls
+            for net in (*state.nets.values(), self.denoiser):
+                if isinstance(net, nn.Module) and hasattr(net, "path"):
+                    compile_calls(net)
         return state
 
     def rehearsal(self) -> PreparedRun:
@@ -300,6 +312,7 @@ def prepare(
         product_layers(model.denoiser)
     if model is not None:
         model.denoiser.to(where)
+        prepare_convolutions(model.denoiser, where, run.precision)  # adapters share its weights
         _refuse_path(run.method, model.denoiser.path)
         try:
             ladder_of(run.method.sampler, model.denoiser.path)
@@ -323,7 +336,10 @@ def prepare(
         if model is not None and has_blocks(model.denoiser):
             recompute(model.denoiser)
     fake = None if fake is None else fake.to(where)
-    return PreparedRun(run, model, net.to(where), source, fake=fake)
+    for started in (net.to(where), fake):
+        if started is not None:
+            prepare_convolutions(started, where, run.precision)
+    return PreparedRun(run, model, net, source, fake=fake)
 
 
 def _refuse_path(method: Method, path: NoisePath) -> None:

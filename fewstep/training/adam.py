@@ -94,9 +94,10 @@ class Adam(Stock):
 
     def _row(self, p: Tensor, state: dict[str, Tensor]) -> _Row:
         assert p.grad is not None
-        grad = local_tensor(p.grad)
+        own = local_tensor(p)
+        grad = _as(own, local_tensor(p.grad))
         first = local_tensor(state["exp_avg"]) if "exp_avg" in state else grad
-        return _Row(local_tensor(p), grad, first, local_tensor(state["exp_avg_sq"]), state["step"])
+        return _Row(own, grad, first, local_tensor(state["exp_avg_sq"]), state["step"])
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what `state_dict` gave, of torch's own Adam too, whose first moment may be left.
@@ -110,6 +111,14 @@ class Adam(Stock):
                 if name not in entry:
                     raise ValueError(f"the state of an optimiser lacks {name!r} of weight {index}")
                 local_tensor(mine).copy_(local_tensor(entry[name]))
+
+
+def _as(p: Tensor, grad: Tensor) -> Tensor:
+    """The gradient with strides of `p`, where only those of dimensions of size 1 are others."""
+    sides = zip(p.shape, p.stride(), grad.stride(), strict=True)
+    if grad.stride() == p.stride() or any(n != 1 and a != b for n, a, b in sides):
+        return grad
+    return grad.as_strided(p.shape, p.stride())
 
 
 def _in_one_order(row: _Row) -> bool:

@@ -52,6 +52,8 @@ def shard(net: nn.Module, parts: int = 0, offload: bool = False) -> None:
     names = ("copies", "parts")
     mesh = init_device_mesh(device, (rows, parts), mesh_dim_names=names)
     mesh = mesh if rows > 1 else mesh["parts"]
+    for p in parameters:  # FSDP2 takes no other order
+        p.data = p.data.contiguous()
     for module in units(net):  # taken apart after each call, or turns would find it whole
         fully_shard(module, mesh=mesh, reshard_after_forward=True, offload_policy=policy)
     for name in METHODS:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from fewstep.diffusion import noise_path
 from fewstep.diffusion.noise_path import (
     VE,
     VP,
@@ -327,3 +328,19 @@ def test_impossible_schedules_are_refused() -> None:
             VP(betas=betas)
     with pytest.raises(ValueError, match="VP needs betas between 0 and 1"):
         VP(-0.1, 0.1)
+
+
+def test_an_accelerator_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where s is beyond t samples are NaN there; the others of the batch are as ever."""
+    path, (xs, eps) = VE(), torch.randn(2, 3, 4, dtype=F64)
+    low, high = torch.tensor([1.0, 1.0, 3.0], dtype=F64), torch.tensor([2.0, 1.0, 2.0], dtype=F64)
+    there, back = (
+        path.bridge(xs[:2], eps[:2], low[:2], high[:2]),
+        path.ancestral(xs[:2], eps[:2], eps[:2], high[:2], low[:2]),
+    )
+    monkeypatch.setattr(noise_path, "HOSTS", frozenset())
+    noisier, cleaner = path.bridge(xs, eps, low, high), path.ancestral(xs, eps, eps, high, low)
+    assert torch.equal(noisier[:2], there)
+    assert torch.equal(cleaner[:2], back)
+    assert noisier[2].isnan().all()
+    assert cleaner[2].isnan().all()

@@ -179,3 +179,18 @@ def test_no_compiler_is_imported() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "True"]
+
+
+def test_sides_of_one_may_have_any_stride(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As gradients of 1x1 convolutions have; single operations would read the device each time."""
+    ends = []
+    monkeypatch.setattr(module, "_update", None)
+    for strides in ((2, 1, 1, 1), (2, 1, 7, 3)):
+        p = nn.Parameter(torch.arange(6.0).reshape(3, 2, 1, 1))
+        optimizer = Adam([p], LR, (0.5, 0.9), 1e-8)
+        p.grad = torch.arange(1.0, 7.0).as_strided((3, 2, 1, 1), strides)
+        assert p.grad.stride() == strides
+        optimizer.step()
+        ends.append(p.detach())
+    assert torch.equal(*ends)
+    assert torch.allclose(ends[0].flatten(), torch.arange(6.0) - LR)
