@@ -38,10 +38,10 @@ claims: $(DEV)
 	$(BIN)/python benchmarks/claims/figures.py
 	$(BIN)/python benchmarks/pages.py --write
 
-# every method on the same teachers: an hour or two on one core; finished trials are kept
+# every method on the same teachers: three hours on one core; finished trials are kept
 arena: $(DEV)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.arena mixture
-	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.arena digits --calls 1 --trials 1 --seeds 0
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.arena digits
 	$(BIN)/python -m benchmarks.arena page
 
 # text to image from nothing: make emoji EMOJI=emoji_noto_32.npz (see docs/emoji.md)

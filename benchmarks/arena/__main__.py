@@ -2,6 +2,7 @@
 
     python -m benchmarks.arena mixture [--methods SiD,DMD2] [--calls 1,4] [--seeds 0-2]
     python -m benchmarks.arena digits --trials 1 --seeds 0
+    FEWSTEP_MNIST=mnist.npz python -m benchmarks.arena mnist --methods SiD,DMD2
     python -m benchmarks.arena page
 
 Finished trials are kept after each and never repeated, so that it may be killed at any time and

@@ -154,7 +154,7 @@ class Entry:
     family: str
     make: Callable[[Ask], Method]
     calls: tuple[int, ...] = CALLS
-    scenes: tuple[str, ...] = ("mixture", "digits")
+    scenes: tuple[str, ...] = ("mixture", "digits", "mnist")
 
     @property
     def name(self) -> str:
@@ -258,7 +258,12 @@ ENTRIES: tuple[Entry, ...] = (
     Entry(EMD, "divergences", _few(EMD), calls=(1,)),
     Entry(DisBack, "divergences", _disback),
     Entry(SelfE, "divergences", _jumps(SelfE)),
-    Entry(MSD, "divergences", lambda a: MSD(a.few(), score_steps=a.part(3)), scenes=("digits",)),
+    Entry(
+        MSD,
+        "divergences",
+        lambda a: MSD(a.few(), score_steps=a.part(3)),
+        scenes=("digits", "mnist"),
+    ),
     Entry(SwD, "divergences", _swd),
     Entry(IBMD, "divergences", lambda a: IBMD(a.few(), Karras(tmax=800.0), fake=FakeScore())),
     Entry(LADD, "adversaries", _few(LADD)),

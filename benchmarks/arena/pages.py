@@ -30,21 +30,28 @@ CHOICES = ROOT / "fewstep" / "recipes" / "choices.json"
 TEMPLATES = Path(__file__).parent / "templates"
 IMAGES = ROOT / "docs" / "images"
 Row = Mapping[str, Any]
-TITLES = {"mixture": "A mixture in the plane", "digits": "8x8 digits"}
+TITLES = {
+    "mixture": "A mixture in the plane",
+    "digits": "8x8 digits",
+    "mnist": "MNIST at 16x16",
+}
 WHAT = {
     "mixture": "five unequal Gaussians in the plane, known exactly; its teacher is a small MLP "
     "that was fitted to samples of it",
     "digits": "8x8 handwritten digits with labels; its teacher is the one of the recipe "
     "`digits_teacher`, a tenth of whose labels are dropped",
+    "mnist": "MNIST at 16x16 with labels, from a copy of one's own (`FEWSTEP_MNIST`); its teacher "
+    "is the convolutional one of [the assets](../benchmarks/assets/README.md)",
 }
 MEASURE = {
     "mixture": "the energy distance to the mixture itself, without reference samples, in "
     "thousandths (zero for exact samples in the mean)",
     "digits": "`fd_digits`, a Frechet distance in the features of a digit classifier",
+    "mnist": "`fd_mnist`, a Frechet distance in the features of a classifier of MNIST",
 }
 NONE = "-"
 UNMEASURED = "has not been measured yet."
-UNIT = {"mixture": 1000.0, "digits": 1.0}
+UNIT = {"mixture": 1000.0, "digits": 1.0, "mnist": 1.0}
 """What a distance is multiplied by in tables."""
 INKS = {
     "score identity": "student",
@@ -85,7 +92,7 @@ def interval(of: Mapping[str, Any], unit: float) -> str:
 def leaders(scene: str, data: Row, calls: int) -> Table:
     """The leaderboard of a number of calls."""
     unit, more = UNIT[scene], ("spread", "least_mode")
-    if scene == "digits":
+    if scene != "mixture":
         more = ("precision", "recall")
     heads = [
         "place",

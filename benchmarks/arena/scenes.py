@@ -7,6 +7,8 @@ The mixture is known exactly, so its distance has no reference samples: the ener
 is zero for equal laws alone. In the plane |v| is pi / 2 times the mean of |v . u| over directions
 u, and on a line E|x - y| of a Gaussian mixture is elementary, so that the expectations over y are
 exact; those over x are without bias, so that exact samples have a distance of zero in the mean.
+
+MNIST is of the user's own copy, whose path is in the environment variable FEWSTEP_MNIST.
 """
 
 from __future__ import annotations
@@ -28,10 +30,12 @@ from fewstep.diffusion.model import Model
 from fewstep.diffusion.time_distributions import LogNormal
 from fewstep.diffusion.types import Source
 from fewstep.domains.digits import Digits
+from fewstep.domains.mnist import Mnist
 from fewstep.eval.domain_scores import SampleMetrics, score
 from fewstep.methods.pretrain import Pretrain
 from fewstep.nets.mlp import MLP
 from fewstep.recipes.digits import digits_teacher
+from fewstep.recipes.mnist import MODEL as CONVOLUTIONS
 from fewstep.runs.run_folder import RunFolder
 from fewstep.runs.runner import execute
 from fewstep.storage.model_folder import load_student, save_student
@@ -188,14 +192,32 @@ def teach_digits(home: Path) -> None:
 
 def of_digits(x: Tensor, labels: Tensor | None) -> Scores:
     """Scores of digits: Frechet distance in the features of a digit classifier, recall, ..."""
-    found = score(x, labels, _digits_metrics())
-    kept = ("fd_digits", "precision", "recall", "accuracy")
-    return {name: found[name] for name in kept}
+    return _kept(x, labels, _digits_metrics())
+
+
+def of_mnist(x: Tensor, labels: Tensor | None) -> Scores:
+    """The same in the features of a classifier of MNIST."""
+    return _kept(x, labels, _mnist_metrics())
+
+
+def _kept(x: Tensor, labels: Tensor | None, metrics: SampleMetrics) -> Scores:
+    found = score(x, labels, metrics)
+    return {name: found[name] for name in (metrics.distance, "precision", "recall", "accuracy")}
 
 
 @cache
 def _digits_metrics() -> SampleMetrics:
     return Digits().sample_metrics()
+
+
+@cache
+def _mnist_metrics() -> SampleMetrics:
+    return Mnist().sample_metrics()
+
+
+def teach_mnist(home: Path) -> None:
+    """It is with the benchmarks."""
+    raise ValueError(f"{home} is missing; it is a part of the repository")
 
 
 def scene(name: str, work: Path = WORK) -> Scene:
@@ -231,7 +253,23 @@ def scene(name: str, work: Path = WORK) -> Scene:
             measure=of_digits,
             labels=True,
         )
+    if name == "mnist":
+        return Scene(
+            name=name,
+            model=CONVOLUTIONS,
+            distance="fd_mnist",
+            diversity="recall",
+            budget=200_000,
+            batch=64,
+            samples=2_000,
+            looked=500,
+            home=ROOT / "benchmarks" / "assets" / "mnist_teacher",
+            teach=teach_mnist,
+            data=lambda model: Mnist().source(model, False),
+            measure=of_mnist,
+            labels=True,
+        )
     raise ValueError(f"there is no scene {name!r}; there are {', '.join(NAMES)}")
 
 
-NAMES: Sequence[str] = ("mixture", "digits")
+NAMES: Sequence[str] = ("mixture", "digits", "mnist")
