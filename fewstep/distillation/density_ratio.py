@@ -121,7 +121,7 @@ def along_scores(log_ratio: Tensor, n: NoisedSamples, p: Predictions, most: floa
     same_shape(x=n.xt, real=p.real, fake=p.fake)
     slope = (p.alpha / p.sigma**2 * (p.real - p.fake)).detach()
     length = (slope * (p.alpha**2 + p.sigma**2).sqrt()).flatten(1).norm(dim=1)
-    short = (most / length.clamp_min(1e-30)).clamp(max=1.0)
+    short: Tensor = (most / length.clamp_min(1e-30)).clamp(max=1.0)
     change = (slope * (n.xt - n.xt.detach())).flatten(1).sum(1)
     return log_ratio.detach() + short * change
 
