@@ -73,7 +73,10 @@ class Pace(nn.Module):
         self.register_buffer("sums", torch.zeros(3))
 
     def reaches(self, count: int) -> bool:
-        """Whether there are `count` updates now; always true on the device "meta"."""
+        """Whether there are `count` updates now; always true on the device "meta".
+
+        On an accelerator the host waits for the number, between turns.
+        """
         return self.updates.is_meta or int(self.updates) >= count
 
     @torch.no_grad()

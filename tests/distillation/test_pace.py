@@ -144,6 +144,7 @@ def test_it_changes_by_one_after_each_window_and_within_bounds() -> None:
     assert int(fed(LEVEL / 2, WINDOW, most).updates) == MOST - 1
     assert int(fed(LEVEL / 2, 9 * WINDOW, most).updates) == 1
     assert [most.reaches(n) for n in (1, 2)] == [True, False]
+    assert Pace().to("meta").reaches(MOST)
 
 
 def test_a_window_is_of_sums_and_begins_anew() -> None:
