@@ -53,6 +53,7 @@ PASSAGES = {
     "drill.md": "docs/reliability.md",
     "pairs.md": "docs/reliability.md",
     "memory.md": "docs/reliability.md",
+    "overlap.md": "docs/reliability.md",
     "save-stall.md": "docs/reliability.md",
     "watch.md": "docs/watch.md",
 }
@@ -123,6 +124,7 @@ def sources() -> dict[str, Field]:
         "plan": read_json(RESULTS / "plan.json"),
         "scale": read_json(RESULTS / "scale.json"),
         "memory": read_json(RESULTS / "memory.json"),
+        "overlap": read_json(RESULTS / "overlap.json"),
         "stall": read_json(RESULTS / "save_stall.json"),
         "drill": read_json(RESULTS / "drill.json"),
         "steps": read_json(RESULTS / "steps.json"),

@@ -112,7 +112,7 @@ def traffic(cost: StepCost, count: int, parts: int, microbatches: int, links: Li
 
 
 def step_seconds(computing: float, sending: float, parts: int) -> float:
-    """A step at least: whole nets send when they have computed, nets in parts meanwhile."""
+    """A step: nets in parts send meanwhile, whole ones are counted as if they did afterwards."""
     return computing + sending if parts == 1 else max(computing, sending)
 
 

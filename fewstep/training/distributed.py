@@ -4,7 +4,8 @@
         for record in train(...):                # the same call on every rank
 
 Every rank runs the same program on its own contiguous share of each batch, and the gradients of
-the net that is trained are averaged once an update, in flat buckets, after the accumulation.
+the net that is trained are averaged once an update, in flat buckets, while the backward pass of
+the last part of a batch still makes others (`fewstep.training.averaging`).
 Nothing wraps a network, so frozen networks never communicate, whatever a method calls them for.
 One process is the case where every function here does nothing.
 
@@ -25,7 +26,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
 T = TypeVar("T")
@@ -80,7 +81,7 @@ def process_group(device: str = "cpu", timeout: float = TIMEOUT) -> Iterator[str
         torch.cuda.set_device(device)
         backend = "cpu:gloo,cuda:nccl"
     _watch(START)
-    with _talking():  # messages wait longer than a step may take: the stacks are written first
+    with talking():  # messages wait longer than a step may take: the stacks are written first
         patience = timedelta(seconds=START + timeout)
         dist.init_process_group(backend, timeout=patience, **_meeting(patience))
     _limits["step"] = timeout
@@ -89,6 +90,7 @@ def process_group(device: str = "cpu", timeout: float = TIMEOUT) -> Iterator[str
         dist.destroy_process_group()
     finally:
         _limits.clear()
+        _groups.clear()
         faulthandler.cancel_dump_traceback_later()
 
 
@@ -109,6 +111,8 @@ def _meeting(patience: timedelta) -> dict[str, Any]:
 
 _limits: dict[str, float] = {}
 """Seconds a step may take, while a group is joined."""
+_groups: dict[str, Any] = {}
+"""Further groups of all ranks, by name."""
 
 
 def heartbeat() -> None:
@@ -129,7 +133,7 @@ def _watch(seconds: float) -> None:
 
 
 @contextmanager
-def _talking() -> Iterator[None]:
+def talking() -> Iterator[None]:
     """Turn torch's connection errors into a `ProcessLost` of one sentence."""
     try:
         yield
@@ -141,6 +145,17 @@ def _talking() -> Iterator[None]:
             f"process {os.environ.get('RANK', rank())} lost another one ({first}); its own "
             "message says why; run the same command again to continue from the last checkpoint"
         ) from error
+
+
+def lane() -> Any:
+    """A group of all ranks for gradients alone, whose order no other message has to fit into.
+
+    To be asked for on all ranks first at the same place.
+    """
+    if "lane" not in _groups:
+        patience = timedelta(seconds=START + _limits.get("step", TIMEOUT))
+        _groups["lane"] = dist.new_group(timeout=patience)
+    return _groups["lane"]
 
 
 def full_tensor(t: Tensor) -> Tensor:
@@ -179,7 +194,7 @@ def mean_over_ranks(values: Tensor) -> Tensor:
     """The mean over ranks, element by element; not finite where one rank's is not."""
     if world_size() > 1:
         values = values.clone()
-        with _talking():
+        with talking():
             dist.all_reduce(values)
         values /= world_size()
     return values
@@ -189,36 +204,11 @@ def sum_over_ranks(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The sums over ranks of tensors that have the same names and shapes on all."""
     if world_size() == 1 or not values:
         return dict(values)
-    with _talking():
+    with talking():
         summed = {name: value.clone() for name, value in sorted(values.items())}
         for value in summed.values():
             dist.all_reduce(value)
     return summed
-
-
-def average_gradients(net: nn.Module) -> None:
-    """Replace every gradient of `net` by its mean over ranks; one that a rank lacks is zero.
-
-    A parameter without gradient on all ranks stays so, as with one process. Those of sharded
-    parameters were averaged when they were made (`fewstep.training.sharding`).
-    """
-    if world_size() == 1:
-        return
-    parameters = [p for p in net.parameters() if local_tensor(p) is p]
-    if not parameters:
-        return
-    present = torch.tensor([p.grad is not None for p in parameters], dtype=torch.uint8)
-    with _talking():
-        dist.all_reduce(present, dist.ReduceOp.MAX)
-    grads = []
-    for p, somewhere in zip(parameters, present.tolist(), strict=True):
-        if somewhere:
-            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
-            grads.append(p.grad)
-    for bucket in buckets(grads):
-        flat = mean_over_ranks(torch.cat([g.flatten() for g in bucket]))
-        for g, part in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
-            g.copy_(part.view_as(g))
 
 
 def buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
@@ -238,7 +228,7 @@ def max_over_ranks(number: int) -> int:
     if world_size() == 1:
         return number
     value = torch.tensor(number)
-    with _talking():
+    with talking():
         dist.all_reduce(value, dist.ReduceOp.MAX)
     return int(value)
 
@@ -273,7 +263,7 @@ def _broadcast(value: dict[str, Any]) -> dict[str, Any]:
     """Rank 0's value, as JSON text."""
     data = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
     length = torch.tensor(len(data))
-    with _talking():
+    with talking():
         dist.broadcast(length, 0)
         data = data if rank() == 0 else torch.empty(int(length), dtype=torch.uint8)
         dist.broadcast(data, 0)
@@ -301,7 +291,7 @@ def require_equal_ranks(tensors: Mapping[str, Tensor], when: str) -> None:
         some = {name: local_tensor(t) for name, t in tensors.items() if _parts(t) == parts}
         mine = fingerprint(some)
         every = [torch.empty_like(mine) for _ in range(world_size())]
-        with _talking():
+        with talking():
             dist.all_gather(every, mine)
         table = torch.stack(every).unflatten(0, (-1, parts))  # copy, part, tensor
         wrong = (table != table.mode(0).values).nonzero().tolist()

@@ -1,15 +1,15 @@
 """The gradient of one turn: of its loss, over its samples, the same on all processes.
 
 A process computes its share of a batch in equal parts, in the run's precision, and adds up their
-gradients; then the processes average theirs. torch's generators are started for each part from
-the number of its first sample, so that dropout resumes too.
+gradients; in the last one the processes average theirs. torch's generators are started for each
+part from the number of its first sample, so that dropout resumes too.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from fewstep.diffusion.types import Batch, Denoiser
 from fewstep.distillation.method import Loss, Method, Nets, Turn
 from fewstep.training import distributed
+from fewstep.training.averaging import averaging
 from fewstep.training.feed import Feed
 from fewstep.training.precision import Precision, autocast_products
 
@@ -73,8 +74,10 @@ def gradient(
             _well_formed(loss, turn, net)
             total = {} if loss.total is None else {"loss": loss.total}
             for value in total.values():
-                scaled = value if factor == 1 else value * factor
-                _shared(scaled, task.parts).backward()
+                scaled = _shared(value if factor == 1 else value * factor, task.parts)
+                last = start + count == share.stop
+                with averaging(net, scaled) if last else nullcontext():
+                    scaled.backward()
         for key, value in {**total, **loss.logs}.items():
             part = _shared(value.detach(), task.parts)
             logs[key] = logs[key] + part if key in logs else part
@@ -84,7 +87,6 @@ def gradient(
     known = {} if scale is None else {"scale": scale}
     norm = None
     if "loss" in logs:
-        distributed.average_gradients(net)
         if factor != 1:
             torch._foreach_div_([p.grad for p in net.parameters() if p.grad is not None], factor)
         norm = total_norm(net)
