@@ -52,9 +52,7 @@ def averaging(net: nn.Module, loss: Tensor | None) -> Iterator[None]:
         dist.all_reduce(present, dist.ReduceOp.MAX)
     some = [p for p, somewhere in zip(parameters, present.tolist(), strict=True) if somewhere]
     queue = _Queue([*buckets(some)][::-1], coming, lane())
-    handles = [
-        p.register_post_accumulate_grad_hook(queue.arrived) for p in some if id(p) in coming
-    ]
+    handles = [p.register_post_accumulate_grad_hook(queue.arrived) for p in parameters]
     try:
         yield
     finally:
@@ -94,12 +92,21 @@ class _Queue:
 
     def __init__(self, parts: Sequence[Sequence[Tensor]], coming: set[int], group: Any) -> None:
         self.parts, self.sent, self.group = parts, 0, group
+        self.coming = coming
         self.part_of = {id(p): i for i, part in enumerate(parts) for p in part}
         self.missing = [sum(id(p) in coming for p in part) for part in parts]
         self.flying: deque[_Sent] = deque()
 
     def arrived(self, p: Tensor) -> None:
-        """Note that the gradient of `p` is there; send what is complete and next."""
+        """Note that the gradient of `p` is there; send what is complete and next.
+
+        RuntimeError if the graph of the loss did not show that it would come.
+        """
+        if id(p) not in self.coming:
+            raise RuntimeError(
+                "a gradient came that the graph of the loss does not show, so that it may have "
+                "been sent without it; an operation of the network makes gradients by itself"
+            )
         self.missing[self.part_of[id(p)]] -= 1
         while self.sent < len(self.parts) and self.missing[self.sent] == 0:
             self._send()

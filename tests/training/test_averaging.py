@@ -144,3 +144,56 @@ def turned() -> Any:
 def test_averages_lie_as_their_weights_do(tmp_path: Path) -> None:
     """So that the optimiser is one pass (`fewstep.training.adam`)."""
     assert results(2, tmp_path, turned) == [([1.5], [1.0] * 3)] * 2
+
+
+class Hidden(torch.autograd.Function):
+    """A product whose backward pass adds to the gradient of a weight that its graph hides."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: nn.Parameter) -> Tensor:
+        ctx.weight = weight
+        return x * weight.detach()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        with torch.enable_grad():
+            (ctx.weight * grads[0].detach()).sum().backward()
+        return grads[0], None
+
+
+class Hiding(nn.Module):
+    """Two weights; the graph shows the first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shown, self.hidden = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
+
+    def forward(self) -> Tensor:
+        return Hidden.apply(self.shown, _Box(self.hidden)).sum()  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _Box:
+    """What autograd does not look into."""
+
+    def __init__(self, weight: nn.Parameter) -> None:
+        self.weight = weight
+
+    def detach(self) -> Tensor:
+        return self.weight.detach()
+
+    def __mul__(self, other: Tensor) -> Tensor:
+        return self.weight * other
+
+
+def hiding() -> str:
+    """What is said of a gradient that comes out of nowhere."""
+    with distributed.process_group():
+        net = Hiding()
+        loss = net()
+        with pytest.raises(RuntimeError, match="does not show") as caught, averaging(net, loss):
+            loss.backward()
+        return str(caught.value)
+
+
+def test_a_gradient_that_the_graph_hides_is_noticed(tmp_path: Path) -> None:
+    assert all("makes gradients by itself" in told for told in results(2, tmp_path, hiding))
