@@ -29,7 +29,7 @@ from fewstep.distillation.augment import Augment
 from fewstep.distillation.guidance_scales import Guidance, Unguided
 from fewstep.distillation.method import Loss, Nets, Turn, need_draws
 from fewstep.distillation.pace import shortfall
-from fewstep.losses.score import denoising
+from fewstep.losses.score import denoising, kl
 from fewstep.losses.weight import EDMWeight, Weight
 
 Matching = Literal["uniform", "final"]
@@ -292,6 +292,32 @@ def predict_at(
     (fake, own), features = guided(net, n.xt, n.t, batch.cond, [kappas.fake, kappas.own], tap)
     precision_weight = (-log_variance(nets, n, logvar)).exp()
     return Predictions(real, fake, own, n.alpha, n.sigma, precision_weight, features)
+
+
+def kl_direction(
+    nets: Nets,
+    teacher: Denoiser,
+    batch: Batch,
+    x: Tensor,
+    times: TimeLaw,
+    weight: Weight,
+    guidance: Guidance = Unguided(),
+) -> Tensor:
+    """The loss whose gradient pushes x along w (f_psi - f_phi), as KL(student || teacher) has it.
+
+    Args:
+        nets, teacher, batch, x, times, guidance: as of `predict`; x brings the student's gradient,
+            teacher and fake score run without one.
+        weight: w, of the teacher's prediction.
+
+    Returns: (), the mean over the batch of `fewstep.losses.score.kl`; its value means nothing.
+
+    Raises ValueError where the batch has no draws, or guidance meets no conditions.
+    """
+    with torch.no_grad():
+        p = predict(nets, teacher, batch, x, times, guidance)
+        scale = weight(x, p.real, p.alpha, p.sigma)
+    return kl(x, p.real, p.fake, scale).mean()
 
 
 @torch.no_grad()

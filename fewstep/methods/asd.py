@@ -33,12 +33,11 @@ from fewstep.diffusion.samplers import FewStep
 from fewstep.diffusion.time_distributions import Karras, TimeLaw
 from fewstep.diffusion.types import Batch, Denoiser, Sampler
 from fewstep.distillation.discriminator import Discriminator
-from fewstep.distillation.fake_score import FakeScore, Rollout, predict
+from fewstep.distillation.fake_score import FakeScore, Rollout, kl_direction
 from fewstep.distillation.guidance_scales import Guidance, Unguided
 from fewstep.distillation.method import Loss, Method, Nets, Turn, need_draws
 from fewstep.distillation.pace import Updates, fewest
 from fewstep.losses.adversarial import GradientPenalty
-from fewstep.losses.score import kl
 from fewstep.losses.weight import L1, Weight
 
 
@@ -143,10 +142,7 @@ class ASD(Method):
         Raises ValueError where the batch has no draws, or guidance meets no conditions.
         """
         x = rollout(nets, batch)
-        with torch.no_grad():
-            p = predict(nets, teacher, batch, x, self.times, self.guidance)
-            weight = self.weight(x, p.real, p.alpha, p.sigma)
-        score = kl(x, p.real, p.fake, weight).mean()
+        score = kl_direction(nets, teacher, batch, x, self.times, self.weight, self.guidance)
         if rollout.k == self.sampler.calls:
             return Loss(score, {"score": score})
         judge = self.judge_of(rollout.k)

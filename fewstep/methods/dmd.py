@@ -20,18 +20,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
-import torch
-
 from fewstep.diffusion.samplers import FewStep
 from fewstep.diffusion.time_distributions import Karras, TimeLaw
 from fewstep.diffusion.types import Batch, Denoiser, Sampler
-from fewstep.distillation.fake_score import FakeScore, Matching, Rollout, generate, predict
+from fewstep.distillation.fake_score import FakeScore, Matching, Rollout, generate, kl_direction
 from fewstep.distillation.feature_distance import AnyDistance, sample_distance
 from fewstep.distillation.guidance_scales import Guidance, Unguided
 from fewstep.distillation.method import Loss, Method, Nets, Turn
 from fewstep.distillation.pairs import Pairs, pair_of
 from fewstep.losses.distance import SquaredL2
-from fewstep.losses.score import kl
 from fewstep.losses.weight import L1, EDMWeight, Weight
 
 
@@ -90,10 +87,7 @@ class DMD(Method):
         conditions.
         """
         x = rollout(nets, batch)
-        with torch.no_grad():
-            p = predict(nets, teacher, batch, x, self.times, self.guidance)
-            weight = self.weight(x, p.real, p.alpha, p.sigma)
-        score = kl(x, p.real, p.fake, weight).mean()
+        score = kl_direction(nets, teacher, batch, x, self.times, self.weight, self.guidance)
         if not self.regression:
             return Loss(score)
         pair = pair_of(self, batch)

@@ -23,18 +23,16 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
-import torch
 from torch import nn
 
 from fewstep.diffusion.samplers import FewStep
 from fewstep.diffusion.time_distributions import Karras, TimeLaw
 from fewstep.diffusion.types import Batch, Denoiser, Sampler
 from fewstep.distillation.critic import Critic
-from fewstep.distillation.fake_score import Matching, Rollout, predict
+from fewstep.distillation.fake_score import Matching, Rollout, kl_direction
 from fewstep.distillation.guidance_scales import Guidance, Unguided
 from fewstep.distillation.method import Loss, Method, Nets, Turn, need_draws
 from fewstep.distillation.pace import Updates, fewest
-from fewstep.losses.score import kl
 from fewstep.losses.weight import L1, Power, Weight
 
 
@@ -104,10 +102,7 @@ class DMD2(Method):
         meets no conditions.
         """
         x = rollout(nets, batch)
-        with torch.no_grad():
-            p = predict(nets, teacher, batch, x, self.times, self.guidance)
-            weight = self.weight(x, p.real, p.alpha, p.sigma)
-        score = kl(x, p.real, p.fake, weight).mean()
+        score = kl_direction(nets, teacher, batch, x, self.times, self.weight, self.guidance)
         apart = batch._replace(draws=need_draws(batch).under("gan"))
         judge = self.fake.discriminator
         n = judge.noised(teacher.path, x, apart)

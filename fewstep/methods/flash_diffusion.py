@@ -39,12 +39,11 @@ from fewstep.diffusion.time_distributions import Discrete, Karras, TimeLaw
 from fewstep.diffusion.types import Batch, Denoiser, Sampler
 from fewstep.distillation.call_inputs import call_input, require_few_steps
 from fewstep.distillation.discriminator import Discriminator
-from fewstep.distillation.fake_score import FakeScore, predict
+from fewstep.distillation.fake_score import FakeScore, kl_direction
 from fewstep.distillation.feature_distance import AnyDistance, sample_distance
 from fewstep.distillation.guidance_scales import Kappas, Unguided
 from fewstep.distillation.method import Loss, Method, Nets, Turn, need_data, need_draws
 from fewstep.losses.distance import SquaredL2
-from fewstep.losses.score import kl
 from fewstep.losses.weight import L1, Weight
 
 
@@ -228,10 +227,9 @@ class FlashDiffusion(Method):
         logs = {"regression": total}
         if self.dmd[stage] > 0:
             guidance = Kappas(real=kappa)
-            with torch.no_grad():
-                p = predict(nets, teacher, batch, x, self.times, guidance)
-                weight = self.weight(x, p.real, p.alpha, p.sigma)
-            logs["score"] = kl(x, p.real, p.fake, weight).mean()
+            logs["score"] = kl_direction(
+                nets, teacher, batch, x, self.times, self.weight, guidance
+            )
             total = total + self.dmd[stage] * logs["score"]
         if self.gan[stage] > 0:
             apart = batch._replace(draws=need_draws(batch).under("gan"))

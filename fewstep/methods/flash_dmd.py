@@ -41,13 +41,12 @@ from fewstep.diffusion.samplers import FewStep
 from fewstep.diffusion.time_distributions import Karras, TimeLaw
 from fewstep.diffusion.types import Batch, Denoiser, Sampler
 from fewstep.distillation.discriminator import Discriminator
-from fewstep.distillation.fake_score import FakeScore, Rollout, predict
+from fewstep.distillation.fake_score import FakeScore, Rollout, kl_direction
 from fewstep.distillation.flow_maps import follow
 from fewstep.distillation.guidance_scales import Guidance, Unguided
 from fewstep.distillation.method import Loss, Method, Nets, Step, Turn, need_draws
 from fewstep.distillation.pace import Updates, fewest
 from fewstep.distillation.preferences import Preference, require_likelihood
-from fewstep.losses.score import kl
 from fewstep.losses.weight import L1, EDMWeight, Weight
 
 
@@ -181,10 +180,7 @@ class FlashDMD(Method):
         Raises ValueError where the batch has no draws, or guidance meets no conditions.
         """
         x = rollout(nets, batch)
-        with torch.no_grad():
-            p = predict(nets, teacher, batch, x, self.times, self.guidance)
-            weight = self.weight(x, p.real, p.alpha, p.sigma)
-        score = kl(x, p.real, p.fake, weight).mean()
+        score = kl_direction(nets, teacher, batch, x, self.times, self.weight, self.guidance)
         return Loss(score, {"score": score})
 
     def adversarial_loss(

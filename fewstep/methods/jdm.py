@@ -32,18 +32,16 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
 
-import torch
 from torch import nn
 
 from fewstep.diffusion.samplers import FewStep
 from fewstep.diffusion.time_distributions import Karras, TimeLaw
 from fewstep.diffusion.types import Batch, Denoiser, Sampler
-from fewstep.distillation.fake_score import FakeScore, Matching, Rollout, predict
+from fewstep.distillation.fake_score import FakeScore, Matching, Rollout, kl_direction
 from fewstep.distillation.guidance_scales import Guidance, Kappas
 from fewstep.distillation.method import Loss, Method, Nets, Turn
 from fewstep.distillation.pace import Updates, fewest
 from fewstep.distillation.pictures import Reward, rewards_of
-from fewstep.losses.score import kl
 from fewstep.losses.weight import L1, Weight
 
 
@@ -112,10 +110,7 @@ class JDM(Method):
         are no pictures.
         """
         x = rollout(nets, batch)
-        with torch.no_grad():
-            p = predict(nets, teacher, batch, x, self.times, self.guidance)
-            weight = self.weight(x, p.real, p.alpha, p.sigma)
-        score = kl(x, p.real, p.fake, weight).mean()
+        score = kl_direction(nets, teacher, batch, x, self.times, self.weight, self.guidance)
         condition = rewards_of(self.reward, teacher, x, batch.cond).mean()
         total = score - self.strength / x[0].numel() * condition
         return Loss(total, {"score": score, "condition": condition})

@@ -40,11 +40,11 @@ from fewstep.diffusion.model import Model
 from fewstep.diffusion.samplers import FewStep
 from fewstep.diffusion.time_distributions import Karras, TimeLaw
 from fewstep.diffusion.types import Batch, Denoiser, Sampler
-from fewstep.distillation.fake_score import FakeScore, Matching, Rollout, add_noise, predict
+from fewstep.distillation.fake_score import FakeScore, Matching, Rollout, add_noise, kl_direction
 from fewstep.distillation.guidance_scales import Guidance, Unguided
 from fewstep.distillation.method import Loss, Method, Nets, Step, Turn, need_data
 from fewstep.distillation.pace import Updates, fewest
-from fewstep.losses.score import denoising, kl
+from fewstep.losses.score import denoising
 from fewstep.losses.weight import L1, Weight
 from fewstep.nets.lora import Adapted
 from fewstep.nets.routed import Routed, RoutedNet
@@ -144,7 +144,4 @@ class MSD(Method):
         Raises ValueError where the batch has no labels or draws.
         """
         x = rollout(nets, batch)
-        with torch.no_grad():
-            p = predict(nets, teacher, batch, x, self.times, self.guidance)
-            weight = self.weight(x, p.real, p.alpha, p.sigma)
-        return Loss(kl(x, p.real, p.fake, weight).mean())
+        return Loss(kl_direction(nets, teacher, batch, x, self.times, self.weight, self.guidance))

@@ -35,12 +35,11 @@ from fewstep.diffusion.noise_path import perturb
 from fewstep.diffusion.scale_wise import ScaleWise, reduced, reduced_noise
 from fewstep.diffusion.time_distributions import Karras, TimeLaw
 from fewstep.diffusion.types import Batch, Denoiser, Sampler
-from fewstep.distillation.fake_score import FakeScore, add_noise, predict
+from fewstep.distillation.fake_score import FakeScore, add_noise, kl_direction
 from fewstep.distillation.guidance_scales import Guidance, Unguided
 from fewstep.distillation.method import Loss, Method, Nets, Turn, need_data, need_draws
 from fewstep.distillation.pace import Updates, fewest
 from fewstep.losses.mmd import Kernel, linear_mmd, rbf_mmd, tokens
-from fewstep.losses.score import kl
 from fewstep.losses.weight import L1, Weight
 
 
@@ -145,10 +144,7 @@ class SwD(Method):
         the teacher has no encoder features.
         """
         x = call(nets, batch)
-        with torch.no_grad():
-            p = predict(nets, teacher, batch, x, self.times, self.guidance)
-            weight = self.weight(x, p.real, p.alpha, p.sigma)
-        score = kl(x, p.real, p.fake, weight).mean()
+        score = kl_direction(nets, teacher, batch, x, self.times, self.weight, self.guidance)
         if not self.mmd:
             return Loss(score)
         apart = self.discrepancy(call, teacher, batch, x).mean()

@@ -22,15 +22,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
-import torch
-
 from fewstep.diffusion.samplers import FewStep
 from fewstep.diffusion.time_distributions import Karras, TimeLaw
 from fewstep.diffusion.types import Batch, Denoiser, Sampler
-from fewstep.distillation.fake_score import FakeScore, Matching, Rollout, predict
+from fewstep.distillation.fake_score import FakeScore, Matching, Rollout, kl_direction
 from fewstep.distillation.guidance_scales import Guidance, Unguided
 from fewstep.distillation.method import Loss, Method, Nets, Turn
-from fewstep.losses.score import kl
 from fewstep.losses.weight import EDMWeight, SignalNoise, Weight
 
 
@@ -83,7 +80,4 @@ class VSD(Method):
         Raises ValueError where the batch has no draws, or guidance meets no conditions.
         """
         x = rollout(nets, batch)
-        with torch.no_grad():
-            p = predict(nets, teacher, batch, x, self.times, self.guidance)
-            weight = self.weight(x, p.real, p.alpha, p.sigma)
-        return Loss(kl(x, p.real, p.fake, weight).mean())
+        return Loss(kl_direction(nets, teacher, batch, x, self.times, self.weight, self.guidance))

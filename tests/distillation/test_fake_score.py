@@ -13,11 +13,11 @@ from fewstep.diffusion.samplers import FewStep
 from fewstep.diffusion.time_distributions import LogNormal
 from fewstep.diffusion.types import Batch
 from fewstep.distillation.critic import Critic
-from fewstep.distillation.fake_score import FakeScore, Rollout, add_noise, predict
+from fewstep.distillation.fake_score import FakeScore, Rollout, add_noise, kl_direction, predict
 from fewstep.distillation.guidance_scales import Unguided
 from fewstep.losses.adversarial import cross_entropy, logits
 from fewstep.losses.score import denoising, sid
-from fewstep.losses.weight import EDMWeight
+from fewstep.losses.weight import L1, EDMWeight
 from fewstep.methods.sid import SiD
 from fewstep.methods.sida import SiDA
 from fewstep.teachers import edm2
@@ -88,6 +88,22 @@ def test_the_student_trusts_what_is_certain(adversarial: bool) -> None:
     expected = sid(x, p.real, p.fake, 1.0, weight).mean()
     found = method.turns(0)[1].loss(nets, teacher, batch).total
     torch.testing.assert_close(found, expected)
+
+
+def test_the_kl_direction_is_pushed_on_the_samples_alone() -> None:
+    """w (f_psi - f_phi) / (B D) at the noised samples, whose way there has no part in it."""
+    nets, teacher, batch = scene()
+    assert batch.x0 is not None
+    x, graphs = batch.x0.clone().requires_grad_(), []
+    for net in (nets["fake"], teacher):
+        net.register_forward_hook(lambda *_: graphs.append(torch.is_grad_enabled()))
+    kl_direction(nets, teacher, batch, x, LogNormal(), L1()).backward()
+    assert graphs == [False, False]
+    with torch.no_grad():
+        n = add_noise(teacher.path, x, LogNormal(), batch)
+        fake, real = (net(n.xt, n.t, batch.cond) for net in (nets["fake"], teacher))
+        push = L1()(x, real, n.alpha, n.sigma) * (fake - real)
+    torch.testing.assert_close(x.grad, push / x.numel())
 
 
 class Headless(nn.Module):
