@@ -72,12 +72,19 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
     pytest.importorskip("transformers")
     from tests import tiny_pipelines
 
-    made: dict[str, Path] = {}
+    made: dict[str, tuple[Path, set[tuple[str, int, int]]]] = {}
+
+    def state(home: Path) -> set[tuple[str, int, int]]:
+        files = ((f, f.stat()) for f in home.rglob("*") if f.is_file())
+        return {(str(f), info.st_size, info.st_mtime_ns) for f, info in files}
 
     def folder(kind: str) -> Path:
         if kind not in made:
             with torch.random.fork_rng():
-                made[kind] = tiny_pipelines.build(kind, tmp_path_factory.mktemp(kind))
-        return made[kind]
+                home = tiny_pipelines.build(kind, tmp_path_factory.mktemp(kind))
+            made[kind] = home, state(home)
+        home, first = made[kind]
+        assert state(home) == first, f"an earlier test of this process has changed {home}"
+        return home
 
     return folder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from pathlib import Path
 
 import pytest
@@ -44,8 +45,11 @@ def test_a_folder_of_unknown_kind_is_told_by_its_manifest(tmp_path: Path) -> Non
         of_model(tmp_path)
 
 
-def test_a_pipeline_that_is_no_teacher_is_told_all_the_same(folders: Folders) -> None:
-    folder = folders("sd")
+def test_a_pipeline_that_is_no_teacher_is_told_all_the_same(
+    folders: Folders, tmp_path: Path
+) -> None:
+    folder = tmp_path / "pipe"
+    shutil.copytree(folders("sd"), folder)
     facts = of_pipeline(folder)
     assert facts["as a teacher"]["predicts"] == "eps"
     scheduler = folder / "scheduler" / "scheduler_config.json"
