@@ -19,8 +19,6 @@ import pytest
 import torch
 
 import fewstep as package
-import fewstep as package
-import fewstep as package
 from fewstep.cli import EPILOG, VERBS
 from fewstep.cli.run_flags import resolve
 from fewstep.recipes.registry import every, recipe

@@ -8,10 +8,6 @@ that its product must be below; before it is 0.39 for one call, 0.05 for four.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -186,38 +182,6 @@ ELSEWHERE = (
 needed, or the law is left."""
 
 
-def wanted(methods: Sequence[Method]) -> Iterator[tuple[Method, float | None]]:
-    """The lines of `LEARNS`, then the first of each other class, without a bound of its own."""
-    yield from LEARNS
-    known = {*ELSEWHERE, *(type(method) for method, _ in LEARNS)}
-    for method in methods:
-        if type(method) not in known:
-            known.add(type(method))
-            yield method, None
-ELSEWHERE = (
-    *(Pretrain, GuidanceDistillation, MSD, JDM, NCT),
-    *(PSO, DistillationDPO, DMDR, Rewarded),
-)
-"""What this mixture cannot tell (the tests of their names do): a teacher is made, conditions are
-needed, or the law is left."""
-
-
-def wanted(methods: Sequence[Method]) -> Iterator[tuple[Method, float | None]]:
-    """The lines of `LEARNS`, then the first of each other class, without a bound of its own."""
-    yield from LEARNS
-    known = {*ELSEWHERE, *(type(method) for method, _ in LEARNS)}
-    for method in methods:
-        if type(method) not in known:
-            known.add(type(method))
-            yield method, None
-ELSEWHERE = (
-    *(Pretrain, GuidanceDistillation, MSD, JDM, NCT),
-    *(PSO, DistillationDPO, DMDR, Rewarded),
-)
-"""What this mixture cannot tell (the tests of their names do): a teacher is made, conditions are
-needed, or the law is left."""
-
-
 def wanted(
     lines: Sequence[tuple[Method, float]], methods: Sequence[Method]
 ) -> list[tuple[Method, float | None]]:
@@ -240,7 +204,7 @@ def measured(method: Method, state: State) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("method", "bound"), wanted(METHODS), ids=lambda x: f"{x}"[:12])
+@pytest.mark.parametrize(("method", "bound"), wanted(LEARNS, METHODS), ids=lambda x: f"{x}"[:12])
 def test_it_learns(method: Method, bound: float | None) -> None:
     before = measured(method, State.init(method, MIXTURE, pretrained()))
     bound = before / 2 if bound is None else bound
@@ -253,10 +217,6 @@ def test_it_learns(method: Method, bound: float | None) -> None:
 
 def test_a_method_without_a_line_of_its_own_learns_as_it_first_stands_in_the_list() -> None:
     """Once each, and none that this mixture cannot tell."""
-
-    @dataclass(frozen=True)
-    class New(SiD):
-        pass
-
-    one, two = New(), New(alpha=0.5)
-    assert list(wanted((SiD(), one, two, Pretrain()))) == [*LEARNS, (one, None)]
+    sim, sid = (SIM(), 0.01), (SiD(), None)
+    methods = SIM(scale=Power(1, -2)), SiD(), SiD(alpha=0.5), Pretrain()
+    assert wanted([sim], methods) == [sim, sid]
