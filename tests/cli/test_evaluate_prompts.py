@@ -311,7 +311,7 @@ def test_wrong_input_is_one_sentence(place: Path, finished: Path) -> None:
         (*EVALUATE[:5], "pipe"): "pipe is no folder of a CLIP of transformers",
         ("evaluate", "run", "--clip", "clip"): "--clip needs --prompts FILE",
         ("evaluate", "run", "--guidance", "2"): "--guidance needs --protocol fid50k, or --prompts",
-        (*EVALUATE, "--guidance", "nan"): "CFG.kappa is a finite scale, got nan",
+        (*EVALUATE, "--guidance", "nan"): "--guidance is a finite scale, got nan",
         ("evaluate", "run"): "by --prompts those of models that take prompts",
         ("report", "run", "--guidance", "inf"): "CFG.kappa is a finite scale, got inf",
         ("report", str(finished / "runs" / "sid"), "--guidance", "2"): (
