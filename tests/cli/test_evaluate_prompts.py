@@ -313,7 +313,7 @@ def test_wrong_input_is_one_sentence(place: Path, finished: Path) -> None:
         ("evaluate", "run", "--guidance", "2"): "--guidance needs --protocol fid50k, or --prompts",
         (*EVALUATE, "--guidance", "nan"): "--guidance is a finite scale, got nan",
         ("evaluate", "run"): "by --prompts those of models that take prompts",
-        ("report", "run", "--guidance", "inf"): "CFG.kappa is a finite scale, got inf",
+        ("report", "run", "--guidance", "inf"): "--guidance is a finite scale, got inf",
         ("report", str(finished / "runs" / "sid"), "--guidance", "2"): (
             "--guidance is for models that take prompts; leave it out"
         ),
