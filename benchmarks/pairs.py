@@ -10,7 +10,6 @@ kills cost, and whether all is equal.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import os
 import resource
 import signal
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.runs.environment import environment
-from fewstep.storage.files import write_json
+from fewstep.storage.files import digest, write_json
 
 OUT = Path(__file__).parent / "results" / "pairs.json"
 KILLS = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -40,7 +39,7 @@ def cpu() -> float:
 def digests(folder: Path) -> dict[str, str]:
     """SHA-256 of the tensors in a folder, by path."""
     files = sorted(folder.rglob("*.safetensors"))
-    return {str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+    return {str(file.relative_to(folder)): digest(file) for file in files}
 
 
 def parts(run: Path) -> int:

@@ -17,7 +17,7 @@ import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from fewstep.diffusion.model import Model
 from fewstep.diffusion.time_distributions import LogNormal
 from fewstep.diffusion.types import Source
 from fewstep.domains.digits import Digits
+from fewstep.domains.domain import Domain
 from fewstep.domains.mnist import Mnist
 from fewstep.eval.domain_scores import SampleMetrics, score
 from fewstep.methods.pretrain import Pretrain
@@ -190,29 +191,29 @@ def teach_digits(home: Path) -> None:
         pass
 
 
-def of_digits(x: Tensor, labels: Tensor | None) -> Scores:
-    """Scores of digits: Frechet distance in the features of a digit classifier, recall, ..."""
-    return _kept(x, labels, _digits_metrics())
-
-
-def of_mnist(x: Tensor, labels: Tensor | None) -> Scores:
-    """The same in the features of a classifier of MNIST."""
-    return _kept(x, labels, _mnist_metrics())
-
-
-def _kept(x: Tensor, labels: Tensor | None, metrics: SampleMetrics) -> Scores:
+def of_pictures(domain: Domain, x: Tensor, labels: Tensor | None) -> Scores:
+    """Scores of a domain's samples: Frechet distance in its features, recall, ..."""
+    metrics = _metrics(domain)
     found = score(x, labels, metrics)
     return {name: found[name] for name in (metrics.distance, "precision", "recall", "accuracy")}
 
 
 @cache
-def _digits_metrics() -> SampleMetrics:
-    return Digits().sample_metrics()
+def _metrics(domain: Domain) -> SampleMetrics:
+    return domain.sample_metrics()
 
 
-@cache
-def _mnist_metrics() -> SampleMetrics:
-    return Mnist().sample_metrics()
+def pictures(domain: Domain, distance: str, **more: Any) -> Scene:
+    """A scene of labelled pictures; more: the fields of `Scene` that are its own."""
+    return Scene(
+        distance=distance,
+        diversity="recall",
+        samples=2_000,
+        data=lambda model: domain.source(model, False),
+        measure=partial(of_pictures, domain),
+        labels=True,
+        **more,
+    )
 
 
 def teach_mnist(home: Path) -> None:
@@ -238,36 +239,28 @@ def scene(name: str, work: Path = WORK) -> Scene:
             measure=of_points,
         )
     if name == "digits":
-        return Scene(
+        return pictures(
+            Digits(),
+            "fd_digits",
             name=name,
             model=digits_teacher().model,
-            distance="fd_digits",
-            diversity="recall",
             budget=300_000,
             batch=128,
-            samples=2_000,
             looked=1_000,
             home=work / name,
             teach=teach_digits,
-            data=lambda model: Digits().source(model, False),
-            measure=of_digits,
-            labels=True,
         )
     if name == "mnist":
-        return Scene(
+        return pictures(
+            Mnist(),
+            "fd_mnist",
             name=name,
             model=CONVOLUTIONS,
-            distance="fd_mnist",
-            diversity="recall",
             budget=200_000,
             batch=64,
-            samples=2_000,
             looked=500,
             home=ROOT / "benchmarks" / "assets" / "mnist_teacher",
             teach=teach_mnist,
-            data=lambda model: Mnist().source(model, False),
-            measure=of_mnist,
-            labels=True,
         )
     raise ValueError(f"there is no scene {name!r}; there are {', '.join(NAMES)}")
 

@@ -107,16 +107,21 @@ def _added(denoiser: ExtraInputs, t: float, named: dict[str, float]) -> Tensor:
 
 def _with_bias(net: Any, vector: Tensor) -> Any:
     """`net` with `vector` in the last bias of its time embedding, all else shared; or None."""
-    module = time_embedding(net).module
-    linear = [m for m in module.modules() if isinstance(m, nn.Linear)][-1:]
-    if not linear or linear[0].bias is None or linear[0].bias.shape != vector.shape:
+    linear = _last_linear(net)
+    if linear is None or linear.bias is None or linear.bias.shape != vector.shape:
         return None
-    held = linear[0].bias
+    held = linear.bias
     shared = {id(t): t for t in (*net.parameters(), *net.buffers()) if t is not held}
     made = deepcopy(net, shared)
-    last = [m for m in time_embedding(made).module.modules() if isinstance(m, nn.Linear)][-1]
+    last: Any = _last_linear(made)
     last.bias.add_(vector.to(held))
     return made
+
+
+def _last_linear(net: Any) -> nn.Linear | None:
+    """The last linear layer of the time embedding, if it has one."""
+    layers = [m for m in time_embedding(net).module.modules() if isinstance(m, nn.Linear)]
+    return layers[-1] if layers else None
 
 
 def _difference(student: Generator, made: Generator, t: float, named: dict[str, float]) -> float:
