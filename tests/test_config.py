@@ -277,14 +277,16 @@ def test_classes_of_ones_own_file(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("known")
 def test_parts_that_only_ones_own_class_has(tmp_path: Path) -> None:
     """A configuration class that no method of the package is made of, and what it is made of."""
-    path = tmp_path / "adversarial_only.py"
+    assert "Rollout" not in config.known()
+    path = tmp_path / "rollouts_only.py"
     path.write_text(
         "from dataclasses import dataclass\n"
-        "from fewstep.distillation.discriminator import Discriminator\n\n"
-        "@dataclass(frozen=True)\nclass Only:\n    judge: Discriminator = Discriminator()\n"
+        "from fewstep.diffusion.samplers import FewStep\n"
+        "from fewstep.distillation.fake_score import Rollout\n\n"
+        "@dataclass(frozen=True)\nclass Only:\n    rollout: Rollout = Rollout(FewStep(), 1)\n"
     )
-    found = config.configuration(f"{path}:Only(judge=Discriminator(times=None))")
-    assert found.judge.times is None
+    found = config.configuration(f"{path}:Only(rollout=Rollout(FewStep(2.5, 2), 2))")
+    assert found.rollout.k == found.rollout.sampler.calls == 2
     assert config.decode(config.encode(found)) == found
 
 

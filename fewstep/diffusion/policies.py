@@ -143,7 +143,7 @@ class GMFlow(PolicyKind):
             a = (1 - tau) / tau
             k, b = (a - a_s) * (a + a_s), a / tau * x - seen
             left = 1 + v * k
-            gain = (2 * means * b + v * b**2 - k * means**2) / (2 * left)
+            gain = (2 * means * b - k * means**2) / (2 * left)  # less what all have
             share = (weights + gain.sum(2, keepdim=True)).softmax(0)
             return (share * (means + v * b) / left).sum(0)
 

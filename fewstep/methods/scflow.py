@@ -126,9 +126,8 @@ class SCFlow(Method):
 
     @property
     def first(self) -> Rollout:
-        """G(z): the sample of one call, from where the sampler starts."""
-        assert isinstance(self.sampler, FewStep)
-        return Rollout(FewStep(self.sampler.t_init, unit=self.sampler.unit), 1)
+        """G(z): the sample of the first call."""
+        return Rollout(self.sampler, 1)
 
     def init(self, teacher: Denoiser | None, net: nn.Module) -> Nets:
         """The student, a copy of `net`, its average "target" unless decay is 0, and the judge."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -23,7 +23,7 @@ from fewstep.distillation.discriminator_head import DenoiserWithHead, Heads
 from fewstep.distillation.fake_score import Rollout
 from fewstep.distillation.guidance_scales import Unguided
 from fewstep.distillation.method import Nets
-from fewstep.distillation.pictures import PictureFeatures
+from fewstep.distillation.pictures import PictureFeatures, give_decoder
 from fewstep.losses.adversarial import GradientPenalty
 from fewstep.losses.weight import Power
 from fewstep.methods.dmd2 import DMD2
@@ -477,6 +477,24 @@ def test_the_penalty_of_features_trains_heads() -> None:
         ends.append(float(loss().detach()))
     found = (ends[0] - ends[1]) / 2e-5
     assert found == pytest.approx(float(slope.square().sum()), rel=1e-4)
+
+
+@dataclass(frozen=True)
+class Mean(PictureFeatures):
+    """The mean brightness of a picture, as its only feature."""
+
+    def __call__(self, pictures: Tensor) -> list[Tensor]:
+        return [pictures.mean((1, 2, 3))[:, None]]
+
+
+def test_features_of_pictures_are_those_of_decoded_latents() -> None:
+    """Latents v become pictures of brightness 2 v + 1; a frozen network sees no latents."""
+    teacher: Any = MODELS["mlp"].build(0)
+    give_decoder(teacher, lambda x: (2 * x.mean(1) + 1)[:, None, None, None].expand(-1, 3, 4, 4))
+    xt = Draws.range(0, 6).normal("x", (2,), F64)
+    judge = Discriminator(features=Mean(), times=None)
+    (read,) = judge.read(Nets({}), teacher, xt, torch.zeros(6, dtype=F64), None)
+    torch.testing.assert_close(read[:, 0], 2 * xt.mean(1) + 1)
 
 
 def test_real_samples_under_other_conditions() -> None:

@@ -11,6 +11,7 @@ from fewstep.diffusion.model import Model
 from fewstep.diffusion.rng import Draws
 from fewstep.distillation.named_inputs import model_with, net_with
 from fewstep.nets.mlp import MLP
+from tests.networks import stirred
 
 MODEL = Model(MLP(16, 1), (2,))
 
@@ -34,8 +35,7 @@ def test_it_is_a_copy_that_does_not_hear_the_number_at_first() -> None:
     draws = Draws.range(0, 4)
     x, t = draws.normal("x", (2,)), draws.uniform("t")
     assert torch.equal(student(x, t, w=t), net(x, t))
-    for p in student.parameters():
-        p.data += 0.1
+    stirred(student, 3)
     assert not torch.equal(student(x, t, w=t), net(x, t))
     assert not torch.equal(student(x, t, w=t), student(x, t, w=t + 1))
     again: Any = net_with(student, "w")

@@ -117,6 +117,19 @@ def test_what_is_measured_is_the_teacher_s_error(path: NoisePath) -> None:
     torch.testing.assert_close(shares[0], shares[1], rtol=0, atol=0.1)
 
 
+def test_errors_that_fall_with_the_noise_level_count_as_risen() -> None:
+    """Without noise m grows with the level: a measurement that dips is as large as those below."""
+    method, path = AlignYourSteps(LinearSolver(4), rungs=24), VE()
+    times = torch.tensor(method.ladder(path), dtype=F64)
+    level = path.sigma(times)
+    risen = 0.25 * level**2 / (0.25 + level**2)
+    risen[8:12] = risen[12]
+    dips = risen.clone()
+    dips[8:12] *= torch.tensor([0.2, 0.9, 0.5, 0.7], dtype=F64)
+    assert method.schedule(path, dips) == method.schedule(path, risen)
+    assert method.schedule(path, dips.flip(0)) != method.schedule(path, risen)
+
+
 def test_what_it_ships() -> None:
     """The given sampler with other times; before any step it is the given one."""
     teacher: Any = TEACHERS["mixture"](VE())

@@ -20,6 +20,7 @@ from fewstep.nets.mlp import MLP
 from tests.gaussians import GaussianFlowMap
 from tests.instances import PATHS
 from tests.maps import SolvedMap, scene
+from tests.networks import stirred
 from tests.quadrature import F64
 
 each_path = pytest.mark.parametrize("path", PATHS, ids=repr)
@@ -160,8 +161,7 @@ def test_differences_in_place_of_forward_mode(objective: Any) -> None:
 def test_guidance_is_the_teachers() -> None:
     path = Flow()
     net = Model(MLP(16, 1), (2,), 3, path, "velocity").build(2).double()
-    for p in net.parameters():
-        p.data += 0.1
+    stirred(net, 3)
     draws = Draws.range(0, 30)
     x0 = draws.normal("x", (2,), F64)
     batch = Batch(x0, draws.integers("label", 3), x0, draws)

@@ -61,6 +61,9 @@ def test_the_mirrored_student_has_the_same_law_and_not_the_same_pairs() -> None:
     """G(-z): no KL gradient, and a regression of 4 b^2, which pulls b up."""
     found, student = loss(EXACT[0], -EXACT[1], 0.25)
     assert found.logs["regression"].item() == pytest.approx(0.99996094, abs=1e-6)
+    assert found.total is not None
+    both = found.logs["score"] + 0.25 * found.logs["regression"]
+    assert found.total.item() == pytest.approx(both.item(), rel=1e-12)
     assert float(gradient((found, student))[1]) < -0.4
     assert abs(float(gradient(loss(EXACT[0], -EXACT[1], 0.0))[1])) < 1e-4
 

@@ -158,6 +158,18 @@ def test_the_targets_have_no_gradient() -> None:
         student.c.data.fill_(0.4 + h)
         ends.append(float(total().detach()))
     assert float(slope) == pytest.approx((ends[0] - ends[1]) / 2e-5, rel=1e-5)
+    student.c.data.fill_(0.7)  # what is made without a gradient is made with 0.4
+    x, t, s = (
+        BATCH.z,
+        torch.full((len(BATCH.z),), 0.8, dtype=F64),
+        torch.zeros(1, dtype=F64) + 0.2,
+    )
+    s = s.expand_as(t)
+    there = Flow().ddim(x, 0.4 * x, t, s)
+    back = Flow().ddim(there, 0.7 * there, s, t)
+    found = m.return_trip(student, x, t, s, BATCH)
+    by_hand = (((back - x) ** 2 + m.c**2).sqrt() - m.c).mean()
+    torch.testing.assert_close(found, by_hand)
 
 
 def test_edges_by_hand() -> None:

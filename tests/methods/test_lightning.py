@@ -173,9 +173,33 @@ def test_squared_errors_of_the_first_stage() -> None:
         assert float(total.detach()) == pytest.approx(expected, rel=1e-9, abs=1e-12)
 
 
+class Fading(nn.Module):
+    """The denoiser x_t / (1 + t)."""
+
+    path = VE()
+
+    def forward(self, xt: Tensor, t: Tensor, cond: Any = None) -> Tensor:
+        return xt / (1 + t[:, None])
+
+
+def test_a_student_is_asked_at_the_time_that_it_leaves_from() -> None:
+    """And lands by one step of DDIM, or on its prediction where the landing is on data."""
+    m = Lightning(FewStep(2.0, 2, "ddim"), 4, (2,), times=2)
+    draws = Draws.range(0, 40)
+    z = draws.normal("z", (2,), F64)
+    at = m.jump(0, Nets({}), Fading(), Batch(z, None, z, draws))
+    prediction = at.xt / (1 + at.t[:, None])
+    share = (at.s / at.t)[:, None]
+    by_hand = torch.where(at.last[:, None], prediction, prediction + share * (at.xt - prediction))
+    found = m.predicted(Nets({"student": Fading()}), at, None)
+    torch.testing.assert_close(found, by_hand)
+
+
 def test_who_teaches_whom() -> None:
     """Students of two steps and one learn from the stage before the last; the others in turn."""
     m = Lightning()
+    early = replace(m, sampler=FewStep(2.5, 2, "ddim"), stages=(4, 2))
+    assert [early.origin(stage) for stage in range(2)] == [-1, -1]  # before the last: the run's
     assert [m.origin(stage) for stage in range(4)] == [-1, 0, 0, 1]
     assert [m.grid(stage) for stage in range(4)] == [(8, 8, 32), (4, 4, 8), (2, 4, 8), (1, 4, 4)]
     short = replace(m, stage_steps=2)

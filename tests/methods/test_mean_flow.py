@@ -23,6 +23,7 @@ from fewstep.nets.mlp import MLP
 from fewstep.teachers.gaussian import GaussianMixture
 from tests.gaussians import GaussianFlowMap
 from tests.instances import PATHS, TEACHERS
+from tests.networks import stirred
 from tests.quadrature import F64
 
 each_path = pytest.mark.parametrize("path", PATHS, ids=repr)
@@ -207,8 +208,7 @@ def test_guidance_is_that_of_the_teachers_velocity() -> None:
     """f_kappa in place of f, in the target and in the direction of the derivative."""
     path = Flow()
     net = Model(MLP(16, 1), (2,), 3, path, "velocity").build(2).double()
-    for p in net.parameters():
-        p.data += 0.1
+    stirred(net, 3)
     draws = Draws.range(0, 30)
     x0 = draws.normal("x", (2,), F64)
     batch = Batch(x0, draws.integers("label", 3), x0, draws)

@@ -83,14 +83,36 @@ def test_more_calls_come_near_the_best_of_all_paths(calls: int) -> None:
     assert costs[path] < 0.7 * even
 
 
-def test_the_error_is_that_of_the_path_for_every_sample() -> None:
+class Waves:
+    """No denoiser of any law: the last state to arrive at a time is often not the nearest."""
+
+    path = PATHS[0]
+
+    def __call__(self, x: Tensor, t: Tensor, cond: Any = None) -> Tensor:
+        t = t[:, None] if t.ndim else t
+        return torch.sin(4 * x / t) * t.clamp(max=2)
+
+
+@pytest.mark.parametrize("teacher", [TEACHERS["ring"](PATHS[0]), Waves()], ids=["ring", "waves"])
+def test_the_error_is_that_of_the_path_for_every_sample(teacher: Any) -> None:
     """What is kept at a time is the state of the path that leads there, sample by sample."""
-    teacher, batch = TEACHERS["ring"](PATHS[0]), noise(40)
+    batch = noise(40)
     for number in range(40):
         one = batch._replace(z=batch.z[number : number + 1])
         votes, logs = chosen(OptimalSteps(LADDER, 4), teacher, one)
         path = tuple(int(row.argmax()) for row in votes)
         assert float(logs["error"]) == pytest.approx(float(error(teacher, one, path)), rel=1e-9)
+
+
+def test_samples_do_not_hear_of_one_another() -> None:
+    """What a batch votes for, and its error, are those of its samples one by one."""
+    teacher, batch = TEACHERS["ring"](PATHS[0]), noise(40)
+    m = OptimalSteps(LADDER, 4)
+    together, logs = chosen(m, teacher, batch)
+    each = [chosen(m, teacher, batch._replace(z=one[None])) for one in batch.z]
+    assert torch.equal(together, torch.stack([votes for votes, _ in each]).sum(0))
+    mean = sum(float(alone["error"]) for _, alone in each) / 40
+    assert float(logs["error"]) == pytest.approx(mean, rel=1e-9)
 
 
 def test_all_times_are_the_teacher_itself() -> None:

@@ -21,6 +21,7 @@ from fewstep.training.ema import EMA
 from fewstep.training.loop import train
 from fewstep.training.optim import Optim
 from tests.maps import Ends, KnownMap, LadderMap, SolvedMap, scene
+from tests.networks import stirred
 
 STARTS: dict[str, tuple[NoisePath, float]] = {
     "ve": (VE(), 20.0),
@@ -94,7 +95,7 @@ def test_the_student_samples_what_the_solver_does() -> None:
 def test_phases_of_timesteps() -> None:
     """They end where the sampler calls, and an edge belongs to the phase below."""
     m = PhasedConsistency(FewStep(999.0, 4, "ddim"))
-    _, batch = scene(VP(), count=2000)
+    _, batch = scene(VP(), count=20_000)
     at = m.pair(4, VP(), batch)
     assert set(at.s.tolist()) == {0.0, 249.0, 499.0, 749.0}
     phase = ((at.t - 1) / 250).floor()
@@ -104,14 +105,17 @@ def test_phases_of_timesteps() -> None:
     told = PhasedConsistency(Jumps(999.0, 4)).pair(4, VP(), batch)
     assert bool(((at.s <= told.s) & (told.s <= told.u)).all())
     top = told.s[told.t == 999]
-    assert set(top.tolist()) == set(told.t.tolist()) & {float(t) for t in range(749, 999)}
+    ends = sorted(set(told.t.tolist()) & {float(t) for t in range(749, 999)})
+    assert sorted(set(top.tolist())) == ends
+    counts = torch.tensor([float((top == end).sum()) for end in ends])
+    expected = len(top) / len(ends)  # chi-squared: as likely one as another
+    assert float(((counts - expected) ** 2 / expected).sum()) < len(ends) + 5 * len(ends) ** 0.5
 
 
 def test_hubers_loss_and_the_guided_teacher_by_hand() -> None:
     m = method("flow", told=False, c=0.1, kappa=2.5)
     net = Model(MLP(16, 1), (2,), 3, Flow(), "velocity").build(2).double()
-    for p in net.parameters():
-        p.data += 0.1
+    stirred(net, 3)
     draws = Draws.range(0, 30)
     x0 = draws.normal("x", (2,), torch.float64)
     batch = Batch(x0, draws.integers("label", 3), x0, draws)

@@ -92,6 +92,23 @@ def test_the_loss_by_hand() -> None:
     assert float(slope.sum()) == pytest.approx(pull, rel=1e-6)  # the way itself has no gradient
 
 
+def test_the_way_is_the_teachers_by_its_share() -> None:
+    """By hand: a line to c, then a step of Euler to the teacher's f, and so on."""
+    teacher, share = mixture(Flow()), 0.5
+    m = PiFlow(FollowPolicy(0.9, policy=DX(2)), states=3)
+    student = Fixed(0.3, 0.3)
+    _, _, source = m.segment(1, student, BATCH)
+    x, tau, want = source.x, source.tau, 0.0
+    for stretch in m.stretches(share, source, BATCH):
+        at = tau - stretch.own
+        x = 0.3 + (x - 0.3) * at / tau
+        f = teacher(x, at[:, 0])
+        want += float(((0.3 - f) ** 2 / at**2).mean()) / 3
+        tau = at - stretch.teacher
+        x = f + (x - f) * tau / at
+    assert loss(m, student, teacher, share=share) == pytest.approx(want, rel=1e-6)
+
+
 def test_segments_are_weighted_by_their_length() -> None:
     m = PiFlow(FollowPolicy(0.9, 2, rho=2.0, policy=DX(2)))
     for k, length in ((1, 0.75), (2, 0.25)):

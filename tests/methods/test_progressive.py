@@ -22,6 +22,7 @@ from fewstep.teachers.gaussian import Gaussian
 from fewstep.training.ema import EMA
 from fewstep.training.loop import train
 from fewstep.training.optim import Optim
+from tests.networks import stirred
 from tests.quadrature import F64
 
 STARTS: dict[str, tuple[NoisePath, FewStep]] = {
@@ -133,8 +134,7 @@ def test_a_stage_learns_from_the_student_before_it() -> None:
     x0 = draws.normal("x0", (1,), F64)
     *_, before = m.target(1, nets, gaussian(VE()), x0, None, draws)
     nets["target"].load_state_dict(MODEL.build(4).double().state_dict())
-    for p in nets["target"].parameters():
-        p.data += 0.1
+    stirred(nets["target"], 3)
     *_, after = m.target(1, nets, gaussian(VE()), x0, None, draws)
     *_, first = m.target(0, nets, gaussian(VE()), x0, None, draws)
     assert (before - after).abs().max() > 1e-3

@@ -16,6 +16,7 @@ from fewstep.diffusion.samplers import FewStep, Jumps
 from fewstep.diffusion.types import Batch
 from fewstep.distillation.flow_maps import jump
 from fewstep.distillation.method import Nets
+from fewstep.losses.adversarial import GradientPenalty
 from fewstep.methods.scflow import Neighbours, SCFlow
 from fewstep.nets.mlp import MLP
 from tests.gaussians import GaussianFlowMap
@@ -186,13 +187,12 @@ def test_the_discriminator_judges_the_sample_of_one_call() -> None:
     m = SCFlow(FewStep(1.0, 2), line=0.0)
     nets = m.init(net, net)
     assert [turn.net for turn in m.turns(0)] == ["discriminator", "student"]
-    assert m.first == type(m.first)(FewStep(1.0), 1)
     draws = Draws.range(0, 12)
     x0 = draws.normal("x", (2,))
     batch = Batch(draws.normal("z", (2,)), None, x0, draws)
     judged = m.student_loss(nets, net, batch)
     plain = replace(m, gan=0.0).student_loss(nets, net, batch)
-    sample = m.first(nets, batch)
+    sample = nets["student"](batch.z, torch.ones(12))
     t = torch.full((12,), 1e-3)
     logits = m.discriminator.logits(nets, net, sample, t, None)
     expected = torch.nn.functional.softplus(-logits).mean()
@@ -200,7 +200,25 @@ def test_the_discriminator_judges_the_sample_of_one_call() -> None:
     assert plain.total is not None
     torch.testing.assert_close(judged.logs["gan_loss"], expected)
     torch.testing.assert_close(judged.total - plain.total, 0.1 * expected, rtol=1e-4, atol=1e-6)
+    unpaid = replace(m, discriminator=replace(m.discriminator, penalty=GradientPenalty()))
+    told = unpaid.turns(0)[0].loss(nets, net, batch).total
+    data = m.discriminator.logits(nets, net, x0, t, None)
+    both = torch.nn.functional.softplus(logits) + torch.nn.functional.softplus(-data)
+    assert told is not None
+    torch.testing.assert_close(told, both.mean() / 2)
     assert set(replace(m, gan=0.0).init(net, net)) == {"student", "target"}
+
+
+def test_each_side_has_the_target_of_its_own_point() -> None:
+    """Of a student that is no consistency function, whose two targets differ."""
+    net: Any = stirred(Model(MLP(16, 1), (2,), path=Flow(), predicts="velocity").build(1), 1)
+    m, nets = method("flow", decay=0.5), Nets({"student": nn.Identity(), "target": net})
+    points = [Draws.range(0, 9).normal(name, (2,)) for name in ("below", "above")]
+    times = [torch.full((9,), time) for time in (0.3, 0.5, 0.7, 1e-3)]
+    at = Neighbours(points[0], points[0], points[1], times[1], times[0], *times[2:], None)
+    found = m.targets(nets, at, points[0])
+    for target, x, t in zip(found, points, (times[0], times[2]), strict=True):
+        torch.testing.assert_close(target, jump(net, x, t, times[3], None))
 
 
 def test_guidance_is_the_teachers() -> None:

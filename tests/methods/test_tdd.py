@@ -18,6 +18,7 @@ from fewstep.distillation.method import Nets, Step
 from fewstep.methods.tdd import TDD
 from fewstep.nets.mlp import MLP
 from tests.maps import KnownMap, LadderMap, Point, SolvedMap, scene
+from tests.networks import stirred
 
 STARTS: dict[str, tuple[NoisePath, float]] = {
     "ve": (VE(), 20.0),
@@ -109,8 +110,7 @@ def test_without_conditions_by_hand() -> None:
     """Dropped samples see none in the teacher, the student and the target; others are guided."""
     m = replace(method("flow", told=False), kappa=2.5, drop=0.5, c=0.1)
     net = Model(MLP(16, 1), (2,), 3, Flow(), "velocity").build(2).double()
-    for p in net.parameters():
-        p.data += 0.1
+    stirred(net, 3)
     draws = Draws.range(0, 30)
     x0 = draws.normal("x", (2,), torch.float64)
     batch = Batch(x0, draws.integers("label", 3), x0, draws)

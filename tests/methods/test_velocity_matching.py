@@ -24,6 +24,7 @@ from fewstep.nets.mlp import MLP
 from fewstep.teachers.gaussian import Gaussian
 from tests.instances import PATHS
 from tests.maps import Consistency, KnownMap, SolvedMap, scene
+from tests.networks import stirred
 from tests.quadrature import F64
 
 each_path = pytest.mark.parametrize("path", PATHS, ids=repr)
@@ -134,8 +135,7 @@ def test_distillation_mends_the_spread_of_samples(power: float) -> None:
 def test_guidance_and_differences() -> None:
     path = Flow()
     net = Model(MLP(16, 1), (2,), 3, path, "velocity").build(2).double()
-    for p in net.parameters():
-        p.data += 0.1
+    stirred(net, 3)
     draws = Draws.range(0, 30)
     x0 = draws.normal("x", (2,), F64)
     batch = Batch(x0, draws.integers("label", 3), x0, draws)
