@@ -6,6 +6,9 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
 
+# tests start the command a hundred times: keep its bytecode, whatever the environment says
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: demo test test-slow lint mutants drill test-all claims arena browser emoji scenes site release asset clean
 
 demo: $(STAMP)

@@ -34,11 +34,13 @@ from fewstep.training.modes import training_only
 from fewstep.training.optim import Optim
 from tests import instances
 from tests.instances import METHODS, PATHS, SAMPLERS, TIME_LAWS
+from tests.parameters import once_a_class
 
 F64 = torch.float64
 CLASSES = 3
 MODEL = Model(MLP(width=32, blocks=1), shape=(2,), classes=CLASSES)
 each_method = pytest.mark.parametrize("method", METHODS, ids=repr)
+each_class = pytest.mark.parametrize("method", once_a_class(METHODS), ids=repr)
 
 
 def stirred(net: nn.Module, seed: int) -> nn.Module:
@@ -126,7 +128,7 @@ def test_only_the_turns_net_receives_gradient(method: Method) -> None:
         assert all(p.grad is None for net in others for p in net.parameters())
 
 
-@each_method
+@each_class
 def test_training_moves_the_nets_and_never_the_teacher(method: Method) -> None:
     """Through the real loop, with a teacher that arrives trainable."""
     _, teacher = scene(method)
@@ -165,7 +167,7 @@ def test_losses_and_gradients_are_finite(method: Method, dtype: torch.dtype) -> 
             assert all(bool(g.isfinite().all()) for g in found)
 
 
-@each_method
+@each_class
 def test_losses_are_finite_at_the_very_start(method: Method) -> None:
     """Student, fake score and teacher equal: every difference of predictions is exactly zero."""
     teacher = network(0).double()
@@ -190,7 +192,7 @@ def test_accumulation_is_one_batch(method: Method) -> None:
     assert differs == method.couples_samples
 
 
-@each_method
+@each_class
 def test_order_within_a_batch_does_not_matter(method: Method) -> None:
     nets, teacher = scene(method)
     order = torch.randperm(12, generator=torch.Generator().manual_seed(0))
@@ -217,7 +219,7 @@ def test_repr_evaluates_to_an_equal_object(thing: object) -> None:
     assert repr(again) == repr(thing)
 
 
-@each_method
+@each_class
 def test_wrong_shapes_are_refused_by_name(method: Method) -> None:
     class Wrong(nn.Module):
         """A denoiser that forgets a dimension of its answer."""
@@ -268,7 +270,7 @@ def outcome(turn: Turn, nets: Nets, teacher: Any, batch: Batch) -> Tensor | str:
         return str(error)
 
 
-@each_method
+@each_class
 def test_missing_inputs_are_refused(method: Method) -> None:
     nets, teacher = scene(method)
     draws = Draws.range(0, 6)
@@ -301,9 +303,20 @@ def test_missing_inputs_are_refused(method: Method) -> None:
 def test_conditions_reach_every_call_of_every_network(method: Method) -> None:
     nets, teacher = scene(method)
     seen: list[Tensor] = []
+
+    def told(call: Any) -> Any:
+        def one(xt: Tensor, t: Tensor, cond: Any = None, **more: Any) -> Any:
+            seen.append(cond)
+            return call(xt, t, cond, **more)
+
+        return one
+
     for net in (*nets.values(), teacher):
         if any(True for _ in net.parameters()) and not isinstance(net, Heads):
             net.register_forward_pre_hook(lambda _, args: seen.append(args[2]))
+            for name in ("encode", "forward_with_features"):  # which no hook sees
+                if hasattr(net, name):
+                    setattr(net, name, told(getattr(net, name)))
     for turn in turns(method):
         batch = source(Draws.range(0, 6))
         turn.loss(nets, teacher, batch)

@@ -23,6 +23,7 @@ from fewstep.nets.mlp import MLP
 from fewstep.training.modes import training_only
 from tests.instances import METHODS, SAMPLERS
 from tests.methods.test_battery import in_a_row, stirred, turns
+from tests.parameters import once_a_class
 
 CLASSES = 3
 FLAT = (12,)
@@ -69,7 +70,7 @@ def by_pixel(method: Method) -> bool:
 @pytest.mark.parametrize(
     "shape", [pytest.param(SHAPES[0], marks=pytest.mark.slow), SHAPES[1]], ids=str
 )
-@pytest.mark.parametrize("method", [m for m in METHODS if not by_pixel(m)], ids=repr)
+@pytest.mark.parametrize("method", once_a_class(m for m in METHODS if not by_pixel(m)), ids=repr)
 def test_a_step_is_that_of_the_same_numbers_in_a_row(
     method: Method, shape: tuple[int, ...]
 ) -> None:

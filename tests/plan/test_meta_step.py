@@ -76,7 +76,7 @@ PIPELINES: dict[str, Callable[[Folders], Run]] = {
 }
 
 
-SLOW = {"computed again", "frozen weights in bf16"}
+SLOW = {"computed again", "frozen weights in bf16", "adapters, bf16, two parts"}
 """Which others show together."""
 
 

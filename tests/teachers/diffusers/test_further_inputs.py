@@ -29,6 +29,7 @@ from fewstep.storage.model_folder import load_student, save_student
 from fewstep.teachers.diffusers.adapter_base import adapter_of
 from fewstep.teachers.diffusers.load import load_pipeline
 from tests.networks import stirred
+from tests.parameters import families
 
 KINDS = (
     *("sd", "sdxl", "sd3", "pixart", "pixart_sized", "sana", "flux", "flux_guided"),
@@ -38,7 +39,7 @@ ROUNDED = {"sana": 1e-4, "qwen_image": 2e-3, "z_image": 5e-3}
 """Bounds of networks with kinks, or that compute a part in float32 whatever they are given."""
 COARSE = {"z_image": 0.1}
 """Bounds of derivatives by differences in float32; 0.083 was measured, without a known cause."""
-each_kind = pytest.mark.parametrize("kind", KINDS)
+each_kind = pytest.mark.parametrize("kind", families(KINDS))
 
 
 def inputs(denoiser: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -74,7 +75,9 @@ def test_the_start_is_the_teacher_and_then_inputs_matter(folders: Folders, kind:
             torch.testing.assert_close(mixed, out, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("kind", ["sd", "sdxl", "sd3", "pixart", "sana", "flux", *KINDS[-3:]])
+@pytest.mark.parametrize(
+    "kind", families(["sd", "sdxl", "sd3", "pixart", "sana", "flux", *KINDS[-3:]])
+)
 def test_recomputation_has_the_same_gradients(folders: Folders, kind: str) -> None:
     net: Any = stirred(ExtraInputs(load_pipeline(folders(kind)).denoiser, ("s",)))
     net.requires_grad_(True)

@@ -32,6 +32,7 @@ from fewstep.diffusion.samplers import FewStep
 from fewstep.teachers.diffusers.adapters import ADAPTERS
 from fewstep.teachers.diffusers.load import at_shape, load_pipeline, sized
 from fewstep.teachers.diffusers.scheduler_config import Timesteps
+from tests.parameters import families
 from tests.tiny_pipelines import FLOWS, KINDS
 
 PROMPTS = ["a red cube", "the small ball on a blue cube"]
@@ -53,7 +54,7 @@ class Loaded(NamedTuple):
     teacher: Generator
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module", params=families(KINDS))
 def loaded(folders: Folders, request: pytest.FixtureRequest) -> Loaded:
     folder = folders(request.param)
     return Loaded(request.param, stock(folder), load_pipeline(folder))

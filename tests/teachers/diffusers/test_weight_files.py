@@ -35,17 +35,14 @@ from fewstep.teachers.diffusers.load import load_pipeline, with_text_and_vae
 from fewstep.teachers.diffusers.text_and_vae import TextAndVAE
 from tests import tiny_pipelines
 from tests.export.test_diffusers_pipeline import ran, student
+from tests.parameters import families
 from tests.teachers.diffusers.test_folder import edit, shard
 from tests.teachers.diffusers.test_load import PROMPTS, encoded
 from tests.tiny_text import clip, clip_tokenizer, t5_tokenizer
 
-slow = pytest.mark.slow
-KINDS = [
-    "sd",
-    "sd3",
-    *(pytest.param(k, marks=slow) for k in ("sdxl", "pixart", "pixart_sigma", "sana", "flux")),
-]
-each_kind = pytest.mark.parametrize("kind", KINDS)
+each_kind = pytest.mark.parametrize(
+    "kind", families(("sd", "sd3", "sdxl", "pixart", "pixart_sigma", "sana", "flux"))
+)
 Change = Callable[[Path], Any]
 BASE = "diffusion_pytorch_model"
 
@@ -266,7 +263,7 @@ def read(folder: Path, part: str) -> Any:
     return found.text_config(part).to_dict() if part in found.encoders else found.config(part)
 
 
-@pytest.mark.parametrize("kind", tiny_pipelines.KINDS)
+@pytest.mark.parametrize("kind", families(tiny_pipelines.KINDS))
 def test_missing_keys_have_their_classes_defaults(
     folders: Folders, tmp_path: Path, kind: str
 ) -> None:
