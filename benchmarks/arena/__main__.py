@@ -21,7 +21,7 @@ import torch
 
 from benchmarks.arena import baselines, records
 from benchmarks.arena.budget import Cost, affordable
-from benchmarks.arena.entries import CALLS, ENTRIES, Ask, Entry, entry, points
+from benchmarks.arena.entries import BETWEEN, CALLS, ENTRIES, Ask, Entry, entry, points
 from benchmarks.arena.leaderboard import chosen
 from benchmarks.arena.scenes import NAMES, Scene, scene
 from benchmarks.arena.trials import conduct
@@ -40,10 +40,14 @@ class Task(NamedTuple):
 def tasks(
     entries: Sequence[Entry], calls: Sequence[int], seeds: Sequence[int], trials: int
 ) -> Iterator[Task]:
-    """Defaults first, then the other trials of tuning, then the best one's other seeds."""
+    """Defaults first, then the other trials of tuning, then the best one's other seeds.
+
+    Last the calls that take over the settings of four.
+    """
     asked = [(one, count) for one in entries for count in calls if count in one.calls]
     for trial in range(trials):
         yield from (Task(one, count, trial, 0) for one, count in asked)
+    asked += [(one, count) for one in entries for count in calls if count in one.between]
     for seed in seeds:
         yield from (Task(one, count, -1, seed) for one, count in asked)
 
@@ -115,9 +119,10 @@ def numbers(text: str) -> tuple[int, ...]:
 def parser() -> argparse.ArgumentParser:
     """The flags."""
     flags = argparse.ArgumentParser("python -m benchmarks.arena", description=__doc__)
+    every = (*CALLS, *BETWEEN)
     flags.add_argument("what", choices=(*NAMES, "page"))
     flags.add_argument("--methods", help="names, with commas between them (default: all)")
-    flags.add_argument("--calls", type=numbers, default=CALLS, help="of the students: 1, 4 or 1,4")
+    flags.add_argument("--calls", type=numbers, default=every, help="of the students, such as 1,4")
     flags.add_argument("--seeds", type=numbers, default=(0, 1, 2), help="such as 0-2")
     flags.add_argument("--trials", type=int, default=3, help="of tuning, 1 (defaults alone) or 3")
     return flags
@@ -137,8 +142,8 @@ def main(args: list[str]) -> int:
         entries = [entry(name) for name in wanted]
     except ValueError as error:
         parser().error(str(error))
-    if given.trials not in (1, 3) or not set(given.calls) <= set(CALLS):
-        parser().error(f"--trials is 1 or 3, and --calls are of {CALLS}")
+    if given.trials not in (1, 3) or not set(given.calls) <= {*CALLS, *BETWEEN}:
+        parser().error(f"--trials is 1 or 3, and --calls are of {(*CALLS, *BETWEEN)}")
     entries = [one for one in entries if on.name in one.scenes]
     if not given.methods:
         measure_baselines(on)

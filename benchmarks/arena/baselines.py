@@ -18,7 +18,7 @@ from fewstep.diffusion.time_distributions import Karras
 from fewstep.diffusion.types import Sampler
 
 STARTS = (80.0, 10.0, 2.5)
-CALLS = (1, 2, 4, 8, 35)
+CALLS = (1, 2, 4, 8, 16, 35)
 SOLVERS: Mapping[str, Callable[[int, float], Sampler]] = {
     "Heun": lambda calls, start: Heun(Karras(hi=start), (calls + 1) // 2),
     "DDIM": lambda calls, start: Heun(Karras(hi=start), calls, 1),
@@ -43,7 +43,7 @@ def settings_of_solver(on: Scene, solver: str, calls: int, trial: int) -> dict[s
 def asked() -> Iterator[tuple[str, int]]:
     """Solvers and the calls that they are asked for."""
     for solver in SOLVERS:
-        for calls in (1, 4) if solver == "undistilled" else CALLS:
+        for calls in (1, 2, 4, 8) if solver == "undistilled" else CALLS:
             yield solver, calls
 
 

@@ -43,6 +43,7 @@ from fewstep.methods.dode import DODE
 from fewstep.methods.emd import EMD
 from fewstep.methods.f_distill import FDistill
 from fewstep.methods.flash_diffusion import FlashDiffusion
+from fewstep.methods.flash_dmd import FlashDMD
 from fewstep.methods.gas import GAS
 from fewstep.methods.ibmd import IBMD
 from fewstep.methods.imagine_flash import ImagineFlash
@@ -82,6 +83,9 @@ from fewstep.methods.velocity_matching import VelocityMatching
 from fewstep.methods.vsd import VSD
 
 CALLS = (1, 4)
+"""Calls of students whose settings are tuned."""
+BETWEEN = (2, 8)
+"""Calls that take over the settings that did best in four."""
 LEVELS = Karras(tmax=500.0)
 """Noise levels that end at sigma 2.5."""
 
@@ -161,6 +165,11 @@ class Entry:
         """That of its class."""
         return self.cls.__name__
 
+    @property
+    def between(self) -> tuple[int, ...]:
+        """`BETWEEN` of methods that are free in their calls."""
+        return BETWEEN if self.calls == CALLS else ()
+
     def method(self, ask: Ask, point: Point) -> Method:
         """With the noise levels of a point, where it has such a field."""
         method = self.make(ask)
@@ -190,12 +199,12 @@ def _lcm(ask: Ask) -> Method:
 
 
 def _progressive(ask: Ask) -> Method:
-    stages = {1: 4, 4: 2}[ask.calls]
+    stages = {1: 4, 2: 3, 4: 2, 8: 1}[ask.calls]
     return ProgressiveDistillation(ask.few("ddim"), start=8, stage_steps=ask.part(stages))
 
 
 def _lightning(ask: Ask) -> Method:
-    stages = {1: (8, 4, 2, 1), 4: (8, 4)}[ask.calls]
+    stages = tuple(calls for calls in (8, 4, 2, 1) if calls >= ask.calls)
     return Lightning(ask.few("ddim"), stages=stages, stage_steps=ask.part(len(stages)))
 
 
@@ -203,7 +212,8 @@ def _flash(ask: Ask) -> Method:
     whole = FlashDiffusion(stage_steps=ask.part(4))
     if ask.calls == 4:
         return replace(whole, sampler=ask.few())
-    return replace(whole, sampler=ask.few(), shares=((1.0,),) * 4)
+    even = (1 / ask.calls,) * ask.calls
+    return replace(whole, sampler=ask.few(), shares=(even,) * 4)
 
 
 def _reflow(ask: Ask) -> Method:
@@ -255,6 +265,7 @@ ENTRIES: tuple[Entry, ...] = (
         lambda a: PhasedDMD(a.few("ddim"), phase_steps=a.part(2)),
         calls=(4,),
     ),
+    Entry(FlashDMD, "divergences", _few(FlashDMD), calls=(4,)),
     Entry(EMD, "divergences", _few(EMD), calls=(1,)),
     Entry(DisBack, "divergences", _disback),
     Entry(SelfE, "divergences", _jumps(SelfE)),

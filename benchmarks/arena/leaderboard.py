@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from benchmarks.arena import baselines, records
-from benchmarks.arena.entries import ENTRIES, Ask, Entry, points
+from benchmarks.arena.entries import BETWEEN, CALLS, ENTRIES, Ask, Entry, points
 from benchmarks.arena.records import Record
 from benchmarks.arena.scenes import MIXTURE, NAMES, Scene, of_points, scene
 from fewstep.compare.table import Interval, interval, plain
@@ -33,7 +33,11 @@ def validated(record: Record, distance: str) -> float:
 
 
 def chosen(found: Sequence[Record], calls: int, distance: str, trials: int) -> int | None:
-    """The best trial of tuning, by validation noise; None until all of them are done."""
+    """The best trial of tuning, by validation noise; None until all of them are done.
+
+    Calls that are not tuned take that of four.
+    """
+    calls = 4 if calls in BETWEEN else calls
     tuned = {r["trial"]: r for r in found if r["calls"] == calls and r["seed"] == 0}
     if not set(range(trials)) <= tuned.keys():
         return None
@@ -141,6 +145,18 @@ def row(
     }
 
 
+def by_calls(one: Entry, found: Sequence[Record], on: Scene) -> dict[str, Any] | None:
+    """The distance of a method in each number of calls, of its settings; None if few."""
+    row: dict[str, Any] = {}
+    for calls in sorted((*one.calls, *one.between)):
+        best = chosen(found, calls, on.distance, TRIALS)
+        runs = [r for r in found if (r["calls"], r["trial"]) == (calls, best)]
+        if runs:
+            values = [r["test"].get(on.distance, math.inf) for r in runs]
+            row[str(calls)] = span(values if math.inf not in values else [])
+    return {"name": one.name, "calls": row} if len(row) > len(CALLS) else None
+
+
 def solvers(found: Sequence[Record], on: Scene) -> list[dict[str, Any]]:
     """The rows of the baselines, each with its best start."""
     rows = []
@@ -221,7 +237,7 @@ def of_scene(on: Scene, folder: Path | None = None) -> dict[str, Any]:
     plain_rows = solvers(records.read(on, "baselines", folder)["records"], on)
     marks = marks_of(plain_rows, on.distance)
     every: list[Record] = []
-    rows, missing = [], []
+    rows, missing, lines = [], [], []
     for one in (one for one in ENTRIES if on.name in one.scenes):
         found = records.read(on, one.name, folder)["records"]
         every += found
@@ -231,6 +247,7 @@ def of_scene(on: Scene, folder: Path | None = None) -> dict[str, Any]:
                 missing.append(f"{one.name} in {calls}")
             else:
                 rows.append(made)
+        lines.append(by_calls(one, found, on))
     rows.sort(key=lambda r: _order(r, on))
     ties(rows)
     codes = Counter(r["code"]["sha256"] for r in every)
@@ -250,6 +267,7 @@ def of_scene(on: Scene, folder: Path | None = None) -> dict[str, Any]:
         "longest": max((r["seconds"] for r in every), default=0.0),
         "baselines": plain_rows,
         "rows": rows,
+        "by_calls": [line for line in lines if line is not None],
         "missing": missing,
     }
 

@@ -46,7 +46,8 @@ from fewstep.training.loop import train
 from fewstep.training.optim import Optim
 
 ROOT = Path(__file__).resolve().parents[2]
-WORK = ROOT / "runs" / "arena"
+ASSETS = ROOT / "benchmarks" / "assets"
+"""Where teachers are kept: trained on another machine they are not the same bits."""
 TEST, VALIDATION, LOOKS = 0, 1_000_000, 2_000_000
 """First seed of the noise that is reported, that settings are chosen on, and that curves show."""
 Scores = dict[str, float]
@@ -221,7 +222,7 @@ def teach_mnist(home: Path) -> None:
     raise ValueError(f"{home} is missing; it is a part of the repository")
 
 
-def scene(name: str, work: Path = WORK) -> Scene:
+def scene(name: str) -> Scene:
     """The scene called `name`; ValueError where there is none."""
     if name == "mixture":
         return Scene(
@@ -233,7 +234,7 @@ def scene(name: str, work: Path = WORK) -> Scene:
             batch=128,
             samples=10_000,
             looked=5_000,
-            home=work / name,
+            home=ASSETS / "mixture_teacher",
             teach=teach_points,
             data=points,
             measure=of_points,
@@ -247,7 +248,7 @@ def scene(name: str, work: Path = WORK) -> Scene:
             budget=300_000,
             batch=128,
             looked=1_000,
-            home=work / name,
+            home=ASSETS / "digits_teacher",
             teach=teach_digits,
         )
     if name == "mnist":
@@ -259,7 +260,7 @@ def scene(name: str, work: Path = WORK) -> Scene:
             budget=200_000,
             batch=64,
             looked=500,
-            home=ROOT / "benchmarks" / "assets" / "mnist_teacher",
+            home=ASSETS / "mnist_teacher",
             teach=teach_mnist,
         )
     raise ValueError(f"there is no scene {name!r}; there are {', '.join(NAMES)}")

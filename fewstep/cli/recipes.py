@@ -43,6 +43,6 @@ def _choose(text: str) -> int:
 
     asked, table = wish(text), measured()
     found = answer(asked, table)
-    value = {"scene": table["scene"], "notes": list(found.notes), "rows": list(found.rows)}
+    value = {"scenes": table["scenes"], "notes": list(found.notes), "rows": list(found.rows)}
     result(value, "\n".join(told(found, table)))
     return 0

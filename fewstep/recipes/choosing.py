@@ -1,6 +1,6 @@
 """Which method to take, as the arena has it (docs/arena.md): `fewstep recipes --for "..."`.
 
-The arena's leaderboard is kept beside this module as choices.json; benchmarks/arena writes it. A
+The arena's leaderboards are kept beside this module as choices.json; benchmarks/arena writes it. A
 wish is words: "no data, 4 steps, 24 GB". What it does not say is not asked for.
 """
 
@@ -78,14 +78,14 @@ def wish(text: str) -> Wish:
 
 
 def measured() -> dict[str, Any]:
-    """The leaderboard: "scene", in words, and "rows"."""
+    """The leaderboards: "scenes", in words, and "rows" with their places and distances in each."""
     text = (files("fewstep.recipes") / "choices.json").read_text(encoding="utf-8")
     found: dict[str, Any] = json.loads(text)
     return found
 
 
 def answer(asked: Wish, table: Mapping[str, Any]) -> Answer:
-    """The rows of `table` that suit, in the order of their distance."""
+    """The rows of `table` that suit, in the order of their mean place."""
     calls = min(CALLS, key=lambda count: abs(count - asked.calls))
     notes = []
     if calls != asked.calls:
@@ -95,7 +95,7 @@ def answer(asked: Wish, table: Mapping[str, Any]) -> Answer:
     rows = [row for row in rows if row["guidance"] or not asked.guidance]
     if asked.robust:
         rows = [row for row in rows if row["failed"] == 0]
-    rows.sort(key=lambda row: row["distance"])
+    rows.sort(key=lambda row: row["place"])
     if not rows:
         notes.append("no method that was measured suits; leave out a part of the wish")
     return Answer(asked, rows, notes)
@@ -116,16 +116,27 @@ def command(row: Row) -> str:
     return f'fewstep distill RECIPE --teacher TEACHER --method "{setting}"'
 
 
+def place(row: Row, scene: str, name: str) -> str:
+    """Where a method is among all of its calls, in words; `name` is that of the scene."""
+    if scene not in row["places"]:
+        return f"no part in {name}"
+    return (
+        f"{row['places'][scene]} of {row['of'][scene]} on {name} "
+        f"(distance {row['distances'][scene]:.2g})"
+    )
+
+
 def told(found: Answer, table: Mapping[str, Any]) -> list[str]:
     """The answer in lines."""
-    lines = [f"measured on {table['scene']}; docs/arena.md tells what that cannot show"]
+    scenes = " and ".join(table["scenes"].values())
+    lines = [f"by mean place on {scenes}; docs/arena.md tells what that cannot show"]
     lines += found.notes
     for row in found.rows[:SHOWN]:
-        seeds = f"{row['seeds']} seed{'s' if row['seeds'] > 1 else ''}"
+        places = "; ".join(place(row, key, name) for key, name in table["scenes"].items())
         lines.append("")
         lines.append(
-            f"{row['name']} ({row['family']}), from {FROM[row['needs']]}: distance "
-            f"{row['distance']:.2g} ({seeds}), {row['failed']} of {row['runs']} trials failed"
+            f"{row['name']} ({row['family']}), from {FROM[row['needs']]}: {places}; "
+            f"{row['failed']} of {row['runs']} trials failed"
         )
         if found.wish.gigabytes is not None:
             most = largest(row, found.wish.gigabytes) / 1e6

@@ -20,15 +20,16 @@ from fewstep.recipes.choosing import (
 from tests.command import fewstep
 
 
-def row(name: str, distance: float, **more: Any) -> dict[str, Any]:
+def row(name: str, place: float, **more: Any) -> dict[str, Any]:
     known = {"family": "f", "needs": "nothing", "calls": 4, "failed": 0, "runs": 5, "seeds": 3}
     setting = f"{name}(sampler=FewStep(steps=4), stage_steps=97)"
     rest = {"guidance": True, "copies": 5.0, "setting": setting}
-    return {"name": name, "distance": distance, **known, **rest, **more}
+    places = {"places": {"near": 2}, "of": {"near": 9}, "distances": {"near": 0.25}}
+    return {"name": name, "place": place, **known, **rest, **places, **more}
 
 
 TABLE = {
-    "scene": "points",
+    "scenes": {"near": "points", "far": "stars"},
     "rows": [
         row("OneCall", 0.0, calls=1),
         row("Third", 0.3),
@@ -66,7 +67,7 @@ def test_other_words_are_refused_with_those_there_are(text: str, match: str) -> 
     assert (code, out, len(err.splitlines())) == (2, "", 1)
 
 
-def test_rows_that_suit_in_the_order_of_their_distance() -> None:
+def test_rows_that_suit_in_the_order_of_their_mean_place() -> None:
     assert names("4 steps") == ["Data", "Fails", "Second", "Third"]
     assert names("no data, 4 steps") == ["Fails", "Second", "Third"]
     assert names("no data, 4 steps, robust") == ["Second", "Third"]
@@ -80,7 +81,7 @@ def test_calls_that_were_not_measured_are_answered_by_the_nearest_and_said() -> 
     ]
     assert names("2 steps") == names("1 step") == ["OneCall"]
     assert names("3 steps") == names("4 steps")
-    empty = answer(wish("no data"), {"scene": "points", "rows": [row("D", 1, needs="data")]})
+    empty = answer(wish("no data"), {"scenes": {}, "rows": [row("D", 1, needs="data")]})
     assert (empty.rows, len(empty.notes)) == ([], 1)
 
 
@@ -108,23 +109,26 @@ def test_every_command_names_a_method_of_its_calls() -> None:
 def test_the_answer_in_words() -> None:
     lines = told(answer(wish("no data, 4 steps, 24 GB, robust"), TABLE), TABLE)
     text = "\n".join(lines)
-    assert lines[0].startswith("measured on points")
-    assert "Second (f), from samples of the teacher: distance 0.2 (3 seeds), 0 of 5" in text
+    assert lines[0].startswith("by mean place on points and stars;")
+    assert "Second (f), from samples of the teacher: 2 of 9 on points (distance 0.25); " in text
+    assert "(distance 0.25); no part in stars; 0 of 5 trials failed" in text
     assert "5.0 times the weights while training: in 24 GB a network of 1,074 million" in text
     assert "GB" not in "\n".join(told(answer(wish("4 steps"), TABLE), TABLE))
 
 
 def test_what_is_shipped_answers_on_the_command_line() -> None:
-    """The best of four calls without data is named, with its measured distance."""
+    """The best of four calls without data is named, with its places and distances."""
     table = measured()
     best = answer(wish("no data, 4 steps, 24 GB"), table).rows[0]
     assert best["needs"] != "data"
     assert all(
-        best["distance"] <= other["distance"]
+        best["place"] <= other["place"]
         for other in table["rows"]
         if other["calls"] == 4 and other["needs"] != "data"
     )
     code, out, err = fewstep("recipes", "--for", "no data, 4 steps, 24 GB")
     assert (code, err) == (0, "")
     assert out.splitlines()[2].startswith(f"{best['name']} (")
-    assert f"distance {best['distance']:.2g}" in out
+    for key, name in table["scenes"].items():
+        assert f"{best['places'][key]} of {best['of'][key]} on {name}" in out
+        assert f"(distance {best['distances'][key]:.2g})" in out
