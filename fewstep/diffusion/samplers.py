@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fewstep.diffusion.choices import require_choices
 from fewstep.diffusion.constants import constant
 from fewstep.diffusion.noise_path import VP, NoisePath, perturb
 from fewstep.diffusion.rng import Draws
@@ -76,8 +77,7 @@ class FewStep(Sampler):
         if self.times:
             self._take_times()
         _check(self)
-        if self.noise not in ("fresh", "fixed", "ddim"):
-            raise ValueError(f"FewStep.noise is 'fresh', 'fixed' or 'ddim', got {self.noise!r}")
+        require_choices(self)
 
     @property
     def calls(self) -> int:
@@ -413,8 +413,7 @@ class MultiStep(Sampler):
     order: int = 2
 
     def __post_init__(self) -> None:
-        if self.kind not in ("dpm++", "unipc"):
-            raise ValueError(f"MultiStep.kind is 'dpm++' or 'unipc', got {self.kind!r}")
+        require_choices(self)
         if self.steps < 1 or self.order not in ((2,) if self.kind == "dpm++" else (2, 3)):
             raise ValueError(f"MultiStep needs steps >= 1 and order 2, or 3 of unipc, got {self}")
 

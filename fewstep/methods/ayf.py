@@ -82,17 +82,12 @@ class AYF(Method):
     """How derivatives are taken; "difference" where a network has no forward mode."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_jumps(self, self.sampler)
-        if self.objective not in ("emd", "lmd"):
-            raise ValueError(f"AYF.objective is 'emd' or 'lmd', got {self.objective!r}")
         if self.warmup < 0 or not 0 <= self.r <= 1 or self.c <= 0:
             raise ValueError(
                 "AYF needs warmup >= 0, r in [0, 1] and c > 0, got "
                 f"{self.warmup}, {self.r:g} and {self.c:g}"
-            )
-        if self.derivative not in ("forward", "difference"):
-            raise ValueError(
-                f"AYF.derivative is 'forward' or 'difference', got {self.derivative!r}"
             )
 
     def result(self, model: Model) -> Model:

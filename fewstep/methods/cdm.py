@@ -44,7 +44,7 @@ from fewstep.diffusion.types import Batch, Denoiser, Sampler, State
 from fewstep.distillation.fake_score import FakeScore, Rollout, augmentation, predict
 from fewstep.distillation.guidance_scales import Unguided
 from fewstep.distillation.method import Loss, Method, Nets, Step, Turn, need_draws
-from fewstep.distillation.pace import Updates, fewest
+from fewstep.distillation.pace import Updates
 from fewstep.losses.score import kl
 from fewstep.losses.weight import L1, EDMWeight, Weight
 
@@ -104,12 +104,13 @@ class CDM(Method):
     leaves it alone."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not isinstance(self.sampler, FewStep) or self.sampler.noise != "ddim":
             raise ValueError(f"CDM.sampler is a FewStep(noise='ddim'), got {self.sampler}")
-        if min(fewest(self.ratio), self.longest) < 1 or self.off < 0 or not 0 < self.pull <= 1:
+        if self.longest < 1 or self.off < 0 or not 0 < self.pull <= 1:
             raise ValueError(
-                "CDM needs ratio and longest of 1 or more, off >= 0 and 0 < pull <= 1, got "
-                f"{self.ratio}, {self.longest}, {self.off:g} and {self.pull:g}"
+                "CDM needs longest >= 1, off >= 0 and 0 < pull <= 1, got "
+                f"{self.longest}, {self.off:g} and {self.pull:g}"
             )
         if not 0 < self.between[0] < self.between[1] < 1:
             raise ValueError(

@@ -66,9 +66,8 @@ class ConsistencyDistillation(Method):
     """Guidance scale of the teacher, part of the result; 1: none."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_decay(self, self.decay)
-        if self.order not in (1, 2):
-            raise ValueError(f"ConsistencyDistillation.order is 1 or 2, got {self.order}")
 
     def init(self, teacher: Denoiser | None, net: nn.Module) -> Nets:
         """The student, a copy of `net`, and its average "target" unless decay is 0."""

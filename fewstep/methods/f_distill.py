@@ -34,7 +34,7 @@ from fewstep.distillation.density_ratio import RatioStatistics, follow, read_rat
 from fewstep.distillation.fake_score import Matching, Rollout, add_noise, predict_at
 from fewstep.distillation.guidance_scales import Guidance, Unguided
 from fewstep.distillation.method import Loss, Method, Nets, Step, Turn, need_draws
-from fewstep.distillation.pace import Updates, fewest
+from fewstep.distillation.pace import Updates
 from fewstep.losses.f_divergence import Family, f_divergence
 from fewstep.losses.score import kl
 from fewstep.losses.weight import L1, Power, Weight
@@ -79,12 +79,11 @@ class FDistill(Method):
     """Which of a few-step student's outputs are matched: each in turn, or the "final" one."""
 
     def __post_init__(self) -> None:
-        f_divergence(self.family)
+        super().__post_init__()
         self.fake.discriminator.log_ratio(torch.zeros(()))
-        if fewest(self.ratio) < 1 or self.gan < 0 or self.bins < 1:
+        if self.gan < 0 or self.bins < 1:
             raise ValueError(
-                "FDistill needs ratio >= 1, gan >= 0 and bins >= 1, got "
-                f"{self.ratio}, {self.gan:g} and {self.bins}"
+                f"FDistill needs gan >= 0 and bins >= 1, got {self.gan:g} and {self.bins}"
             )
         if not 0 <= self.rate < 1 or not 0 < self.clip[0] <= self.clip[1]:
             raise ValueError(

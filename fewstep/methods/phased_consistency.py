@@ -94,12 +94,13 @@ class PhasedConsistency(Method):
     """Guidance scale of the teacher, part of the result; 1: none (published: 5 to 6)."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_decay(self, self.decay)
         require_path_of_calls(self, self.sampler)
-        if self.steps < 1 or self.stage_steps < 1 or self.c <= 0 or self.order not in (1, 2):
+        if self.steps < 1 or self.stage_steps < 1 or self.c <= 0:
             raise ValueError(
-                "PhasedConsistency needs steps and stage_steps of 1 or more, c > 0 and order 1 or "
-                f"2, got {self.steps}, {self.stage_steps}, {self.c:g} and {self.order}"
+                "PhasedConsistency needs steps and stage_steps of 1 or more and c > 0, got "
+                f"{self.steps}, {self.stage_steps} and {self.c:g}"
             )
         numbers = self.numbers
         if numbers[-1] != self.sampler.calls or list(numbers) != sorted(numbers, reverse=True):

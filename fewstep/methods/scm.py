@@ -68,16 +68,11 @@ class SCM(Method):
     """How df/dtheta is taken; "difference" where a network has no forward mode."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.sigma_data <= 0 or self.warmup < 0 or self.c <= 0 or self.bins < 0:
             raise ValueError(
                 "SCM needs sigma_data > 0, warmup >= 0, c > 0 and bins >= 0, got "
                 f"{self.sigma_data:g}, {self.warmup}, {self.c:g} and {self.bins}"
-            )
-        if self.velocity not in ("teacher", "data"):
-            raise ValueError(f"SCM.velocity is 'teacher' or 'data', got {self.velocity!r}")
-        if self.derivative not in ("forward", "difference"):
-            raise ValueError(
-                f"SCM.derivative is 'forward' or 'difference', got {self.derivative!r}"
             )
         if self.velocity == "data" and self.kappa != 1:
             raise ValueError("SCM.kappa guides the teacher's velocity, not that of data")

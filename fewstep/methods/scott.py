@@ -85,6 +85,7 @@ class SCott(Method):
     """Guidance scale of the teacher, part of the result; 1: none."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_decay(self, self.decay)
         if not 0 <= self.eta <= STRONGEST:
             raise ValueError(

@@ -94,9 +94,8 @@ class SLAM(Method):
     """Guidance scale of the teacher, part of the result; 1: none."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_decay(self, self.decay)
-        if self.noise not in ("shared", "independent"):
-            raise ValueError(f"SLAM.noise is 'shared' or 'independent', got {self.noise!r}")
         if self.c <= 0:
             raise ValueError(f"SLAM.c is positive, got {self.c:g}")
 

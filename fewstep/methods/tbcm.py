@@ -69,14 +69,11 @@ class TBCM(Method):
     """How df/dtheta is taken; "difference" where a network has no forward mode."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.sigma_data <= 0 or self.warmup < 0 or self.c <= 0:
             raise ValueError(
                 "TBCM needs sigma_data > 0, warmup >= 0 and c > 0, got "
                 f"{self.sigma_data:g}, {self.warmup} and {self.c:g}"
-            )
-        if self.derivative not in ("forward", "difference"):
-            raise ValueError(
-                f"TBCM.derivative is 'forward' or 'difference', got {self.derivative!r}"
             )
 
     def init(self, teacher: Denoiser | None, net: nn.Module) -> Nets:

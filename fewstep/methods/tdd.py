@@ -86,13 +86,11 @@ class TDD(Method):
     """Share of samples without their condition (published: 0.2)."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_decay(self, self.decay)
         require_path_of_calls(self, self.sampler)
-        if self.steps < 1 or self.c <= 0 or self.order not in (1, 2):
-            raise ValueError(
-                "TDD needs steps >= 1, c > 0 and order 1 or 2, got "
-                f"{self.steps}, {self.c:g} and {self.order}"
-            )
+        if self.steps < 1 or self.c <= 0:
+            raise ValueError(f"TDD needs steps >= 1 and c > 0, got {self.steps} and {self.c:g}")
         if not 1 <= self.calls[0] <= self.calls[1]:
             raise ValueError(f"TDD.calls is two numbers of 1 or more in order, got {self.calls}")
         if not (0 <= self.window <= 1 and 0 <= self.rho < 1 and 0 <= self.drop < 1):

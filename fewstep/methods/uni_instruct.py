@@ -96,7 +96,7 @@ class UniInstruct(Method):
     """Which of a few-step student's outputs are matched: each in turn, or the "final" one."""
 
     def __post_init__(self) -> None:
-        f_divergence(self.divergence)
+        super().__post_init__()
         self.fake.discriminator.log_ratio(torch.zeros(()))
         if min(self.gan, self.student_from, self.divergence_from) < 0 or self.bins < 1:
             raise ValueError(

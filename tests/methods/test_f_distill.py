@@ -169,7 +169,7 @@ def test_the_clip_acts_on_the_normalised_ratio_and_is_logged() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"family": "rkl"}, "is one of"),
+        ({"family": "rkl"}, "or 'pearson', got 'rkl'"),
         ({"bins": 0}, "bins >= 1"),
         ({"rate": 1.0}, "rate < 1"),
         ({"clip": (2.0, 1.0)}, "increasing"),
