@@ -51,7 +51,8 @@ from fewstep.diffusion.rng import Draws
 from fewstep.diffusion.samplers import FewStep, Jumps, WithInput, ladder_of
 from fewstep.diffusion.time_distributions import TimeLaw
 from fewstep.diffusion.types import Cond, Denoiser, Sampler, device_of
-from fewstep.distillation.method import Nets, Step
+from fewstep.distillation.method import Loss, Nets, Step
+from fewstep.losses.distance import huber
 
 
 @dataclass(frozen=True)
@@ -326,6 +327,17 @@ def along_the_end(
         room = (path.t_min - s, path.t_max - s)
         settings = {"how": how, "h": difference_step(path, s), "room": room}
     return jvp(g, (s,), (1.0,), net=student, **settings)
+
+
+def warmed_up(step: int, steps: int) -> float:
+    """How much of a term that grows over `steps` steps counts at one, from 0: 0 to 1."""
+    return min(1.0, step / steps) if steps else 1.0
+
+
+def huber_loss(made: Tensor, target: Tensor, c: float) -> Loss:
+    """The `huber` distance of two predictions (B, *), a mean; logs "error", the mean square."""
+    apart = made - target
+    return Loss(huber(apart, c).mean(), {"error": (apart.detach() ** 2).mean()})
 
 
 def with_target(net: nn.Module, decay: float) -> Nets:

@@ -48,6 +48,7 @@ from fewstep.distillation.flow_maps import (
     noised,
     require_jumps,
     start_of,
+    warmed_up,
 )
 from fewstep.distillation.method import Loss, Method, Nets, Turn, need_data, need_draws
 from fewstep.distillation.named_inputs import model_with, net_with
@@ -100,7 +101,7 @@ class AYF(Method):
 
     def turns(self, step: int) -> Sequence[Turn]:
         """One update of the student, at the step's r."""
-        r = self.r * min(1.0, step / self.warmup) if self.warmup else self.r
+        r = self.r * warmed_up(step, self.warmup)
         return (Turn("student", partial(self.student_loss, r)),)
 
     def student_loss(self, r: float, nets: Nets, teacher: Denoiser, batch: Batch) -> Loss:

@@ -36,6 +36,7 @@ from fewstep.distillation.flow_maps import (
     Pair,
     both_ends,
     follow,
+    huber_loss,
     pair_on,
     require_decay,
     start_of,
@@ -43,7 +44,6 @@ from fewstep.distillation.flow_maps import (
 )
 from fewstep.distillation.method import Loss, Method, Nets, Step, Turn, need_data, need_draws
 from fewstep.distillation.named_inputs import model_with, net_with
-from fewstep.losses.distance import huber
 
 
 @dataclass(frozen=True)
@@ -108,8 +108,7 @@ class LCM(Method):
         """
         at, (kappa, w) = self.pair(teacher.path, batch), self.scales(batch)
         prediction, target = both_ends(nets, teacher, at, kappa, self.order, {"w": w})
-        apart = prediction - target
-        return Loss(huber(apart, self.c).mean(), {"error": (apart.detach() ** 2).mean()})
+        return huber_loss(prediction, target, self.c)
 
     def pair(self, path: NoisePath, batch: Batch) -> Pair:
         """Noised data at a time of the ladder, the time below it, and the ladder's end."""

@@ -42,6 +42,7 @@ from fewstep.distillation.flow_maps import (
     Pair,
     both_ends,
     follow,
+    huber_loss,
     noised,
     require_decay,
     require_path_of_calls,
@@ -62,7 +63,6 @@ from fewstep.distillation.method import (
 )
 from fewstep.distillation.named_inputs import model_with, net_with
 from fewstep.distillation.stages import Stage
-from fewstep.losses.distance import huber
 
 
 @dataclass(frozen=True)
@@ -172,8 +172,7 @@ class PhasedConsistency(Method):
         at = self.pair(number, teacher.path, batch)
         named = told_end(self.sampler, at.s)
         prediction, target = both_ends(nets, teacher, at, self.kappa, self.order, named)
-        apart = prediction - target
-        return Loss(huber(apart, self.c).mean(), {"error": (apart.detach() ** 2).mean()})
+        return huber_loss(prediction, target, self.c)
 
     def pair(self, number: int, path: NoisePath, batch: Batch) -> Pair:
         """Noised data at a time t of the solver, the time u below it, and s in the phase."""

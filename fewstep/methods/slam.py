@@ -48,6 +48,7 @@ from fewstep.distillation.flow_maps import (
     Ladder,
     Pair,
     follow,
+    huber_loss,
     jump,
     pair_on,
     require_decay,
@@ -58,7 +59,6 @@ from fewstep.distillation.flow_maps import (
 )
 from fewstep.distillation.method import Loss, Method, Nets, Step, Turn, need_data, need_draws
 from fewstep.distillation.named_inputs import model_with, net_with
-from fewstep.losses.distance import huber
 
 
 class Between(NamedTuple):
@@ -135,8 +135,7 @@ class SLAM(Method):
         gamma = need_draws(batch).uniform("gamma").to(at.t)
         made = self.end(nets["student"], at, self.between(teacher.path, at, xu, gamma))
         same_shape(prediction=made, x0=target)
-        apart = made - target
-        return Loss(huber(apart, self.c).mean(), {"error": (apart.detach() ** 2).mean()})
+        return huber_loss(made, target, self.c)
 
     def pair(self, path: NoisePath, batch: Batch) -> Pair:
         """Noised data at a time of the ladder, the time below it, and the ladder's end."""

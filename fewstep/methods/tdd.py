@@ -41,6 +41,7 @@ from fewstep.distillation.flow_maps import (
     Pair,
     both_ends,
     follow,
+    huber_loss,
     noised,
     require_decay,
     require_path_of_calls,
@@ -50,7 +51,6 @@ from fewstep.distillation.flow_maps import (
 )
 from fewstep.distillation.method import Loss, Method, Nets, Step, Turn, need_data, need_draws
 from fewstep.distillation.named_inputs import model_with, net_with
-from fewstep.losses.distance import huber
 
 
 @dataclass(frozen=True)
@@ -132,8 +132,7 @@ class TDD(Method):
         kappa: Scale = self.kappa if told is None else self.kappa * told
         own: Scale = 1.0 if told is None else told
         prediction, target = both_ends(nets, teacher, at, kappa, self.order, named, own)
-        apart = prediction - target
-        return Loss(huber(apart, self.c).mean(), {"error": (apart.detach() ** 2).mean()})
+        return huber_loss(prediction, target, self.c)
 
     def told(self, batch: Batch) -> Tensor | None:
         """1 for each sample that keeps its condition, 0 for the others; None: all do."""
