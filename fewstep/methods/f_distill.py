@@ -28,9 +28,9 @@ from torch import nn
 
 from fewstep.diffusion.samplers import FewStep
 from fewstep.diffusion.time_distributions import Karras, TimeLaw
-from fewstep.diffusion.types import Batch, Denoiser, Sampler, device_of
+from fewstep.diffusion.types import Batch, Denoiser, Sampler
 from fewstep.distillation.critic import Critic
-from fewstep.distillation.density_ratio import RatioStatistics, follow, read_ratio
+from fewstep.distillation.density_ratio import follow, read_ratio, require_ratio, with_statistics
 from fewstep.distillation.fake_score import Matching, Rollout, add_noise, predict_at
 from fewstep.distillation.guidance_scales import Guidance, Unguided
 from fewstep.distillation.method import Loss, Method, Nets, Step, Turn, need_draws
@@ -81,15 +81,9 @@ class FDistill(Method):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.fake.discriminator.log_ratio(torch.zeros(()))
-        if self.gan < 0 or self.bins < 1:
-            raise ValueError(
-                f"FDistill needs gan >= 0 and bins >= 1, got {self.gan:g} and {self.bins}"
-            )
-        if not 0 <= self.rate < 1 or not 0 < self.clip[0] <= self.clip[1]:
-            raise ValueError(
-                "FDistill needs 0 <= rate < 1 and a clip of two increasing positive numbers, got "
-                f"{self.rate:g} and {self.clip}"
-            )
+        require_ratio(self, self.clip, self.bins, self.rate)
+        if self.gan < 0:
+            raise ValueError(f"FDistill.gan is 0 or more, got {self.gan:g}")
 
     @property
     def couples_samples(self) -> bool:
@@ -98,9 +92,7 @@ class FDistill(Method):
 
     def init(self, teacher: Denoiser | None, net: nn.Module) -> Nets:
         """The student, the fake score with its discriminator head, and the statistics of r."""
-        nets = self.fake.equipped(super().init(teacher, net), teacher)
-        nets["statistics"] = RatioStatistics(self.bins).to(device_of(net))
-        return nets
+        return with_statistics(self.fake.equipped(super().init(teacher, net), teacher), self.bins)
 
     def turns(self, step: int) -> Sequence[Turn]:
         """`ratio` updates of the fake score with its discriminator, then one of the student."""
