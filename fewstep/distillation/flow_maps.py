@@ -50,8 +50,8 @@ from fewstep.diffusion.noise_path import (
 from fewstep.diffusion.rng import Draws
 from fewstep.diffusion.samplers import FewStep, Jumps, WithInput, ladder_of
 from fewstep.diffusion.time_distributions import TimeLaw
-from fewstep.diffusion.types import Cond, Denoiser, Sampler, device_of
-from fewstep.distillation.method import Loss, Nets, Step
+from fewstep.diffusion.types import Batch, Cond, Denoiser, Sampler, device_of
+from fewstep.distillation.method import Loss, Nets, Step, need_data, need_draws
 from fewstep.losses.distance import huber
 
 
@@ -148,15 +148,17 @@ def noised(path: NoisePath, x0: Tensor, t: Tensor, draws: Draws) -> Tensor:
     return perturb(path, x0, draws.normal("eps", x0.shape[1:]).to(x0), t)
 
 
-def pair_on(times: Sequence[float], path: NoisePath, x0: Tensor, cond: Cond, draws: Draws) -> Pair:
-    """Noised data (B, *) at a random one of the increasing `times` but the first.
+def pair_on(method: object, times: Sequence[float], path: NoisePath, batch: Batch) -> Pair:
+    """Noised data at a random one of the increasing `times` but the first.
 
-    u is the time below it, and s the first; the draws "t" and "eps" are used.
+    u is the time below it, and s the first; the draws "t" and "eps" are used. ValueError, which
+    names the method, where the batch has no data or draws.
     """
+    x0, draws = need_data(method, batch), need_draws(batch)
     ladder = constant(times, x0)
     n = draws.integers("t", len(ladder) - 1)
     t, u = ladder[n + 1], ladder[n]
-    return Pair(noised(path, x0, t, draws), t, u, ladder[0].expand_as(t), cond)
+    return Pair(noised(path, x0, t, draws), t, u, ladder[0].expand_as(t), batch.cond)
 
 
 def jump(

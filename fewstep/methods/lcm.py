@@ -42,7 +42,7 @@ from fewstep.distillation.flow_maps import (
     start_of,
     with_target,
 )
-from fewstep.distillation.method import Loss, Method, Nets, Step, Turn, need_data, need_draws
+from fewstep.distillation.method import Loss, Method, Nets, Step, Turn, need_draws
 from fewstep.distillation.named_inputs import model_with, net_with
 
 
@@ -113,7 +113,7 @@ class LCM(Method):
     def pair(self, path: NoisePath, batch: Batch) -> Pair:
         """Noised data at a time of the ladder, the time below it, and the ladder's end."""
         times = self.ladder.times(path, start_of(self.sampler, path))
-        return pair_on(times, path, need_data(self, batch), batch.cond, need_draws(batch))
+        return pair_on(self, times, path, batch)
 
     def scales(self, batch: Batch) -> tuple[Scale, Tensor]:
         """kappa of each sample, one number where all are equal, and w = kappa - 1, (B,)."""

@@ -57,7 +57,7 @@ from fewstep.distillation.flow_maps import (
     target_of,
     with_target,
 )
-from fewstep.distillation.method import Loss, Method, Nets, Step, Turn, need_data, need_draws
+from fewstep.distillation.method import Loss, Method, Nets, Step, Turn, need_draws
 from fewstep.distillation.named_inputs import model_with, net_with
 
 
@@ -146,7 +146,7 @@ class SLAM(Method):
                 f"SLAM divides by alpha, which is 0 at t = {times[-1]:g} of {path}; start its "
                 "sampler a little below"
             )
-        return pair_on(times, path, need_data(self, batch), batch.cond, need_draws(batch))
+        return pair_on(self, times, path, batch)
 
     def between(self, path: NoisePath, at: Pair, xu: Tensor, gamma: Tensor) -> Between:
         """The points on the teacher's steps from x_t to x_u (B, *), at gamma (B,)."""
