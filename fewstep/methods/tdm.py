@@ -38,6 +38,7 @@ from fewstep.diffusion.samplers import FewStep
 from fewstep.diffusion.time_distributions import Karras, TimeLaw
 from fewstep.diffusion.types import Batch, Denoiser, Sampler, State
 from fewstep.distillation.boundary import Renoised, renoise
+from fewstep.distillation.call_inputs import require_trajectory
 from fewstep.distillation.fake_score import Matching, Rollout, paced, predict_at
 from fewstep.distillation.guidance_scales import Guidance, Unguided
 from fewstep.distillation.method import Loss, Method, Nets, Turn, need_draws
@@ -78,8 +79,7 @@ class TDM(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.sampler, FewStep) or self.sampler.noise != "ddim":
-            raise ValueError(f"TDM.sampler is a FewStep(noise='ddim'), got {self.sampler}")
+        require_trajectory(self, self.sampler)
         if self.huber < 0 or self.fake_rate <= 0:
             raise ValueError(
                 "TDM needs huber >= 0 and fake_rate > 0, got "
