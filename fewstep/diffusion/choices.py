@@ -12,7 +12,7 @@ from typing import Any
 
 def require_choices(settings: Any) -> None:
     """ValueError where a field of a dataclass has none of the values that its Literal names."""
-    for name, values in _choices(type(settings)).items():
+    for name, values in _choices(settings.__class__).items():
         value = getattr(settings, name)
         if value not in values:
             *others, last = map(repr, values)
