@@ -9,11 +9,10 @@ denoising loss on the student would lose its few steps. See docs/adapt.md.
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
-from fewstep.cli.parser import Parser, code_flag, fail, verb_parser
+from fewstep.cli.parser import Parser, code_flag, fail, require_finite, verb_parser
 from fewstep.cli.progress_bar import say
 from fewstep.cli.recipe_verbs import machine_flags, refuse_timeout
 from fewstep.runs.command_line import command_line
@@ -33,8 +32,7 @@ def run(args: list[str]) -> int:
     refuse_timeout(flags.timeout)
     if flags.tune_scale is not None and flags.tune is None:
         fail("--tune-scale is that of --tune LORA.safetensors: give both, or leave it out")
-    if flags.tune_scale is not None and not math.isfinite(flags.tune_scale):
-        fail(f"--tune-scale is a finite number, got {flags.tune_scale:g}")
+    require_finite("--tune-scale", 1.0 if flags.tune_scale is None else flags.tune_scale)
     from fewstep.cli.adaptation import base_of, fused, refuse, run_of, started
     from fewstep.cli.recipe_run import perform, rehearse, told
     from fewstep.cli.run_flags import help_text, resolve

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import math
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -37,6 +38,12 @@ def fail(message: str) -> NoReturn:
     """Print one sentence to standard error and exit with code 2."""
     print(f"fewstep: {printable(' '.join(message.split()))}", file=sys.stderr)
     raise SystemExit(2)
+
+
+def require_finite(flag: str, scale: float) -> None:
+    """ValueError where the scale that a flag gives is not finite, such as 1e400."""
+    if not math.isfinite(scale):
+        raise ValueError(f"{flag} is a finite scale, got {scale}")
 
 
 def _name(action: argparse.Action) -> str:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from math import isfinite
 from pathlib import Path
 
 from fewstep.cli.output import result
-from fewstep.cli.parser import TEACHER, code_flag, fail, refuse_missing, verb_parser
+from fewstep.cli.parser import TEACHER, code_flag, refuse_missing, require_finite, verb_parser
 from fewstep.cli.progress_bar import Bar
 from fewstep.storage.user_code import trust
 from fewstep.training.progress import listen
@@ -42,8 +41,7 @@ def run(args: list[str]) -> int:
     code_flag(parser)
     flags = parser.parse_args(args)
     refuse_missing(flags.run, *flags.repeats)
-    if not isfinite(flags.guidance):
-        fail(f"--guidance is a finite scale, got {flags.guidance}")
+    require_finite("--guidance", flags.guidance)
     trust(flags.code, [flags.run])
     from fewstep.cli.measure import found_again
     from fewstep.report.page import write_report

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from fewstep.cli.parser import require_finite
 from fewstep.cli.sampling_flags import NAMES, Schedule, Solver
 from fewstep.config import configuration
 from fewstep.diffusion.assisted import Assisted, Corrected, Gated, Handover
@@ -59,8 +60,7 @@ class Sampling:
         if given["guide_between"] is not None:
             given["guide_between"] = tuple(given["guide_between"])
         given = {name: value for name, value in given.items() if value is not None}
-        if not math.isfinite(given.get("guidance", 1.0)):
-            raise ValueError(f"--guidance is a finite scale, got {given['guidance']}")
+        require_finite("--guidance", given.get("guidance", 1.0))
         if not 1 <= given.get("steps", 1) <= MOST:
             raise ValueError(f"--steps is from 1 to {MOST:,}, got {given['steps']}")
         return cls(**given)

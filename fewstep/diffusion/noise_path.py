@@ -31,6 +31,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fewstep.diffusion.choices import require_choices
 from fewstep.diffusion.constants import beside
 
 TIMESTEPS = 100_000
@@ -338,8 +339,7 @@ class VP(NoisePath):
     def __post_init__(self) -> None:
         if self.steps > TIMESTEPS or len(self.betas) > TIMESTEPS:
             raise ValueError(f"VP has at most {TIMESTEPS:,} timesteps, got {str(self)[:80]}")
-        if self.schedule not in ("linear", "scaled_linear"):
-            raise ValueError(f"VP.schedule is 'linear' or 'scaled_linear', got {self.schedule!r}")
+        require_choices(self)
         if len(self.betas) == 1 or (not self.betas and self.steps < 2):
             raise ValueError("VP needs at least two timesteps")
         if not np.isfinite(self._table).all():

@@ -40,8 +40,8 @@ from torch import Tensor
 from fewstep.diffusion.heads import require_heads
 from fewstep.diffusion.noise_path import NoisePath, expand, perturb
 from fewstep.diffusion.rng import Draws
-from fewstep.diffusion.samplers import Jumps
-from fewstep.diffusion.types import Cond, Denoiser, Sampler, State
+from fewstep.diffusion.samplers import OnLadder
+from fewstep.diffusion.types import Cond, Denoiser, State
 
 LOG_SD = math.log(0.05)
 """l of a mixture at the start, as published."""
@@ -170,7 +170,7 @@ def scaled(path: NoisePath, xt: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @dataclass(frozen=True)
-class FollowPolicy(Sampler):
+class FollowPolicy(OnLadder):
     """Call the network for a policy, follow it to the next call: pi-Flow's sampler.
 
     Fields:
@@ -185,26 +185,13 @@ class FollowPolicy(Sampler):
     the network has other heads.
     """
 
-    t_init: float
-    steps: int = 1
-    rho: float = 1.0
     policy: PolicyKind = GMFlow()
     substeps: int = 32
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.t_init <= 0 or self.rho <= 0 or self.substeps < 1:
-            raise ValueError(
-                f"FollowPolicy needs steps and substeps >= 1, t_init > 0 and rho > 0, got {self}"
-            )
-
-    @property
-    def calls(self) -> int:
-        """K, the number of steps."""
-        return self.steps
-
-    def ladder(self, path: NoisePath) -> list[float]:
-        """The times t_1 > ... > t_K on this path; ValueError where they do not fit it."""
-        return Jumps(self.t_init, self.steps, self.rho).ladder(path)
+        super().__post_init__()
+        if self.substeps < 1:
+            raise ValueError(f"FollowPolicy.substeps is 1 or more, got {self.substeps}")
 
     def states(
         self, denoiser: Denoiser, z: Tensor, cond: Cond = None, draws: Draws | None = None

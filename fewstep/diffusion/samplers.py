@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fewstep.diffusion.choices import require_choices
 from fewstep.diffusion.constants import constant
 from fewstep.diffusion.noise_path import VP, NoisePath, perturb
 from fewstep.diffusion.rng import Draws
@@ -76,8 +77,7 @@ class FewStep(Sampler):
         if self.times:
             self._take_times()
         _check(self)
-        if self.noise not in ("fresh", "fixed", "ddim"):
-            raise ValueError(f"FewStep.noise is 'fresh', 'fixed' or 'ddim', got {self.noise!r}")
+        require_choices(self)
 
     @property
     def calls(self) -> int:
@@ -135,19 +135,15 @@ class FewStep(Sampler):
 
 
 @dataclass(frozen=True)
-class Ancestral(Sampler):
-    """Ancestral sampling: x_s drawn given x_t and the prediction (`NoisePath.ancestral`).
+class OnLadder(Sampler):
+    """A sampler whose calls are at the times of a ladder, spaced as those of `FewStep`.
 
     Fields:
         t_init: t_1, the time of the first call, in units of the path.
         steps: K, the number of calls.
-        rho: spacing of the times, as of `FewStep`, whose ladder it is.
+        rho: spacing of the times; 1 is even, larger values are closer near the data.
 
-    Of states with the law of noised data, predictions drawn from the law of x_0 given x_t make
-    such states again. Ho et al. 2020, https://arxiv.org/abs/2006.11239, algorithm 2.
-
-    Raises ValueError for values out of range, and in a call where the times do not fit the path or
-    noise is needed and `draws` is None.
+    Raises ValueError for values out of range.
     """
 
     t_init: float
@@ -165,6 +161,23 @@ class Ancestral(Sampler):
     def ladder(self, path: NoisePath) -> list[float]:
         """The times t_1 > ... > t_K on this path; ValueError where they do not fit it."""
         return _ladder(self, path)
+
+
+@dataclass(frozen=True)
+class Ancestral(OnLadder):
+    """Ancestral sampling: x_s drawn given x_t and the prediction (`NoisePath.ancestral`).
+
+    Fields:
+        t_init: t_1, the time of the first call, in units of the path.
+        steps: K, the number of calls.
+        rho: spacing of the times, as of `FewStep`, whose ladder it is.
+
+    Of states with the law of noised data, predictions drawn from the law of x_0 given x_t make
+    such states again. Ho et al. 2020, https://arxiv.org/abs/2006.11239, algorithm 2.
+
+    Raises ValueError for values out of range, and in a call where the times do not fit the path or
+    noise is needed and `draws` is None.
+    """
 
     def at(self, path: NoisePath, share: Tensor) -> Tensor:
         """The time at a share of the ladder, 1 for t_1; the call k is at 1 - (k - 1) / K.
@@ -199,7 +212,7 @@ class Ancestral(Sampler):
 
 
 @dataclass(frozen=True)
-class JumpBack(Sampler):
+class JumpBack(OnLadder):
     """One deterministic step of twice the length, then noise for one step back.
 
         y = path.ddim(x_t, f(x_t, t_k), t_k, t_(k+2)),
@@ -220,21 +233,7 @@ class JumpBack(Sampler):
     noise is needed and `draws` is None.
     """
 
-    t_init: float
     steps: int = 2
-    rho: float = 1.0
-
-    def __post_init__(self) -> None:
-        _check(self)
-
-    @property
-    def calls(self) -> int:
-        """K, the number of steps."""
-        return self.steps
-
-    def ladder(self, path: NoisePath) -> list[float]:
-        """The times t_1 > ... > t_K on this path; ValueError where they do not fit it."""
-        return _ladder(self, path)
 
     def states(
         self, denoiser: Denoiser, z: Tensor, cond: Cond = None, draws: Draws | None = None
@@ -263,7 +262,7 @@ class JumpBack(Sampler):
 
 
 @dataclass(frozen=True)
-class Jumps(Sampler):
+class Jumps(OnLadder):
     """Jumps of a flow map along its ladder: x_s = path.ddim(x_t, g(x_t, t, s=s), t, s).
 
     Fields:
@@ -280,22 +279,6 @@ class Jumps(Sampler):
 
     Raises ValueError for values out of range, and in a call where the times do not fit the path.
     """
-
-    t_init: float
-    steps: int = 1
-    rho: float = 1.0
-
-    def __post_init__(self) -> None:
-        _check(self)
-
-    @property
-    def calls(self) -> int:
-        """K, the number of steps."""
-        return self.steps
-
-    def ladder(self, path: NoisePath) -> list[float]:
-        """The times t_1 > ... > t_K on this path; ValueError where they do not fit it."""
-        return _ladder(self, path)
 
     def states(
         self, denoiser: Denoiser, z: Tensor, cond: Cond = None, draws: Draws | None = None
@@ -413,8 +396,7 @@ class MultiStep(Sampler):
     order: int = 2
 
     def __post_init__(self) -> None:
-        if self.kind not in ("dpm++", "unipc"):
-            raise ValueError(f"MultiStep.kind is 'dpm++' or 'unipc', got {self.kind!r}")
+        require_choices(self)
         if self.steps < 1 or self.order not in ((2,) if self.kind == "dpm++" else (2, 3)):
             raise ValueError(f"MultiStep needs steps >= 1 and order 2, or 3 of unipc, got {self}")
 
@@ -510,7 +492,7 @@ class _Told:
         return out
 
 
-_Laddered: TypeAlias = FewStep | Ancestral | JumpBack | Jumps
+_Laddered: TypeAlias = FewStep | OnLadder
 """Samplers whose times follow from t_init, steps and rho."""
 
 

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from fewstep.diffusion.noise_path import NoisePath, expand
 from fewstep.diffusion.types import Cond
 from fewstep.distillation.flow_maps import along_the_flow, level
-from fewstep.distillation.method import Loss, Nets
+from fewstep.distillation.method import Loss, Nets, Step
 from fewstep.losses.distance import squared_norm
 from fewstep.losses.score import mean_flat
 
@@ -124,3 +124,10 @@ def tangent_loss(
         "total": zero.index_add(0, index, found),
     }
     return Loss((levels.weight(index).to(loss) * loss).mean(), logs, sums)
+
+
+def follow(step: Step) -> None:
+    """nets["level"] take in the step's losses, if they are told of in its sums."""
+    if "count" in step.sums:
+        levels: Any = step.nets["level"]
+        levels.follow(step.sums["count"], step.sums["total"], 0.95)

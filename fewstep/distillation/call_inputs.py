@@ -43,6 +43,14 @@ def require_few_steps(method: object, sampler: Sampler) -> FewStep:
     return sampler
 
 
+def require_trajectory(method: object, sampler: Sampler) -> FewStep:
+    """`sampler`; ValueError for another than a `FewStep` whose states make a trajectory."""
+    if not isinstance(sampler, FewStep) or sampler.noise != "ddim":
+        name = type(method).__name__
+        raise ValueError(f"{name}.sampler is a FewStep(noise='ddim'), got {sampler}")
+    return sampler
+
+
 def require_shares(method: object, name: str, shares: tuple[float, ...], calls: int) -> None:
     """ValueError unless `shares` is empty, or has one for each call and they add up to one."""
     wrong = len(shares) != calls or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6

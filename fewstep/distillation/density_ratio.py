@@ -30,8 +30,9 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.diffusion.noise_path import same_shape
+from fewstep.diffusion.types import device_of
 from fewstep.distillation.fake_score import NoisedSamples, Predictions
-from fewstep.distillation.method import Step
+from fewstep.distillation.method import Nets, Step
 
 LARGEST = 10.0
 """Logits are clamped to +- this before they are read as log r."""
@@ -124,6 +125,21 @@ def along_scores(log_ratio: Tensor, n: NoisedSamples, p: Predictions, most: floa
     short: Tensor = (most / length.clamp_min(1e-30)).clamp(max=1.0)
     change = (slope * (n.xt - n.xt.detach())).flatten(1).sum(1)
     return log_ratio.detach() + short * change
+
+
+def require_ratio(method: object, clip: tuple[float, float], bins: int, rate: float) -> None:
+    """ValueError for what a density ratio cannot be clipped, normalised or averaged by."""
+    if not 0 < clip[0] <= clip[1] or bins < 1 or not 0 <= rate < 1:
+        raise ValueError(
+            f"{type(method).__name__} needs a clip of two increasing positive numbers, bins >= 1 "
+            f"and 0 <= rate < 1, got {clip}, {bins} and {rate:g}"
+        )
+
+
+def with_statistics(nets: Nets, bins: int) -> Nets:
+    """`nets`, and the "statistics" of r at so many noise levels."""
+    nets["statistics"] = RatioStatistics(bins).to(device_of(nets["student"]))
+    return nets
 
 
 def follow(step: Step, rate: float) -> None:

@@ -50,8 +50,9 @@ from fewstep.diffusion.noise_path import (
 from fewstep.diffusion.rng import Draws
 from fewstep.diffusion.samplers import FewStep, Jumps, WithInput, ladder_of
 from fewstep.diffusion.time_distributions import TimeLaw
-from fewstep.diffusion.types import Cond, Denoiser, Sampler, device_of
-from fewstep.distillation.method import Nets, Step
+from fewstep.diffusion.types import Batch, Cond, Denoiser, Sampler, device_of
+from fewstep.distillation.method import Loss, Nets, Step, need_data, need_draws
+from fewstep.losses.distance import huber
 
 
 @dataclass(frozen=True)
@@ -147,15 +148,17 @@ def noised(path: NoisePath, x0: Tensor, t: Tensor, draws: Draws) -> Tensor:
     return perturb(path, x0, draws.normal("eps", x0.shape[1:]).to(x0), t)
 
 
-def pair_on(times: Sequence[float], path: NoisePath, x0: Tensor, cond: Cond, draws: Draws) -> Pair:
-    """Noised data (B, *) at a random one of the increasing `times` but the first.
+def pair_on(method: object, times: Sequence[float], path: NoisePath, batch: Batch) -> Pair:
+    """Noised data at a random one of the increasing `times` but the first.
 
-    u is the time below it, and s the first; the draws "t" and "eps" are used.
+    u is the time below it, and s the first; the draws "t" and "eps" are used. ValueError, which
+    names the method, where the batch has no data or draws.
     """
+    x0, draws = need_data(method, batch), need_draws(batch)
     ladder = constant(times, x0)
     n = draws.integers("t", len(ladder) - 1)
     t, u = ladder[n + 1], ladder[n]
-    return Pair(noised(path, x0, t, draws), t, u, ladder[0].expand_as(t), cond)
+    return Pair(noised(path, x0, t, draws), t, u, ladder[0].expand_as(t), batch.cond)
 
 
 def jump(
@@ -326,6 +329,17 @@ def along_the_end(
         room = (path.t_min - s, path.t_max - s)
         settings = {"how": how, "h": difference_step(path, s), "room": room}
     return jvp(g, (s,), (1.0,), net=student, **settings)
+
+
+def warmed_up(step: int, steps: int) -> float:
+    """How much of a term that grows over `steps` steps counts at one, from 0: 0 to 1."""
+    return min(1.0, step / steps) if steps else 1.0
+
+
+def huber_loss(made: Tensor, target: Tensor, c: float) -> Loss:
+    """The `huber` distance of two predictions (B, *), a mean; logs "error", the mean square."""
+    apart = made - target
+    return Loss(huber(apart, c).mean(), {"error": (apart.detach() ** 2).mean()})
 
 
 def with_target(net: nn.Module, decay: float) -> Nets:

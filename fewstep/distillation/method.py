@@ -12,12 +12,13 @@ from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
+from fewstep.diffusion.choices import require_choices
 from fewstep.diffusion.model import Model
 from fewstep.diffusion.noise_path import VE, NoisePath
 from fewstep.diffusion.rng import Draws
 from fewstep.diffusion.time_distributions import OfLevel, TimeLaw
 from fewstep.diffusion.types import Batch, Denoiser, Sampler, device_of
-from fewstep.distillation.pace import MOST, Pace
+from fewstep.distillation.pace import MOST, Pace, Updates, fewest
 from fewstep.distillation.pairs import Pairs
 
 Nets = nn.ModuleDict
@@ -116,6 +117,20 @@ class Method(ABC):
     sampler: Sampler
     """How the finished net generates."""
 
+    def __post_init__(self) -> None:
+        """Refuse values that a field's Literal does not name, and a ratio below 1."""
+        require_choices(self)
+        if fewest(self.ratio) < 1:
+            raise ValueError(f"{type(self).__name__}.ratio is 1 or more, got {self.ratio}")
+
+    @property
+    def ratio(self) -> Updates:
+        """Updates of the fake score for one of the student, if there is one; a field does as well.
+
+        "auto": by whether it keeps up (`fewstep.distillation.pace`).
+        """
+        return 1
+
     @property
     def needs_data(self) -> bool:
         """Whether the losses read `batch.x0`; a class variable does as well."""
@@ -165,19 +180,18 @@ class Method(ABC):
         them and trains adapters on them.
         """
         nets = Nets({"student": deepcopy(net), "fake": deepcopy(_fake_start(teacher, net))})
-        if getattr(self, "ratio", None) == "auto":
+        if self.ratio == "auto":
             nets["pace"] = Pace().to(device_of(net))
         return nets
 
     def fake_updates(self, *turns: Turn) -> tuple[Turn, ...]:
-        """The updates of the fake score, `turns`, as often as the field `ratio` says.
+        """The updates of the fake score, `turns`, as often as `ratio` says.
 
         With "auto" the last of them measures whether the fake score keeps up, which the others do
         not see, and those before are taken as nets["pace"] has it (`fewstep.distillation.pace`).
         """
-        ratio: int | str = getattr(self, "ratio", 1)
-        if not isinstance(ratio, str):
-            return turns * ratio
+        if isinstance(self.ratio, int):
+            return turns * self.ratio
         before = (
             turn._replace(loss=partial(_unwatched, turn), when=partial(_behind, count))
             for count in range(MOST, 1, -1)

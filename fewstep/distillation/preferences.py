@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from fewstep.diffusion.choices import require_choices
 from fewstep.diffusion.noise_path import coefficients, same_shape
 from fewstep.diffusion.samplers import FewStep
 from fewstep.diffusion.types import Batch, Denoiser, Sampler, State
@@ -48,13 +49,12 @@ class Preference:
     """Whether the better one always wins, as published, or with sigmoid(r_1 - r_2) only."""
 
     def __post_init__(self) -> None:
+        require_choices(self)
         if not (self.beta > 0 and 0 < self.low < 1 < self.high):
             raise ValueError(
                 "Preference needs beta > 0 and low < 1 < high, got "
                 f"{self.beta:g}, {self.low:g} and {self.high:g}"
             )
-        if self.labels not in ("hard", "soft"):
-            raise ValueError(f"Preference.labels is 'hard' or 'soft', got {self.labels!r}")
 
     def loss(self, sampler: Sampler, k: int, nets: Nets, teacher: Denoiser, batch: Batch) -> Loss:
         """The preference of one trajectory over the other, at call k.

@@ -79,6 +79,7 @@ class ADD(Method):
     """Whether the distillation compares decoded pictures, as published, or samples as they are."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         sampler = require_few_steps(self, self.sampler)
         require_shares(self, "shares", self.shares, sampler.steps)
         if self.judge.features in ("fake", "frozen_fake"):

@@ -110,6 +110,7 @@ class AlignYourSteps(Method):
     """Guidance scale of the teacher, part of the result; 1: none."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         plain = isinstance(self.sampler, LinearSolver) and not self.sampler.a
         if not (plain or isinstance(self.sampler, MultiStep)):
             raise ValueError(

@@ -36,7 +36,7 @@ from fewstep.distillation.discriminator import Discriminator
 from fewstep.distillation.fake_score import FakeScore, Rollout, kl_direction
 from fewstep.distillation.guidance_scales import Guidance, Unguided
 from fewstep.distillation.method import Loss, Method, Nets, Turn, need_draws
-from fewstep.distillation.pace import Updates, fewest
+from fewstep.distillation.pace import Updates
 from fewstep.losses.adversarial import GradientPenalty
 from fewstep.losses.weight import L1, Weight
 
@@ -72,15 +72,14 @@ class ASD(Method):
     """kappa_1 .. kappa_4, for a teacher that knows conditions; kappa_3 has no part here."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.sampler.calls < 2 or not self.sampler.trainable:
             raise ValueError(
                 f"ASD.sampler makes two calls or more, each of which can be trained; got "
                 f"{self.sampler}"
             )
-        if fewest(self.ratio) < 1 or self.alpha < 0:
-            raise ValueError(
-                f"ASD needs ratio >= 1 and alpha >= 0, got {self.ratio} and {self.alpha:g}"
-            )
+        if self.alpha < 0:
+            raise ValueError(f"ASD.alpha is 0 or more, got {self.alpha:g}")
         if self.judge.features not in ("teacher", "frozen_fake") or self.judge.heads != 1:
             raise ValueError(
                 "ASD.judge reads the 'frozen_fake' score or the 'teacher', and its heads are "

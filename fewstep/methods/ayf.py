@@ -48,6 +48,7 @@ from fewstep.distillation.flow_maps import (
     noised,
     require_jumps,
     start_of,
+    warmed_up,
 )
 from fewstep.distillation.method import Loss, Method, Nets, Turn, need_data, need_draws
 from fewstep.distillation.named_inputs import model_with, net_with
@@ -82,17 +83,12 @@ class AYF(Method):
     """How derivatives are taken; "difference" where a network has no forward mode."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_jumps(self, self.sampler)
-        if self.objective not in ("emd", "lmd"):
-            raise ValueError(f"AYF.objective is 'emd' or 'lmd', got {self.objective!r}")
         if self.warmup < 0 or not 0 <= self.r <= 1 or self.c <= 0:
             raise ValueError(
                 "AYF needs warmup >= 0, r in [0, 1] and c > 0, got "
                 f"{self.warmup}, {self.r:g} and {self.c:g}"
-            )
-        if self.derivative not in ("forward", "difference"):
-            raise ValueError(
-                f"AYF.derivative is 'forward' or 'difference', got {self.derivative!r}"
             )
 
     def result(self, model: Model) -> Model:
@@ -105,7 +101,7 @@ class AYF(Method):
 
     def turns(self, step: int) -> Sequence[Turn]:
         """One update of the student, at the step's r."""
-        r = self.r * min(1.0, step / self.warmup) if self.warmup else self.r
+        r = self.r * warmed_up(step, self.warmup)
         return (Turn("student", partial(self.student_loss, r)),)
 
     def student_loss(self, r: float, nets: Nets, teacher: Denoiser, batch: Batch) -> Loss:

@@ -71,6 +71,7 @@ class BOOT(Method):
     """Guidance scale of the teacher, part of the result; 1: none."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not isinstance(self.sampler, Jumps) or self.sampler.calls != 1:
             raise ValueError(f"BOOT.sampler is a Jumps of one call, got {self.sampler}")
         if self.steps < 1 or self.boundary < 0:

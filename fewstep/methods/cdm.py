@@ -41,10 +41,12 @@ from fewstep.diffusion.rng import Draws
 from fewstep.diffusion.samplers import FewStep
 from fewstep.diffusion.time_distributions import Karras, TimeLaw
 from fewstep.diffusion.types import Batch, Denoiser, Sampler, State
+from fewstep.distillation.call_inputs import require_trajectory
 from fewstep.distillation.fake_score import FakeScore, Rollout, augmentation, predict
+from fewstep.distillation.flow_maps import follow
 from fewstep.distillation.guidance_scales import Unguided
 from fewstep.distillation.method import Loss, Method, Nets, Step, Turn, need_draws
-from fewstep.distillation.pace import Updates, fewest
+from fewstep.distillation.pace import Updates
 from fewstep.losses.score import kl
 from fewstep.losses.weight import L1, EDMWeight, Weight
 
@@ -104,12 +106,12 @@ class CDM(Method):
     leaves it alone."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.sampler, FewStep) or self.sampler.noise != "ddim":
-            raise ValueError(f"CDM.sampler is a FewStep(noise='ddim'), got {self.sampler}")
-        if min(fewest(self.ratio), self.longest) < 1 or self.off < 0 or not 0 < self.pull <= 1:
+        super().__post_init__()
+        require_trajectory(self, self.sampler)
+        if self.longest < 1 or self.off < 0 or not 0 < self.pull <= 1:
             raise ValueError(
-                "CDM needs ratio and longest of 1 or more, off >= 0 and 0 < pull <= 1, got "
-                f"{self.ratio}, {self.longest}, {self.off:g} and {self.pull:g}"
+                "CDM needs longest >= 1, off >= 0 and 0 < pull <= 1, got "
+                f"{self.longest}, {self.off:g} and {self.pull:g}"
             )
         if not 0 < self.between[0] < self.between[1] < 1:
             raise ValueError(
@@ -147,14 +149,11 @@ class CDM(Method):
         fake = Turn("fake", partial(self.fake_loss, grid))
         return *self.fake_updates(fake), Turn("student", partial(self.student_loss, grid))
 
-    @torch.no_grad()
     def after_step(self, step: Step) -> None:
         """Some of the student's weights are mixed into the fake score."""
         super().after_step(step)
         if self.pull < 1:
-            fake, student = step.nets["fake"], step.nets["student"]
-            for mine, other in zip(fake.parameters(), student.parameters(), strict=True):
-                mine.lerp_(other.to(mine), 1 - self.pull)
+            follow(step, self.pull, "fake")
 
     def fake_loss(self, grid: Grid, nets: Nets, teacher: Denoiser, batch: Batch) -> Loss:
         """The fake score's denoising loss on outputs of call k, which carry no gradient."""

@@ -36,7 +36,7 @@ from fewstep.distillation.flow_maps import (
     start_of,
     with_target,
 )
-from fewstep.distillation.method import Loss, Method, Nets, Step, Turn, need_data, need_draws
+from fewstep.distillation.method import Loss, Method, Nets, Step, Turn
 from fewstep.losses.distance import Distance, SquaredL2, rms_distance
 from fewstep.losses.weight import Power, Weight
 
@@ -66,9 +66,8 @@ class ConsistencyDistillation(Method):
     """Guidance scale of the teacher, part of the result; 1: none."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_decay(self, self.decay)
-        if self.order not in (1, 2):
-            raise ValueError(f"ConsistencyDistillation.order is 1 or 2, got {self.order}")
 
     def init(self, teacher: Denoiser | None, net: nn.Module) -> Nets:
         """The student, a copy of `net`, and its average "target" unless decay is 0."""
@@ -104,4 +103,4 @@ class ConsistencyDistillation(Method):
     def pair(self, path: NoisePath, batch: Batch) -> Pair:
         """Noised data at a time of the ladder, the time below it, and the ladder's end."""
         times = self.ladder.times(path, start_of(self.sampler, path))
-        return pair_on(times, path, need_data(self, batch), batch.cond, need_draws(batch))
+        return pair_on(self, times, path, batch)

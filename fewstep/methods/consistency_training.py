@@ -74,6 +74,7 @@ class ConsistencyTraining(Method):
     """A factor beside 1 / (t - r)."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.q <= 1 or self.k < 0 or self.b < 0 or self.stages < 1 or self.stage_steps < 1:
             raise ValueError(
                 "ConsistencyTraining needs q > 1, k >= 0, b >= 0, and stages and stage_steps of "

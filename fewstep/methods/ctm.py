@@ -101,15 +101,13 @@ class CTM(Method):
     """Guidance scale of the teacher, part of the result; 1: none."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_decay(self, self.decay)
         require_jumps(self, self.sampler)
-        if self.most < 1 or self.order not in (1, 2) or self.denoising < 0:
+        if self.most < 1 or self.denoising < 0:
             raise ValueError(
-                "CTM needs most >= 1, order 1 or 2 and denoising >= 0, got "
-                f"{self.most}, {self.order} and {self.denoising:g}"
+                f"CTM needs most >= 1 and denoising >= 0, got {self.most} and {self.denoising:g}"
             )
-        if self.compare not in ("data", "state"):
-            raise ValueError(f"CTM.compare is 'data' or 'state', got {self.compare!r}")
         if self.compare == "data" and self.decay == 0:
             raise ValueError(
                 "CTM carries both sides to the data by an average of the student: decay is above "

@@ -34,7 +34,7 @@ from fewstep.diffusion.time_distributions import Karras, TimeLaw
 from fewstep.diffusion.types import Batch, Denoiser, Sampler
 from fewstep.distillation.fake_score import FakeScore, Matching, Rollout, augmentation, predict
 from fewstep.distillation.method import Loss, Method, Nets, Turn
-from fewstep.distillation.pace import Updates, fewest
+from fewstep.distillation.pace import Updates
 from fewstep.losses.score import kl
 from fewstep.losses.weight import L1, EDMWeight, Weight
 
@@ -65,10 +65,6 @@ class DecoupledDMD(Method):
     """Updates of the fake score for one of the student."""
     matching: Matching = "uniform"
     """Which of a few-step student's outputs are matched: each in turn, or the "final" one."""
-
-    def __post_init__(self) -> None:
-        if fewest(self.ratio) < 1:
-            raise ValueError(f"DecoupledDMD.ratio is 1 or more, got {self.ratio}")
 
     def turns(self, step: int) -> Sequence[Turn]:
         """`ratio` updates of the fake score, then one of the student."""

@@ -23,7 +23,7 @@ from fewstep.diffusion.types import Batch, Denoiser, Sampler
 from fewstep.distillation.fake_score import FakeScore, Matching, Rollout, kl_direction
 from fewstep.distillation.guidance_scales import Guidance, Unguided
 from fewstep.distillation.method import Loss, Method, Nets, Turn
-from fewstep.distillation.pace import Updates, fewest
+from fewstep.distillation.pace import Updates
 from fewstep.losses.weight import Power, Weight
 
 
@@ -48,10 +48,6 @@ class DiffInstruct(Method):
     """kappa_1 .. kappa_4, for a teacher that knows conditions; kappa_3 has no part here."""
     matching: Matching = "uniform"
     """Which of a few-step student's outputs are matched: each in turn, or the "final" one."""
-
-    def __post_init__(self) -> None:
-        if fewest(self.ratio) < 1:
-            raise ValueError(f"DiffInstruct.ratio is 1 or more, got {self.ratio}")
 
     def turns(self, step: int) -> Sequence[Turn]:
         """`ratio` updates of the fake score, then one of the student."""

@@ -69,6 +69,7 @@ class Diffusion2GAN(Method):
     """Gradient penalties are of every so-manieth update of the discriminator, times as large."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if require_few_steps(self, self.sampler).calls != 1:
             raise ValueError(
                 f"Diffusion2GAN.sampler is a FewStep of one call, as pairs are its data; got "

@@ -38,7 +38,7 @@ from fewstep.diffusion.types import Batch, Denoiser, Sampler
 from fewstep.distillation.fake_score import FakeScore, Matching, Rollout, predict
 from fewstep.distillation.guidance_scales import Guidance, Unguided
 from fewstep.distillation.method import Loss, Method, Nets, Step, Turn
-from fewstep.distillation.pace import Updates, fewest
+from fewstep.distillation.pace import Updates
 from fewstep.losses.score import kl
 from fewstep.losses.weight import L1, Weight
 
@@ -75,10 +75,11 @@ class DisBack(Method):
     """Which of a few-step student's outputs are matched: each in turn, or the "final" one."""
 
     def __post_init__(self) -> None:
-        if min(self.targets, self.record_steps, self.target_steps, fewest(self.ratio)) < 1:
+        super().__post_init__()
+        if min(self.targets, self.record_steps, self.target_steps) < 1:
             raise ValueError(
-                "DisBack needs targets, record_steps, target_steps and ratio of 1 or more, got "
-                f"{self.targets}, {self.record_steps}, {self.target_steps} and {self.ratio}"
+                "DisBack needs targets, record_steps and target_steps of 1 or more, got "
+                f"{self.targets}, {self.record_steps} and {self.target_steps}"
             )
 
     @property

@@ -91,6 +91,7 @@ class DistillationDPO(Method):
     """Which of a few-step student's outputs are matched: each in turn, or the "final" one."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.winners == 0 == self.losers:
             raise ValueError("DistillationDPO.winners and losers are not both 0")
 

@@ -59,6 +59,7 @@ class DMD(Method):
     """Which of a few-step student's outputs are matched: each in turn, or the "final" one."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.regression < 0:
             raise ValueError(f"DMD.regression is 0 or more, got {self.regression:g}")
 

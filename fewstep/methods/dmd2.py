@@ -32,7 +32,7 @@ from fewstep.distillation.critic import Critic
 from fewstep.distillation.fake_score import Matching, Rollout, kl_direction
 from fewstep.distillation.guidance_scales import Guidance, Unguided
 from fewstep.distillation.method import Loss, Method, Nets, Turn, need_draws
-from fewstep.distillation.pace import Updates, fewest
+from fewstep.distillation.pace import Updates
 from fewstep.losses.weight import L1, Power, Weight
 
 
@@ -66,10 +66,9 @@ class DMD2(Method):
     """Which of a few-step student's outputs are matched: each in turn, or the "final" one."""
 
     def __post_init__(self) -> None:
-        if fewest(self.ratio) < 1 or self.gan < 0:
-            raise ValueError(
-                f"DMD2 needs ratio >= 1 and gan >= 0, got {self.ratio} and {self.gan:g}"
-            )
+        super().__post_init__()
+        if self.gan < 0:
+            raise ValueError(f"DMD2.gan is 0 or more, got {self.gan:g}")
 
     @property
     def couples_samples(self) -> bool:

@@ -40,7 +40,7 @@ from fewstep.diffusion.types import Batch, Denoiser, Sampler
 from fewstep.distillation.fake_score import FakeScore, Matching, Rollout, predict
 from fewstep.distillation.guidance_scales import Guidance, Unguided
 from fewstep.distillation.method import Loss, Method, Nets, Turn
-from fewstep.distillation.pace import Updates, fewest
+from fewstep.distillation.pace import Updates
 from fewstep.distillation.pictures import Reward, rewards_of
 from fewstep.losses.score import kl
 from fewstep.losses.weight import L1, EDMWeight, Weight
@@ -117,14 +117,11 @@ class DMDR(Method):
     """Which of a few-step student's outputs are matched: each in turn, or the "final" one."""
 
     def __post_init__(self) -> None:
-        if (
-            not self.reward_weight > 0
-            or min(self.cold, self.dynamic) < 0
-            or fewest(self.ratio) < 1
-        ):
+        super().__post_init__()
+        if not self.reward_weight > 0 or min(self.cold, self.dynamic) < 0:
             raise ValueError(
-                "DMDR needs reward_weight > 0, cold and dynamic of 0 or more, and ratio >= 1; got "
-                f"{self.reward_weight:g}, {self.cold}, {self.dynamic} and {self.ratio}"
+                "DMDR needs reward_weight > 0, and cold and dynamic of 0 or more; got "
+                f"{self.reward_weight:g}, {self.cold} and {self.dynamic}"
             )
         if not 0 <= self.lead < 1 or min(self.start) < 1:
             raise ValueError(

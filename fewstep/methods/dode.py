@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice, pairwise
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -71,7 +71,7 @@ class DODE(Method):
     fine: int = 10
     """Steps of the teacher for each of the solver's, even in the noise share sigma / (alpha +
     sigma); published: 10."""
-    order: int = 2
+    order: Literal[1, 2] = 2
     """Of the teacher's steps: 1 is DDIM (published), 2 is Heun's method, of twice the calls."""
     batches: int = 1
     """Steps of the run for each number; published: 1."""
@@ -79,14 +79,14 @@ class DODE(Method):
     """Guidance scale of the teacher, part of the result; 1: none."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not isinstance(self.sampler, LinearSolver) or self.sampler.calls < 2:
             raise ValueError(
                 f"DODE.sampler is a LinearSolver of 2 steps or more, got {self.sampler}"
             )
-        if self.fine < 1 or self.order not in (1, 2) or self.batches < 1:
+        if min(self.fine, self.batches) < 1:
             raise ValueError(
-                "DODE needs fine and batches of 1 or more, and order 1 or 2; got "
-                f"{self.fine}, {self.batches} and {self.order}"
+                f"DODE needs fine and batches of 1 or more, got {self.fine} and {self.batches}"
             )
 
     @property

@@ -92,6 +92,7 @@ class EMD(Method):
     """kappa_1 .. kappa_4, for a teacher that knows conditions; kappa_3 has no part here."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.sampler.calls != 1:
             raise ValueError(f"EMD distils one call, but its sampler makes {self.sampler.calls}")
         if self.steps < 1 or not 0 < self.eps_rate <= 1 or not 0 <= self.z_rate <= 1:

@@ -28,13 +28,13 @@ from torch import nn
 
 from fewstep.diffusion.samplers import FewStep
 from fewstep.diffusion.time_distributions import Karras, TimeLaw
-from fewstep.diffusion.types import Batch, Denoiser, Sampler, device_of
+from fewstep.diffusion.types import Batch, Denoiser, Sampler
 from fewstep.distillation.critic import Critic
-from fewstep.distillation.density_ratio import RatioStatistics, follow, read_ratio
+from fewstep.distillation.density_ratio import follow, read_ratio, require_ratio, with_statistics
 from fewstep.distillation.fake_score import Matching, Rollout, add_noise, predict_at
 from fewstep.distillation.guidance_scales import Guidance, Unguided
 from fewstep.distillation.method import Loss, Method, Nets, Step, Turn, need_draws
-from fewstep.distillation.pace import Updates, fewest
+from fewstep.distillation.pace import Updates
 from fewstep.losses.f_divergence import Family, f_divergence
 from fewstep.losses.score import kl
 from fewstep.losses.weight import L1, Power, Weight
@@ -79,18 +79,11 @@ class FDistill(Method):
     """Which of a few-step student's outputs are matched: each in turn, or the "final" one."""
 
     def __post_init__(self) -> None:
-        f_divergence(self.family)
+        super().__post_init__()
         self.fake.discriminator.log_ratio(torch.zeros(()))
-        if fewest(self.ratio) < 1 or self.gan < 0 or self.bins < 1:
-            raise ValueError(
-                "FDistill needs ratio >= 1, gan >= 0 and bins >= 1, got "
-                f"{self.ratio}, {self.gan:g} and {self.bins}"
-            )
-        if not 0 <= self.rate < 1 or not 0 < self.clip[0] <= self.clip[1]:
-            raise ValueError(
-                "FDistill needs 0 <= rate < 1 and a clip of two increasing positive numbers, got "
-                f"{self.rate:g} and {self.clip}"
-            )
+        require_ratio(self, self.clip, self.bins, self.rate)
+        if self.gan < 0:
+            raise ValueError(f"FDistill.gan is 0 or more, got {self.gan:g}")
 
     @property
     def couples_samples(self) -> bool:
@@ -99,9 +92,7 @@ class FDistill(Method):
 
     def init(self, teacher: Denoiser | None, net: nn.Module) -> Nets:
         """The student, the fake score with its discriminator head, and the statistics of r."""
-        nets = self.fake.equipped(super().init(teacher, net), teacher)
-        nets["statistics"] = RatioStatistics(self.bins).to(device_of(net))
-        return nets
+        return with_statistics(self.fake.equipped(super().init(teacher, net), teacher), self.bins)
 
     def turns(self, step: int) -> Sequence[Turn]:
         """`ratio` updates of the fake score with its discriminator, then one of the student."""

@@ -90,6 +90,7 @@ class FlashDiffusion(Method):
     fake: FakeScore = FakeScore()
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         sampler = require_few_steps(self, self.sampler)
         if sampler.times or self.teacher_times % sampler.steps or self.width <= 0:
             raise ValueError(

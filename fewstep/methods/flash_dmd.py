@@ -45,7 +45,7 @@ from fewstep.distillation.fake_score import FakeScore, Rollout, kl_direction
 from fewstep.distillation.flow_maps import follow
 from fewstep.distillation.guidance_scales import Guidance, Unguided
 from fewstep.distillation.method import Loss, Method, Nets, Step, Turn, need_draws
-from fewstep.distillation.pace import Updates, fewest
+from fewstep.distillation.pace import Updates
 from fewstep.distillation.preferences import Preference, require_likelihood
 from fewstep.losses.weight import L1, EDMWeight, Weight
 
@@ -88,15 +88,15 @@ class FlashDMD(Method):
     """kappa_1 .. kappa_4, for a teacher that knows conditions; kappa_3 has no part here."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 1 <= self.matched < self.sampler.calls:
             raise ValueError(
                 "FlashDMD.matched is at least 1 and less than the calls of its sampler, got "
                 f"{self.matched} of {self.sampler.calls}"
             )
-        if fewest(self.ratio) < 1 or not 0 <= self.keep <= 1 or not self.gan > 0:
+        if not 0 <= self.keep <= 1 or not self.gan > 0:
             raise ValueError(
-                "FlashDMD needs ratio >= 1, keep from 0 to 1 and gan > 0, got "
-                f"{self.ratio}, {self.keep:g} and {self.gan:g}"
+                f"FlashDMD needs keep from 0 to 1 and gan > 0, got {self.keep:g} and {self.gan:g}"
             )
         if self.judge.features == "fake":
             raise ValueError(

@@ -136,6 +136,7 @@ class GAS(Method):
     pairs are made by the teacher's own sampler (`pairs.sampler`), guided by itself."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not isinstance(self.sampler, LinearSolver) or self.sampler.a:
             raise ValueError(
                 f"GAS.sampler is a LinearSolver without numbers a and c, which are what is "

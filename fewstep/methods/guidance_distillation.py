@@ -57,6 +57,7 @@ class GuidanceDistillation(Method):
     """omega."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         low, high = self.scales
         if not low < high or not low <= self.kappa <= high:
             raise ValueError(

@@ -75,6 +75,7 @@ class InvertibleConsistency(Method):
     """Of the teacher's solver: 1 is DDIM, 2 Heun's method."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not isinstance(self.sampler, Jumps):
             raise ValueError(f"InvertibleConsistency.sampler is a Jumps, got {self.sampler}")
         low, high = self.scales
@@ -83,10 +84,10 @@ class InvertibleConsistency(Method):
                 "InvertibleConsistency.scales are the least and the largest kappa, about kappa "
                 f"itself; got {self.scales} and {self.kappa:g}"
             )
-        if self.preserve < 0 or self.c <= 0 or self.order not in (1, 2):
+        if self.preserve < 0 or self.c <= 0:
             raise ValueError(
-                "InvertibleConsistency needs preserve of 0 or more, c > 0 and order 1 or 2, got "
-                f"{self.preserve:g}, {self.c:g} and {self.order}"
+                "InvertibleConsistency needs preserve >= 0 and c > 0, got "
+                f"{self.preserve:g} and {self.c:g}"
             )
 
     @property

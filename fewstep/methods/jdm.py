@@ -40,7 +40,7 @@ from fewstep.diffusion.types import Batch, Denoiser, Sampler
 from fewstep.distillation.fake_score import FakeScore, Matching, Rollout, kl_direction
 from fewstep.distillation.guidance_scales import Guidance, Kappas
 from fewstep.distillation.method import Loss, Method, Nets, Turn
-from fewstep.distillation.pace import Updates, fewest
+from fewstep.distillation.pace import Updates
 from fewstep.distillation.pictures import Reward, rewards_of
 from fewstep.losses.weight import L1, Weight
 
@@ -76,10 +76,9 @@ class JDM(Method):
     """Which of a few-step student's outputs are matched: each in turn, or the "final" one."""
 
     def __post_init__(self) -> None:
-        if not self.strength > 0 or fewest(self.ratio) < 1:
-            raise ValueError(
-                f"JDM needs strength > 0 and ratio >= 1, got {self.strength:g} and {self.ratio}"
-            )
+        super().__post_init__()
+        if not self.strength > 0:
+            raise ValueError(f"JDM.strength is positive, got {self.strength:g}")
 
     def init(self, teacher: Denoiser | None, net: nn.Module) -> Nets:
         """The student, and a fake score that hears what the student hears."""

@@ -73,6 +73,7 @@ class LADD(Method):
     """The first step with `shares`."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         sampler = require_few_steps(self, self.sampler)
         require_shares(self, "shares", self.shares, sampler.steps)
         require_shares(self, "early_shares", self.early_shares, sampler.steps)

@@ -36,14 +36,14 @@ from fewstep.distillation.flow_maps import (
     Pair,
     both_ends,
     follow,
+    huber_loss,
     pair_on,
     require_decay,
     start_of,
     with_target,
 )
-from fewstep.distillation.method import Loss, Method, Nets, Step, Turn, need_data, need_draws
+from fewstep.distillation.method import Loss, Method, Nets, Step, Turn, need_draws
 from fewstep.distillation.named_inputs import model_with, net_with
-from fewstep.losses.distance import huber
 
 
 @dataclass(frozen=True)
@@ -70,11 +70,12 @@ class LCM(Method):
     """Of the teacher's solver: 1 is DDIM, 2 Heun's method."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_decay(self, self.decay)
-        if not self.kappa[0] <= self.kappa[1] or self.c <= 0 or self.order not in (1, 2):
+        if not self.kappa[0] <= self.kappa[1] or self.c <= 0:
             raise ValueError(
-                "LCM needs kappa to be two scales in order, c > 0 and order 1 or 2, got "
-                f"{self.kappa}, {self.c:g} and {self.order}"
+                "LCM needs kappa to be two scales in order and c > 0, got "
+                f"{self.kappa} and {self.c:g}"
             )
 
     def result(self, model: Model) -> Model:
@@ -107,13 +108,12 @@ class LCM(Method):
         """
         at, (kappa, w) = self.pair(teacher.path, batch), self.scales(batch)
         prediction, target = both_ends(nets, teacher, at, kappa, self.order, {"w": w})
-        apart = prediction - target
-        return Loss(huber(apart, self.c).mean(), {"error": (apart.detach() ** 2).mean()})
+        return huber_loss(prediction, target, self.c)
 
     def pair(self, path: NoisePath, batch: Batch) -> Pair:
         """Noised data at a time of the ladder, the time below it, and the ladder's end."""
         times = self.ladder.times(path, start_of(self.sampler, path))
-        return pair_on(times, path, need_data(self, batch), batch.cond, need_draws(batch))
+        return pair_on(self, times, path, batch)
 
     def scales(self, batch: Batch) -> tuple[Scale, Tensor]:
         """kappa of each sample, one number where all are equal, and w = kappa - 1, (B,)."""

@@ -114,6 +114,7 @@ class Lightning(Method):
     """Guidance scale of the run's teacher, part of the result; 1: none."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         sampler = self.sampler
         if not isinstance(sampler, FewStep) or sampler.noise != "ddim" or sampler.times:
             raise ValueError(

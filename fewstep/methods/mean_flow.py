@@ -65,16 +65,11 @@ class MeanFlow(Method):
     """How du/dtau is taken; "difference" where a network has no forward mode."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.diagonal <= 1 or self.p < 0 or self.c <= 0:
             raise ValueError(
                 "MeanFlow needs diagonal in [0, 1], p >= 0 and c > 0, got "
                 f"{self.diagonal:g}, {self.p:g} and {self.c:g}"
-            )
-        if self.velocity not in ("teacher", "data"):
-            raise ValueError(f"MeanFlow.velocity is 'teacher' or 'data', got {self.velocity!r}")
-        if self.derivative not in ("forward", "difference"):
-            raise ValueError(
-                f"MeanFlow.derivative is 'forward' or 'difference', got {self.derivative!r}"
             )
         if self.velocity == "data" and self.kappa != 1:
             raise ValueError("MeanFlow.kappa guides the teacher's velocity, not that of data")

@@ -80,6 +80,7 @@ class MomentMatching(Method):
     """Guidance scale of the teacher, part of the result; 1: none."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not isinstance(self.sampler, Ancestral):
             raise ValueError(f"MomentMatching.sampler is an Ancestral, got {self.sampler}")
         if self.anchor < 0:

@@ -43,7 +43,7 @@ from fewstep.diffusion.types import Batch, Denoiser, Sampler
 from fewstep.distillation.fake_score import FakeScore, Matching, Rollout, add_noise, kl_direction
 from fewstep.distillation.guidance_scales import Guidance, Unguided
 from fewstep.distillation.method import Loss, Method, Nets, Step, Turn, need_data
-from fewstep.distillation.pace import Updates, fewest
+from fewstep.distillation.pace import Updates
 from fewstep.losses.score import denoising
 from fewstep.losses.weight import L1, Weight
 from fewstep.nets.lora import Adapted
@@ -80,10 +80,11 @@ class MSD(Method):
     """Which of few-step students' outputs are matched: each in turn, or the "final" one."""
 
     def __post_init__(self) -> None:
-        if self.students < 1 or self.score_steps < 0 or fewest(self.ratio) < 1:
+        super().__post_init__()
+        if self.students < 1 or self.score_steps < 0:
             raise ValueError(
-                "MSD needs students >= 1, score_steps >= 0 and ratio >= 1, got "
-                f"{self.students}, {self.score_steps} and {self.ratio}"
+                "MSD needs students >= 1 and score_steps >= 0, got "
+                f"{self.students} and {self.score_steps}"
             )
 
     def result(self, model: Model) -> Model:

@@ -88,6 +88,7 @@ class NCT(Method):
     """d, of root mean squares; the paper's are this one and `PseudoHuber`."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         told = self.sampler
         if not isinstance(told, WithInput) or told.name != "c" or told.calls != 1:
             raise ValueError(

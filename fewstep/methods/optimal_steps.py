@@ -79,6 +79,7 @@ class OptimalSteps(Method):
     sampler has it."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not isinstance(self.sampler, Heun) or self.sampler.order != 1:
             raise ValueError(
                 f"OptimalSteps.sampler is a Heun of order 1, got {self.sampler}; its times are "
@@ -89,8 +90,6 @@ class OptimalSteps(Method):
                 f"OptimalSteps needs calls from 1 to the sampler's {self.sampler.steps} and "
                 f"batches of 1 or more, got {self.calls} and {self.batches}"
             )
-        if self.nearest not in ("sample", "batch"):
-            raise ValueError(f"OptimalSteps.nearest is 'sample' or 'batch', got {self.nearest!r}")
 
     @property
     def couples_samples(self) -> bool:

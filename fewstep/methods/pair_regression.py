@@ -50,6 +50,7 @@ class PairRegression(Method):
     """Which of a few-step student's predictions are regressed: each in turn, or the "final"."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         fresh = isinstance(self.sampler, FewStep) and self.sampler.noise == "fresh"
         if fresh and self.sampler.calls > 1:
             raise ValueError(

@@ -68,6 +68,7 @@ class PDD(Method):
     """Guidance scale of the teacher, part of the result; 1: none."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not isinstance(self.sampler, ParallelDecoding):
             raise ValueError(f"PDD.sampler is a ParallelDecoding, got {self.sampler}")
         fewest, most = self.calls
@@ -82,8 +83,6 @@ class PDD(Method):
                 f"PDD.calls is the fewest and most calls, divisors of the {count} intervals, the "
                 f"first and the sampler's {self.sampler.steps} of the second; got {self.calls}"
             )
-        if self.order not in (1, 2):
-            raise ValueError(f"PDD.order is 1 or 2, got {self.order}")
 
     @property
     def finest(self) -> ParallelDecoding:

@@ -42,6 +42,7 @@ from fewstep.distillation.flow_maps import (
     Pair,
     both_ends,
     follow,
+    huber_loss,
     noised,
     require_decay,
     require_path_of_calls,
@@ -62,7 +63,6 @@ from fewstep.distillation.method import (
 )
 from fewstep.distillation.named_inputs import model_with, net_with
 from fewstep.distillation.stages import Stage
-from fewstep.losses.distance import huber
 
 
 @dataclass(frozen=True)
@@ -94,12 +94,13 @@ class PhasedConsistency(Method):
     """Guidance scale of the teacher, part of the result; 1: none (published: 5 to 6)."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_decay(self, self.decay)
         require_path_of_calls(self, self.sampler)
-        if self.steps < 1 or self.stage_steps < 1 or self.c <= 0 or self.order not in (1, 2):
+        if self.steps < 1 or self.stage_steps < 1 or self.c <= 0:
             raise ValueError(
-                "PhasedConsistency needs steps and stage_steps of 1 or more, c > 0 and order 1 or "
-                f"2, got {self.steps}, {self.stage_steps}, {self.c:g} and {self.order}"
+                "PhasedConsistency needs steps and stage_steps of 1 or more and c > 0, got "
+                f"{self.steps}, {self.stage_steps} and {self.c:g}"
             )
         numbers = self.numbers
         if numbers[-1] != self.sampler.calls or list(numbers) != sorted(numbers, reverse=True):
@@ -171,8 +172,7 @@ class PhasedConsistency(Method):
         at = self.pair(number, teacher.path, batch)
         named = told_end(self.sampler, at.s)
         prediction, target = both_ends(nets, teacher, at, self.kappa, self.order, named)
-        apart = prediction - target
-        return Loss(huber(apart, self.c).mean(), {"error": (apart.detach() ** 2).mean()})
+        return huber_loss(prediction, target, self.c)
 
     def pair(self, number: int, path: NoisePath, batch: Batch) -> Pair:
         """Noised data at a time t of the solver, the time u below it, and s in the phase."""

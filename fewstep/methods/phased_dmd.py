@@ -50,10 +50,11 @@ from fewstep.diffusion.samplers import FewStep
 from fewstep.diffusion.time_distributions import Karras, TimeLaw
 from fewstep.diffusion.types import Batch, Denoiser, Sampler
 from fewstep.distillation.boundary import Renoised, renoise
+from fewstep.distillation.call_inputs import require_trajectory
 from fewstep.distillation.fake_score import Matching, Rollout, paced, predict_at
 from fewstep.distillation.guidance_scales import Guidance, Unguided
 from fewstep.distillation.method import Loss, Method, Nets, Step, Turn, need_draws
-from fewstep.distillation.pace import Updates, fewest
+from fewstep.distillation.pace import Updates
 from fewstep.losses.score import denoising, kl
 from fewstep.losses.weight import L1, EDMWeight, Weight
 from fewstep.nets.experts import Experts, ExpertsNet
@@ -105,16 +106,13 @@ class PhasedDMD(Method):
     """Which calls of a phase learn: each in turn, or its "final" one."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.sampler, FewStep) or self.sampler.noise != "ddim":
-            raise ValueError(f"PhasedDMD.sampler is a FewStep(noise='ddim'), got {self.sampler}")
-        if (
-            min(self.phases, self.phase_steps, fewest(self.ratio)) < 1
-            or self.sampler.steps % self.phases
-        ):
+        super().__post_init__()
+        sampler = require_trajectory(self, self.sampler)
+        if min(self.phases, self.phase_steps) < 1 or sampler.steps % self.phases:
             raise ValueError(
-                "PhasedDMD needs phases, phase_steps and ratio of 1 or more and as many calls in "
-                f"every phase, got {self.phases}, {self.phase_steps}, {self.ratio} and "
-                f"{self.sampler.steps} calls"
+                "PhasedDMD needs phases and phase_steps of 1 or more and as many calls in "
+                f"every phase, got {self.phases}, {self.phase_steps} and "
+                f"{sampler.steps} calls"
             )
         if self.clip <= 0 or self.fake_rate <= 0:
             raise ValueError(

@@ -91,6 +91,7 @@ class PiFlow(Method):
     """Guidance scale of the teacher, part of the result; 1: none."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not isinstance(self.sampler, FollowPolicy):
             raise ValueError(f"PiFlow.sampler is a FollowPolicy, got {self.sampler}")
         if self.states < 1 or not 0 <= self.dropout < 1:

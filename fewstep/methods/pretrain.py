@@ -44,6 +44,7 @@ class Pretrain(Method):
     """How many times smaller the data of a step are, in turn: (1, 2) for all of two sizes."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.scales or min(self.scales) < 1:
             raise ValueError(f"Pretrain.scales are 1 or more, at least one, got {self.scales}")
 

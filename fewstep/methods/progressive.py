@@ -86,6 +86,7 @@ class ProgressiveDistillation(Method):
     evenly between. None: it is told nothing."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         sampler = self.sampler
         if isinstance(sampler, FewStep):
             fits = sampler.noise == "ddim"

@@ -63,6 +63,7 @@ class PSO(Method):
     """Whether the better one always wins, as published, or with sigmoid(r_1 - r_2) only."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_likelihood(self, self.sampler)
         _ = self.preference  # refuses what does not fit
 

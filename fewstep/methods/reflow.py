@@ -61,6 +61,7 @@ class Reflow(Method):
     """d of the distillation, divided by the number of a sample's dimensions."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.reflow_steps < 0 or self.distil_steps < 0:
             raise ValueError(
                 "Reflow needs reflow_steps and distil_steps of 0 or more, got "

@@ -72,6 +72,7 @@ class Rewarded(Method):
     first is being exploited."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.method.output != Rewarded.output:
             raise ValueError(
                 f"Rewarded.method distils a teacher, and {type(self.method).__name__} trains one"

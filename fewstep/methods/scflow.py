@@ -105,6 +105,7 @@ class SCFlow(Method):
     """Guidance scale of the teacher, part of the result; 1: none."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_decay(self, self.decay)
         if not isinstance(self.sampler, FewStep):
             raise ValueError(f"SCFlow.sampler is a FewStep, got {self.sampler}")

@@ -78,6 +78,7 @@ class SCFM(Method):
     """Guidance scale of the teacher, part of the result; 1: none."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for decay in (self.fast, self.slow):
             require_decay(self, decay)
         if not self.grids or min(*self.grids, self.teacher_steps) < 2:

@@ -32,8 +32,8 @@ from fewstep.diffusion.noise_path import NoisePath
 from fewstep.diffusion.samplers import FewStep
 from fewstep.diffusion.time_distributions import LogNormal, TimeLaw
 from fewstep.diffusion.types import Batch, Denoiser, Sampler, device_of
-from fewstep.distillation.angular_tangent import Levels, Point, tangent, tangent_loss
-from fewstep.distillation.flow_maps import noised, start_of, times_of_levels
+from fewstep.distillation.angular_tangent import Levels, Point, follow, tangent, tangent_loss
+from fewstep.distillation.flow_maps import noised, start_of, times_of_levels, warmed_up
 from fewstep.distillation.method import Loss, Method, Nets, Step, Turn, need_data, need_draws
 
 
@@ -68,16 +68,11 @@ class SCM(Method):
     """How df/dtheta is taken; "difference" where a network has no forward mode."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.sigma_data <= 0 or self.warmup < 0 or self.c <= 0 or self.bins < 0:
             raise ValueError(
                 "SCM needs sigma_data > 0, warmup >= 0, c > 0 and bins >= 0, got "
                 f"{self.sigma_data:g}, {self.warmup}, {self.c:g} and {self.bins}"
-            )
-        if self.velocity not in ("teacher", "data"):
-            raise ValueError(f"SCM.velocity is 'teacher' or 'data', got {self.velocity!r}")
-        if self.derivative not in ("forward", "difference"):
-            raise ValueError(
-                f"SCM.derivative is 'forward' or 'difference', got {self.derivative!r}"
             )
         if self.velocity == "data" and self.kappa != 1:
             raise ValueError("SCM.kappa guides the teacher's velocity, not that of data")
@@ -91,14 +86,12 @@ class SCM(Method):
 
     def turns(self, step: int) -> Sequence[Turn]:
         """One update of the student, at the step's r."""
-        r = min(1.0, step / self.warmup) if self.warmup else 1.0
+        r = warmed_up(step, self.warmup)
         return (Turn("student", partial(self.student_loss, r)),)
 
     def after_step(self, step: Step) -> None:
         """The loss's means follow those of the step."""
-        if "count" in step.sums:
-            levels: Any = step.nets["level"]
-            levels.follow(step.sums["count"], step.sums["total"], 0.95)
+        follow(step)
 
     def student_loss(self, r: float, nets: Nets, teacher: Denoiser, batch: Batch) -> Loss:
         """The regression of F on F^- + g / (|g| + c).

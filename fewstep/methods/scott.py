@@ -85,6 +85,7 @@ class SCott(Method):
     """Guidance scale of the teacher, part of the result; 1: none."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_decay(self, self.decay)
         if not 0 <= self.eta <= STRONGEST:
             raise ValueError(
@@ -157,7 +158,7 @@ class SCott(Method):
     def pair(self, path: NoisePath, batch: Batch) -> Pair:
         """Noised data at a time of the ladder, the time below it, and the ladder's end."""
         times = self.ladder.times(path, start_of(self.sampler, path))
-        return pair_on(times, path, need_data(self, batch), batch.cond, need_draws(batch))
+        return pair_on(self, times, path, batch)
 
     def lower(self, teacher: Denoiser, at: Pair, batch: Batch) -> Tensor:
         """x_m: (B, *), `substeps` stochastic steps of the teacher from x_t to u."""

@@ -122,6 +122,7 @@ class SelfE(Method):
     """Share of conditions that are dropped, so that f_0 is learned; none at kappa = 1."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_decay(self, self.decay)
         if self.kappa < 1 or min(self.anneal, self.auxiliary_from) < 0:
             raise ValueError(

@@ -57,6 +57,7 @@ class SFD(Method):
     """Guidance scale of the teacher, part of the result; 1: none."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         sampler = self.sampler
         if not isinstance(sampler, FewStep) or sampler.noise != "ddim" or sampler.times:
             raise ValueError(
@@ -64,8 +65,6 @@ class SFD(Method):
             )
         if self.between < 0:
             raise ValueError(f"SFD.between is 0 or more, got {self.between}")
-        if self.solver not in ("heun", "dpm++", "unipc"):
-            raise ValueError(f"SFD.solver is 'heun', 'dpm++' or 'unipc', got {self.solver!r}")
 
     def init(self, teacher: Denoiser | None, net: nn.Module) -> Nets:
         """The student alone: a copy of `net`."""

@@ -34,7 +34,7 @@ from fewstep.distillation.fake_score import (
 )
 from fewstep.distillation.guidance_scales import Guidance, Unguided
 from fewstep.distillation.method import Loss, Method, Nets, Turn
-from fewstep.distillation.pace import Updates, fewest
+from fewstep.distillation.pace import Updates
 from fewstep.losses.score import sid
 from fewstep.losses.weight import L1, Weight
 
@@ -68,10 +68,9 @@ class SiD(Method):
     """Updates of the fake score for one of the student."""
 
     def __post_init__(self) -> None:
-        if fewest(self.ratio) < 1 or (self.shared and self.ratio != 1):
-            raise ValueError(
-                f"SiD.ratio is 1 or more, and 1 where samples are shared, got {self.ratio}"
-            )
+        super().__post_init__()
+        if self.shared and self.ratio != 1:
+            raise ValueError(f"SiD.ratio is 1 where samples are shared, got {self.ratio}")
 
     def turns(self, step: int) -> Sequence[Turn]:
         """`ratio` updates of the fake score, then one of the student."""

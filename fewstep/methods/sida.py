@@ -36,7 +36,7 @@ from fewstep.distillation.fake_score import (
 )
 from fewstep.distillation.guidance_scales import Guidance, Unguided
 from fewstep.distillation.method import Loss, Method, Nets, Turn
-from fewstep.distillation.pace import Updates, fewest
+from fewstep.distillation.pace import Updates
 from fewstep.losses.score import sid
 from fewstep.losses.weight import L1, Weight
 
@@ -81,10 +81,9 @@ class SiDA(Method):
     """Updates of the critic for one of the student, once it moves."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.share <= 1:
             raise ValueError(f"SiDA.share is between 0 and 1, got {self.share:g}")
-        if fewest(self.ratio) < 1:
-            raise ValueError(f"SiDA.ratio is 1 or more, got {self.ratio}")
         if min(self.gan, self.student_from, self.adversarial_from) < 0:
             raise ValueError(
                 "SiDA.gan, student_from and adversarial_from are 0 or more, got "

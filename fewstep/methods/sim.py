@@ -21,7 +21,7 @@ from fewstep.diffusion.types import Batch, Denoiser, Sampler
 from fewstep.distillation.fake_score import FakeScore, Matching, Rollout, predict
 from fewstep.distillation.guidance_scales import Guidance, Unguided
 from fewstep.distillation.method import Loss, Method, Nets, Turn
-from fewstep.distillation.pace import Updates, fewest
+from fewstep.distillation.pace import Updates
 from fewstep.losses.distance import Distance, PseudoHuber
 from fewstep.losses.score import sim
 from fewstep.losses.weight import Power, Weight
@@ -51,10 +51,6 @@ class SIM(Method):
     """Which of a few-step student's outputs are matched: each in turn, or the "final" one."""
     ratio: Updates = 1
     """Updates of the fake score for one of the student."""
-
-    def __post_init__(self) -> None:
-        if fewest(self.ratio) < 1:
-            raise ValueError(f"SIM.ratio is 1 or more, got {self.ratio}")
 
     def turns(self, step: int) -> Sequence[Turn]:
         """`ratio` updates of the fake score, then one of the student."""

@@ -48,6 +48,7 @@ from fewstep.distillation.flow_maps import (
     Ladder,
     Pair,
     follow,
+    huber_loss,
     jump,
     pair_on,
     require_decay,
@@ -56,9 +57,8 @@ from fewstep.distillation.flow_maps import (
     target_of,
     with_target,
 )
-from fewstep.distillation.method import Loss, Method, Nets, Step, Turn, need_data, need_draws
+from fewstep.distillation.method import Loss, Method, Nets, Step, Turn, need_draws
 from fewstep.distillation.named_inputs import model_with, net_with
-from fewstep.losses.distance import huber
 
 
 class Between(NamedTuple):
@@ -94,9 +94,8 @@ class SLAM(Method):
     """Guidance scale of the teacher, part of the result; 1: none."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_decay(self, self.decay)
-        if self.noise not in ("shared", "independent"):
-            raise ValueError(f"SLAM.noise is 'shared' or 'independent', got {self.noise!r}")
         if self.c <= 0:
             raise ValueError(f"SLAM.c is positive, got {self.c:g}")
 
@@ -136,8 +135,7 @@ class SLAM(Method):
         gamma = need_draws(batch).uniform("gamma").to(at.t)
         made = self.end(nets["student"], at, self.between(teacher.path, at, xu, gamma))
         same_shape(prediction=made, x0=target)
-        apart = made - target
-        return Loss(huber(apart, self.c).mean(), {"error": (apart.detach() ** 2).mean()})
+        return huber_loss(made, target, self.c)
 
     def pair(self, path: NoisePath, batch: Batch) -> Pair:
         """Noised data at a time of the ladder, the time below it, and the ladder's end."""
@@ -148,7 +146,7 @@ class SLAM(Method):
                 f"SLAM divides by alpha, which is 0 at t = {times[-1]:g} of {path}; start its "
                 "sampler a little below"
             )
-        return pair_on(times, path, need_data(self, batch), batch.cond, need_draws(batch))
+        return pair_on(self, times, path, batch)
 
     def between(self, path: NoisePath, at: Pair, xu: Tensor, gamma: Tensor) -> Between:
         """The points on the teacher's steps from x_t to x_u (B, *), at gamma (B,)."""

@@ -80,6 +80,7 @@ class SlimFlow(Method):
     """d of the distillation, divided by the number of a sample's dimensions."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not isinstance(self.sampler, FewStep) or self.sampler.calls != 1:
             raise ValueError(f"SlimFlow.sampler is a FewStep of one call, got {self.sampler}")
         if min(self.reflow_steps, self.anneal_steps, self.distil_steps) < 1 or self.guide < 0:
@@ -87,10 +88,6 @@ class SlimFlow(Method):
                 "SlimFlow needs reflow_steps, anneal_steps and distil_steps of 1 or more and a "
                 f"guide of 0 or more, got {self.reflow_steps}, {self.anneal_steps}, "
                 f"{self.distil_steps} and {self.guide:g}"
-            )
-        if self.schedule not in ("linear", "cos", "exp"):
-            raise ValueError(
-                f"SlimFlow.schedule is 'linear', 'cos' or 'exp', got {self.schedule!r}"
             )
         if not 0 < self.span[0] < self.span[1] < 1:
             raise ValueError(

@@ -38,7 +38,7 @@ from fewstep.diffusion.types import Batch, Denoiser, Sampler
 from fewstep.distillation.fake_score import FakeScore, add_noise, kl_direction
 from fewstep.distillation.guidance_scales import Guidance, Unguided
 from fewstep.distillation.method import Loss, Method, Nets, Turn, need_data, need_draws
-from fewstep.distillation.pace import Updates, fewest
+from fewstep.distillation.pace import Updates
 from fewstep.losses.mmd import Kernel, linear_mmd, rbf_mmd, tokens
 from fewstep.losses.weight import L1, Weight
 
@@ -107,14 +107,12 @@ class SwD(Method):
     kappa_3 has no part here."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not isinstance(self.sampler, ScaleWise):
             raise ValueError(f"SwD.sampler is a ScaleWise, got {self.sampler}")
-        if self.kernel not in ("linear", "rbf"):
-            raise ValueError(f"SwD.kernel is 'linear' or 'rbf', got {self.kernel!r}")
-        if fewest(self.ratio) < 1 or self.mmd < 0 or self.width <= 0:
+        if self.mmd < 0 or self.width <= 0:
             raise ValueError(
-                "SwD needs ratio >= 1, mmd >= 0 and width > 0, got "
-                f"{self.ratio}, {self.mmd:g} and {self.width:g}"
+                f"SwD needs mmd >= 0 and width > 0, got {self.mmd:g} and {self.width:g}"
             )
 
     @property

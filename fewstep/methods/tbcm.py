@@ -30,7 +30,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -39,8 +39,8 @@ from fewstep.diffusion.guidance import guided
 from fewstep.diffusion.noise_path import perturb
 from fewstep.diffusion.samplers import FewStep
 from fewstep.diffusion.types import Batch, Denoiser, Sampler, device_of, select_rows
-from fewstep.distillation.angular_tangent import Levels, Point, tangent, tangent_loss
-from fewstep.distillation.flow_maps import Ladder, start_of
+from fewstep.distillation.angular_tangent import Levels, Point, follow, tangent, tangent_loss
+from fewstep.distillation.flow_maps import Ladder, start_of, warmed_up
 from fewstep.distillation.method import Loss, Method, Nets, Step, Turn, need_draws
 
 
@@ -69,14 +69,11 @@ class TBCM(Method):
     """How df/dtheta is taken; "difference" where a network has no forward mode."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.sigma_data <= 0 or self.warmup < 0 or self.c <= 0:
             raise ValueError(
                 "TBCM needs sigma_data > 0, warmup >= 0 and c > 0, got "
                 f"{self.sigma_data:g}, {self.warmup} and {self.c:g}"
-            )
-        if self.derivative not in ("forward", "difference"):
-            raise ValueError(
-                f"TBCM.derivative is 'forward' or 'difference', got {self.derivative!r}"
             )
 
     def init(self, teacher: Denoiser | None, net: nn.Module) -> Nets:
@@ -86,14 +83,12 @@ class TBCM(Method):
 
     def turns(self, step: int) -> Sequence[Turn]:
         """One update of the student, at the step's r."""
-        r = min(1.0, step / self.warmup) if self.warmup else 1.0
+        r = warmed_up(step, self.warmup)
         return (Turn("student", partial(self.student_loss, r)),)
 
     def after_step(self, step: Step) -> None:
         """The loss's means follow those of the step."""
-        if "count" in step.sums:
-            levels: Any = step.nets["level"]
-            levels.follow(step.sums["count"], step.sums["total"], 0.95)
+        follow(step)
 
     def student_loss(self, r: float, nets: Nets, teacher: Denoiser, batch: Batch) -> Loss:
         """sCM's loss at the states of the teacher's trajectories.

@@ -38,10 +38,11 @@ from fewstep.diffusion.samplers import FewStep
 from fewstep.diffusion.time_distributions import Karras, TimeLaw
 from fewstep.diffusion.types import Batch, Denoiser, Sampler, State
 from fewstep.distillation.boundary import Renoised, renoise
+from fewstep.distillation.call_inputs import require_trajectory
 from fewstep.distillation.fake_score import Matching, Rollout, paced, predict_at
 from fewstep.distillation.guidance_scales import Guidance, Unguided
 from fewstep.distillation.method import Loss, Method, Nets, Turn, need_draws
-from fewstep.distillation.pace import Updates, fewest
+from fewstep.distillation.pace import Updates
 from fewstep.losses.score import denoising, kl
 from fewstep.losses.weight import L1, EDMWeight, Weight
 
@@ -77,14 +78,12 @@ class TDM(Method):
     """Which states are matched: of each call in turn, or of the "final" one alone."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.sampler, FewStep) or self.sampler.noise != "ddim":
-            raise ValueError(f"TDM.sampler is a FewStep(noise='ddim'), got {self.sampler}")
-        if self.target not in ("sample", "subinterval"):
-            raise ValueError(f"TDM.target is 'sample' or 'subinterval', got {self.target!r}")
-        if fewest(self.ratio) < 1 or self.huber < 0 or self.fake_rate <= 0:
+        super().__post_init__()
+        require_trajectory(self, self.sampler)
+        if self.huber < 0 or self.fake_rate <= 0:
             raise ValueError(
-                "TDM needs ratio >= 1, huber >= 0 and fake_rate > 0, got "
-                f"{self.ratio}, {self.huber:g} and {self.fake_rate:g}"
+                "TDM needs huber >= 0 and fake_rate > 0, got "
+                f"{self.huber:g} and {self.fake_rate:g}"
             )
 
     def turns(self, step: int) -> Sequence[Turn]:

@@ -107,20 +107,17 @@ class TraFlow(Method):
     """How du/drho is taken; "difference" where a network has no forward mode."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         weights = self.endpoint, self.velocity, self.consistency
         if min(weights) < 0 or max(self.endpoint, self.velocity) == 0:
             raise ValueError(
                 "TraFlow needs weights of 0 or more, and endpoint or velocity above 0, since "
                 f"consistency alone is zero for a student that stays where it is; got {weights}"
             )
-        if not 0 <= self.diagonal < 1 or self.steps < 1 or self.order not in (1, 2):
+        if not 0 <= self.diagonal < 1 or self.steps < 1:
             raise ValueError(
-                "TraFlow needs diagonal in [0, 1), steps >= 1 and order 1 or 2, got "
-                f"{self.diagonal:g}, {self.steps} and {self.order}"
-            )
-        if self.derivative not in ("forward", "difference"):
-            raise ValueError(
-                f"TraFlow.derivative is 'forward' or 'difference', got {self.derivative!r}"
+                "TraFlow needs diagonal in [0, 1) and steps >= 1, got "
+                f"{self.diagonal:g} and {self.steps}"
             )
 
     def result(self, model: Model) -> Model:

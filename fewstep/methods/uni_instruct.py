@@ -40,9 +40,15 @@ from torch import nn
 
 from fewstep.diffusion.samplers import FewStep
 from fewstep.diffusion.time_distributions import Karras, TimeLaw
-from fewstep.diffusion.types import Batch, Denoiser, Sampler, device_of
+from fewstep.diffusion.types import Batch, Denoiser, Sampler
 from fewstep.distillation.critic import Critic
-from fewstep.distillation.density_ratio import RatioStatistics, along_scores, follow, read_ratio
+from fewstep.distillation.density_ratio import (
+    along_scores,
+    follow,
+    read_ratio,
+    require_ratio,
+    with_statistics,
+)
 from fewstep.distillation.fake_score import Matching, Rollout, add_noise, predict_at
 from fewstep.distillation.guidance_scales import Guidance, Unguided
 from fewstep.distillation.method import Loss, Method, Nets, Step, Turn, need_draws
@@ -96,19 +102,13 @@ class UniInstruct(Method):
     """Which of a few-step student's outputs are matched: each in turn, or the "final" one."""
 
     def __post_init__(self) -> None:
-        f_divergence(self.divergence)
+        super().__post_init__()
         self.fake.discriminator.log_ratio(torch.zeros(()))
-        if min(self.gan, self.student_from, self.divergence_from) < 0 or self.bins < 1:
+        require_ratio(self, self.clip, self.bins, self.rate)
+        if min(self.gan, self.student_from, self.divergence_from) < 0 or not self.slope >= 0:
             raise ValueError(
-                "UniInstruct needs gan, student_from and divergence_from of 0 or more and "
-                f"bins >= 1, got {self.gan:g}, {self.student_from}, {self.divergence_from} and "
-                f"{self.bins}"
-            )
-        low, high = self.clip
-        if not 0 <= self.rate < 1 or not 0 < low <= high or not self.slope >= 0:
-            raise ValueError(
-                "UniInstruct needs 0 <= rate < 1, slope >= 0 and a clip of two increasing "
-                f"positive numbers, got {self.rate:g}, {self.slope:g} and {self.clip}"
+                "UniInstruct needs gan, student_from, divergence_from and slope of 0 or more, got "
+                f"{self.gan:g}, {self.student_from}, {self.divergence_from} and {self.slope:g}"
             )
 
     @property
@@ -118,9 +118,7 @@ class UniInstruct(Method):
 
     def init(self, teacher: Denoiser | None, net: nn.Module) -> Nets:
         """The student, the fake score with what judges, and the statistics of r."""
-        nets = self.fake.equipped(super().init(teacher, net), teacher)
-        nets["statistics"] = RatioStatistics(self.bins).to(device_of(net))
-        return nets
+        return with_statistics(self.fake.equipped(super().init(teacher, net), teacher), self.bins)
 
     def turns(self, step: int) -> Sequence[Turn]:
         """The critic alone before `student_from`, then critic and student."""

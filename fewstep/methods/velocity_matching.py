@@ -70,19 +70,11 @@ class VelocityMatching(Method):
     """How du/dtau is taken; "difference" where a network has no forward mode."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.match < 0 or self.distil < 0 or not self.match + self.distil or self.c <= 0:
             raise ValueError(
                 "VelocityMatching needs match and distil of 0 or more, not both 0, and c > 0; got "
                 f"{self.match:g}, {self.distil:g} and {self.c:g}"
-            )
-        if self.normalise not in ("whole", "rate", "none"):
-            raise ValueError(
-                f"VelocityMatching.normalise is 'whole', 'rate' or 'none', got {self.normalise!r}"
-            )
-        if self.derivative not in ("forward", "difference"):
-            raise ValueError(
-                "VelocityMatching.derivative is 'forward' or 'difference', got "
-                f"{self.derivative!r}"
             )
 
     def init(self, teacher: Denoiser | None, net: nn.Module) -> Nets:

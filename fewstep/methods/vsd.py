@@ -56,6 +56,7 @@ class VSD(Method):
     """Which of a few-step student's outputs are matched: each in turn, or the "final" one."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.fake_rate <= 0:
             raise ValueError(f"VSD.fake_rate is positive, got {self.fake_rate:g}")
 

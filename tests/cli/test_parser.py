@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
 
 from fewstep.cli import output
-from fewstep.cli.parser import Parser, refuse_over, verb_parser
+from fewstep.cli.parser import Parser, refuse_over, require_finite, verb_parser
 from fewstep.cli.run_flags import resolve
 from fewstep.methods.sid import SiD
 from fewstep.recipes.digits import digits
@@ -98,3 +99,11 @@ def test_what_is_read_is_not_written_over(
         "fewstep: link/b.png would become a part of set, which is read; choose another --out",
         "fewstep: link is what is read, and would be lost; choose another --out",
     ]
+
+
+def test_scales_are_finite() -> None:
+    for scale in (-2.0, 0.0, 1e300):
+        require_finite("--guidance", scale)
+    for scale in (math.inf, -math.inf, math.nan):
+        with pytest.raises(ValueError, match=rf"^--tune-scale is a finite scale, got {scale}$"):
+            require_finite("--tune-scale", scale)

@@ -176,7 +176,7 @@ def test_other_networks_and_settings_are_refused() -> None:
         FollowPolicy(2.5)(net, z)
     with pytest.raises(ValueError, match="EDM has none"):
         FollowPolicy(2.5)(net.net, z)
-    with pytest.raises(ValueError, match="steps and substeps >= 1"):
+    with pytest.raises(ValueError, match=r"FollowPolicy.substeps is 1 or more, got 0"):
         FollowPolicy(2.5, substeps=0)
     with pytest.raises(ValueError, match="points is 2 or more"):
         DX(1)
@@ -189,3 +189,13 @@ def test_its_course_is_known_without_a_network() -> None:
     found = course(FollowPolicy(2.5, 2), VE())
     assert found.times == pytest.approx([2.5, 1.25])
     assert (found.start, found.noises) == (2.5, 0)
+
+
+def test_its_times_are_those_of_the_ladder() -> None:
+    sampler = FollowPolicy(4.0, 2, 2.0, policy=GMFlow(3))
+    assert sampler.calls == 2
+    assert sampler.ladder(VE()) == [4.0, 1.0]
+    with pytest.raises(
+        ValueError, match=r"^FollowPolicy needs steps >= 1, t_init > 0 and rho > 0"
+    ):
+        FollowPolicy(0.0)

@@ -9,8 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.diffusion.noise_path import VE, Flow, NoisePath, TrigFlow
-from fewstep.distillation.angular_tangent import Levels, Point, angle, tangent, tangent_loss
-from fewstep.distillation.method import Nets
+from fewstep.distillation.angular_tangent import (
+    Levels,
+    Point,
+    angle,
+    follow,
+    tangent,
+    tangent_loss,
+)
+from fewstep.distillation.method import Nets, Step
 from tests.quadrature import F64
 
 LAM = 0.09
@@ -91,3 +98,14 @@ def test_means_by_level() -> None:
     assert levels.weight(index).tolist() == [0.25, 2, 1]
     levels.follow(torch.tensor([1.0, 0.0, 4.0]), torch.tensor([14.0, 0.0, 4.0]), 0.9)
     assert levels.mean.tolist() == pytest.approx([5, 0.5, 1])
+
+
+def test_means_follow_a_step_that_says_something() -> None:
+    """A twentieth of a step's mean is taken in; a net without levels is told nothing."""
+    nets = Nets({"level": Levels(1)})
+    sums = {"count": torch.tensor([4.0]), "total": torch.tensor([8.0])}
+    follow(Step(nets, nn.Identity(), 0, 0, 4, sums))
+    assert nets["level"].mean.tolist() == [2]
+    follow(Step(nets, nn.Identity(), 1, 4, 4, {**sums, "total": torch.tensor([88.0])}))
+    assert nets["level"].mean.tolist() == pytest.approx([0.95 * 2 + 0.05 * 22])
+    follow(Step(Nets(), nn.Identity(), 2, 8, 4, {}))

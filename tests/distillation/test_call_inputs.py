@@ -7,12 +7,13 @@ import torch
 
 from fewstep.diffusion.noise_path import VE, VP, Flow, NoisePath, perturb
 from fewstep.diffusion.rng import Draws
-from fewstep.diffusion.samplers import FewStep
+from fewstep.diffusion.samplers import FewStep, Jumps
 from fewstep.distillation.call_inputs import (
     call_input,
     call_times,
     require_few_steps,
     require_shares,
+    require_trajectory,
 )
 from fewstep.methods.sid import SiD
 
@@ -65,3 +66,8 @@ def test_what_does_not_fit_is_refused() -> None:
     require_shares(method, "shares", (), 2)
     with pytest.raises(ValueError, match=r"SiD.sampler is a FewStep, as its calls are trained"):
         require_few_steps(method, None)  # type: ignore[arg-type]
+    for sampler in (FewStep(2.5, 2), Jumps(2.5, 2)):
+        with pytest.raises(ValueError, match=r"SiD.sampler is a FewStep\(noise='ddim'\), got"):
+            require_trajectory(method, sampler)
+    trajectory = FewStep(2.5, 2, "ddim")
+    assert require_trajectory(method, trajectory) is trajectory

@@ -15,6 +15,8 @@ from fewstep.distillation.density_ratio import (
     along_scores,
     follow,
     read_ratio,
+    require_ratio,
+    with_statistics,
 )
 from fewstep.distillation.fake_score import NoisedSamples, Predictions
 from fewstep.distillation.method import Nets, Step
@@ -68,6 +70,18 @@ def test_statistics_follow_a_step_that_says_something() -> None:
     follow(Step(nets, nn.Identity(), 0, 0, 4, sums), 0.0)
     assert nets["statistics"].ratio.item() == 0.5
     assert nets["statistics"].h.item() == 2.0
+
+
+def test_statistics_are_one_more_net_and_settings_of_no_ratio_are_refused() -> None:
+    nets = with_statistics(Nets({"student": nn.Linear(1, 1)}), 3)
+    assert nets["statistics"].ratio.tolist() == [1, 1, 1]
+    require_ratio(nets, (0.5, 0.5), 1, 0.0)
+    for clip, bins, rate in (
+        *(((0.0, 1.0), 1, 0.0), ((2.0, 1.0), 1, 0.0), ((0.5, 2.0), 0, 0.0)),
+        *(((0.5, 2.0), 1, 1.0), ((0.5, 2.0), 1, -0.1), ((0.5, 2.0), 1, math.nan)),
+    ):
+        with pytest.raises(ValueError, match=r"^ModuleDict needs a clip of two increasing"):
+            require_ratio(nets, clip, bins, rate)
 
 
 @pytest.mark.parametrize("path", [VE(), Flow(), TrigFlow(), VP()], ids=repr)

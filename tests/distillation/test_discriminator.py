@@ -335,8 +335,8 @@ def test_a_critic_has_one_update_or_two() -> None:
         critic = Critic(average="sample", pool="learned", features=features)  # type: ignore
         assert [turn.net for turn in critic.turns(ROLLOUT, Unguided())] == names
         for method in (SiDA(fake=critic), DMD2(fake=critic), FDistill(fake=critic)):
-            ratio = getattr(method, "ratio", 1)
-            assert [turn.net for turn in method.turns(0)] == names * ratio + ["student"]
+            assert isinstance(method.ratio, int)
+            assert [turn.net for turn in method.turns(0)] == names * method.ratio + ["student"]
             assert not method.couples_samples
             assert replace(method, fake=replace(critic, average="batch")).couples_samples
 

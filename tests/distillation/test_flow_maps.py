@@ -10,7 +10,14 @@ from torch import Tensor, nn
 
 from fewstep.diffusion.noise_path import VE, VP, Flow, NoisePath
 from fewstep.diffusion.samplers import FewStep, Heun
-from fewstep.distillation.flow_maps import Ladder, jump, start_of, target_of
+from fewstep.distillation.flow_maps import (
+    Ladder,
+    huber_loss,
+    jump,
+    start_of,
+    target_of,
+    warmed_up,
+)
 from fewstep.distillation.method import Nets
 from tests.instances import PATHS
 from tests.quadrature import F64
@@ -77,3 +84,22 @@ def test_the_boundary_is_exact(path: NoisePath) -> None:
     x, t = torch.linspace(-1, 1, 6, dtype=F64)[:, None], torch.full((6,), path.t_min, dtype=F64)
     assert torch.equal(jump(Any7(), x, t, t, None), x)
     assert not torch.equal(jump(Any7(), x, t + 1, t, None), x)
+
+
+def test_a_warm_up_goes_from_nothing_to_all() -> None:
+    assert [warmed_up(step, 4) for step in (0, 1, 3, 4, 9)] == [0, 0.25, 0.75, 1, 1]
+    assert [warmed_up(step, 0) for step in (0, 9)] == [1, 1]
+
+
+def test_the_huber_loss_by_hand() -> None:
+    """(y^2 + c^2)^(1/2) - c of differences 3, 0 and -8, at c = 4 and 6; no gradient is logged."""
+    made = torch.tensor([[4.0, 1.0], [1.0, -7.0]], dtype=F64, requires_grad=True)
+    loss = huber_loss(made, torch.ones(2, 2, dtype=F64), 6.0)
+    assert loss.total is not None
+    expected = (45**0.5 - 6 + 0 + 0 + 4) / 4
+    assert loss.total.item() == pytest.approx(expected)
+    assert float(loss.logs["error"]) == pytest.approx((9 + 64) / 4)
+    assert not loss.logs["error"].requires_grad
+    four = huber_loss(made, torch.ones(2, 2, dtype=F64), 4.0).total
+    assert four is not None
+    assert four.item() == pytest.approx((1 + 80**0.5 - 4) / 4)

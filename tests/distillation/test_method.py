@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
+import typing
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ from fewstep.diffusion.samplers import FewStep
 from fewstep.diffusion.time_distributions import Karras, LogitNormal, LogNormal, TimeLaw, Uniform
 from fewstep.diffusion.types import Sampler
 from fewstep.distillation.method import Loss, Method, Turn
+from tests.instances import METHODS
 
 
 @dataclass(frozen=True)
@@ -97,3 +100,19 @@ def test_an_impossible_law_is_refused(law: Any, wrong: dict[str, float], what: s
     assert bool((proper.quantile(torch.tensor([0.1, 0.5, 0.9])).diff() > 0).all())
     with pytest.raises(ValueError, match=rf"^{law.__name__}\(.* needs {what}"):
         law(**wrong)
+
+
+@pytest.mark.parametrize("method", {type(method): method for method in METHODS}.values(), ids=repr)
+def test_what_no_literal_names_and_a_ratio_below_one_are_refused(method: Method) -> None:
+    """By every method, though it has checks of its own: it asks `Method` for these first."""
+    name, hints = type(method).__name__, typing.get_type_hints(type(method))
+    wrong: dict[str, Any] = {}
+    for field in fields(method):
+        if typing.get_origin(hints[field.name]) is typing.Literal:
+            with pytest.raises(ValueError, match=rf"^{name}\.{field.name} is .*, got 'other'$"):
+                replace(method, **{field.name: "other"})
+        if field.name == "ratio":
+            wrong = {"ratio": 0}
+            with pytest.raises(ValueError, match=re.escape(f"{name}.ratio is 1 or more, got 0")):
+                replace(method, **wrong)
+    assert bool(wrong) or method.ratio == 1

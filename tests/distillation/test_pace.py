@@ -6,7 +6,7 @@ score, so that what it could gain is known.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -269,13 +269,13 @@ def test_other_texts_are_refused() -> None:
         replace(AUTO, ratio="often")
     with pytest.raises(ValueError, match=r"DiffInstruct.ratio is 1 or more, got 0"):
         replace(AUTO, ratio=0)
-    with pytest.raises(ValueError, match=r"SiD.ratio is .* 1 where samples are shared, got auto"):
+    with pytest.raises(ValueError, match=r"SiD.ratio is 1 where samples are shared, got auto"):
         SiD(shared=True, ratio="auto")
 
 
 def test_every_method_with_a_ratio_has_it() -> None:
     """Its turns are as many as at five updates, and begin and end as at one."""
-    found = {type(m): m for m in METHODS if hasattr(m, "ratio")}
+    found = {type(m): m for m in METHODS if "ratio" in {f.name for f in fields(m)}}
     assert len(found) >= 18
     for method in found.values():
         for step in (0, 10**6):

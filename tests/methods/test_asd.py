@@ -163,7 +163,8 @@ def test_fewer_calls_are_the_first_ones() -> None:
     [
         ({"sampler": FewStep(2.5)}, r"ASD.sampler makes two calls or more, each of which can be"),
         ({"sampler": MultiStep(Karras(), 4, "dpm++")}, r"ASD.sampler makes two calls or more"),
-        ({"ratio": 0}, r"ASD needs ratio >= 1 and alpha >= 0, got 0 and 0.1"),
+        ({"ratio": 0}, r"ASD.ratio is 1 or more, got 0"),
+        ({"alpha": -0.1}, r"ASD.alpha is 0 or more, got -0.1"),
         ({"judge": Discriminator(features="own")}, r"ASD.judge reads the 'frozen_fake' score or"),
     ],
 )

@@ -169,7 +169,7 @@ def test_the_students_weights_are_mixed_into_the_fake_score() -> None:
     [
         ({"sampler": FewStep(2.5, 4)}, "noise='ddim'"),
         ({"ratio": 0}, "1 or more"),
-        ({"longest": 0}, "1 or more"),
+        ({"longest": 0}, "longest >= 1"),
         ({"off": -1.0}, "off >= 0"),
         ({"pull": 0.0}, "0 < pull"),
         ({"between": (0.9, 0.5)}, "increasing shares"),

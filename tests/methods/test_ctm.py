@@ -186,7 +186,7 @@ def test_training_reaches_the_solvers_steps() -> None:
     ("settings", "message"),
     [
         ({"most": 0}, "most >= 1"),
-        ({"order": 3}, "order 1 or 2"),
+        ({"order": 3}, "order is 1 or 2"),
         ({"denoising": -1.0}, "denoising >= 0"),
         ({"compare": "noise"}, "'data' or 'state'"),
         ({"decay": 0.0}, "decay is above"),

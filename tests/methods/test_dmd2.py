@@ -188,9 +188,9 @@ def test_two_time_scales_and_published_numbers() -> None:
     assert (dmd2.sampler, dmd2.weight, dmd2.gan) == (FewStep(80.0), L1(), 3e-3)
     assert dmd2.fake.scale / (64 * 64 * 3) / 2 == pytest.approx(0.01)
     assert dmd2.fake.pool == "learned"
-    with pytest.raises(ValueError, match=r"needs ratio >= 1 and gan >= 0, got 0 and 0\.003"):
+    with pytest.raises(ValueError, match=r"DMD2.ratio is 1 or more, got 0"):
         DMD2(ratio=0)
-    with pytest.raises(ValueError, match="got 5 and -1"):
+    with pytest.raises(ValueError, match=r"DMD2.gan is 0 or more, got -1"):
         DMD2(gan=-1.0)
 
 

@@ -131,8 +131,8 @@ def test_the_reward_comes_after_the_cold_start() -> None:
 
 
 def test_values_out_of_range_are_refused() -> None:
-    for wrong in ({"reward_weight": 0.0}, {"cold": -1}, {"dynamic": -1}, {"ratio": 0}):
-        with pytest.raises(ValueError, match=r"^DMDR needs reward_weight > 0, cold and dynamic"):
+    for wrong in ({"reward_weight": 0.0}, {"cold": -1}, {"dynamic": -1}):
+        with pytest.raises(ValueError, match=r"^DMDR needs reward_weight > 0, and cold and"):
             DMDR(reward=Ink(), **wrong)  # type: ignore[arg-type]
     for wrong in ({"lead": 1.0}, {"start": (0.5, 1.0)}):
         with pytest.raises(ValueError, match=r"^DMDR needs 0 <= lead < 1 and start of 1 or more"):

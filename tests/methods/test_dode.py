@@ -196,7 +196,8 @@ def test_before_the_first_step_it_is_the_plain_solver() -> None:
     ],
 )
 def test_settings_that_mean_nothing_are_refused(make: Any) -> None:
-    with pytest.raises(ValueError, match=r"DODE(\.sampler is a Linear| needs fine and batches)"):
+    refusal = r"DODE(\.sampler is a Linear|\.order is 1 or 2| needs fine and batches)"
+    with pytest.raises(ValueError, match=refusal):
         make()
 
 

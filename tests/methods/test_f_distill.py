@@ -169,11 +169,11 @@ def test_the_clip_acts_on_the_normalised_ratio_and_is_logged() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"family": "rkl"}, "is one of"),
+        ({"family": "rkl"}, "or 'pearson', got 'rkl'"),
         ({"bins": 0}, "bins >= 1"),
         ({"rate": 1.0}, "rate < 1"),
         ({"clip": (2.0, 1.0)}, "increasing"),
-        ({"gan": -1.0}, "gan >= 0"),
+        ({"gan": -1.0}, "gan is 0 or more"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(changes: dict[str, Any], message: str) -> None:

@@ -186,8 +186,8 @@ def test_what_does_not_fit_is_refused() -> None:
     for matched in (0, 4):
         with pytest.raises(ValueError, match=r"^FlashDMD.matched is at least 1 and less than"):
             FlashDMD(matched=matched)
-    for wrong in ({"ratio": 0}, {"keep": 1.5}, {"gan": 0.0}):
-        with pytest.raises(ValueError, match=r"^FlashDMD needs ratio >= 1, keep from 0 to 1 and"):
+    for wrong in ({"keep": 1.5}, {"gan": 0.0}):
+        with pytest.raises(ValueError, match=r"^FlashDMD needs keep from 0 to 1 and"):
             FlashDMD(**wrong)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"^FlashDMD's fake score learns by denoising alone"):
         FlashDMD(judge=Discriminator(features="fake"))

@@ -206,9 +206,9 @@ def test_the_student_and_what_is_shipped() -> None:
         ({"sampler": FewStep(2.5)}, "sampler is a Jumps"),
         ({"scales": (3.0, 1.0)}, "the least and the largest kappa"),
         ({"kappa": 4.0, "scales": (1.0, 3.0)}, "the least and the largest kappa"),
-        ({"preserve": -1.0}, "preserve of 0 or more"),
-        ({"c": 0.0}, "preserve of 0 or more"),
-        ({"order": 3}, "preserve of 0 or more"),
+        ({"preserve": -1.0}, "preserve >= 0 and c > 0"),
+        ({"c": 0.0}, "preserve >= 0 and c > 0"),
+        ({"order": 3}, "order is 1 or 2"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(settings: Any, message: str) -> None:

@@ -198,9 +198,9 @@ def test_turns_and_refusals() -> None:
         "fake",
         "student",
     ]
-    with pytest.raises(ValueError, match=r"^JDM needs strength > 0 and ratio >= 1, got 0 and 1"):
+    with pytest.raises(ValueError, match=r"^JDM.strength is positive, got 0$"):
         JDM(reward=Ink(), strength=0.0)
-    with pytest.raises(ValueError, match=r"^JDM needs strength > 0 and ratio >= 1, got 1 and 0"):
+    with pytest.raises(ValueError, match=r"^JDM.ratio is 1 or more, got 0$"):
         JDM(reward=Ink(), ratio=0)
 
 

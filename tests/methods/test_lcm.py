@@ -139,5 +139,6 @@ def test_published_times_of_stable_diffusion() -> None:
     "settings", [{"kappa": (3.0, 2.0)}, {"c": 0.0}, {"order": 3}, {"decay": -0.1}]
 )
 def test_settings_that_mean_nothing_are_refused(settings: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"LCM(\.decay is at least| needs kappa)"):
+    refusal = r"LCM(\.decay is at least|\.order is 1 or 2| needs kappa)"
+    with pytest.raises(ValueError, match=refusal):
         LCM(**settings)

@@ -142,8 +142,8 @@ def test_the_result_is_described() -> None:
 
 def test_what_does_not_fit_is_refused() -> None:
     changes: dict[str, Any]
-    for changes in ({"students": 0}, {"score_steps": -1}, {"ratio": 0}):
-        with pytest.raises(ValueError, match="MSD needs students >= 1, score_steps >= 0 and"):
+    for changes in ({"students": 0}, {"score_steps": -1}):
+        with pytest.raises(ValueError, match="MSD needs students >= 1 and score_steps >= 0"):
             MSD(**changes)
     net = Model(MLP(16, 1), (2,), 3).build()
     with pytest.raises(ValueError, match="as many as students: leave out --lora"):

@@ -172,7 +172,7 @@ def test_a_student_of_jumps_is_told_where_they_end() -> None:
         ({"steps": 0}, "1 or more"),
         ({"stage_steps": 0}, "1 or more"),
         ({"c": 0.0}, "c > 0"),
-        ({"order": 3}, "order 1 or 2"),
+        ({"order": 3}, "order is 1 or 2"),
         ({"decay": 1.0}, "below 1"),
         ({"phases": (8, 2)}, "fall to the 4 calls"),
         ({"phases": (2, 4)}, r"such as \(8, 4\)"),

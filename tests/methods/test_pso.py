@@ -91,5 +91,5 @@ def test_what_has_no_likelihood_is_refused() -> None:
             PSO(sampler, reward=Ink())
     with pytest.raises(ValueError, match=r"^Preference needs beta > 0 and low < 1 < high, got 0"):
         PSO(reward=Ink(), beta=0.0)
-    with pytest.raises(ValueError, match=r"^Preference.labels is 'hard' or 'soft', got 'x'"):
+    with pytest.raises(ValueError, match=r"^PSO.labels is 'hard' or 'soft', got 'x'"):
         PSO(reward=Ink(), labels="x")  # type: ignore[arg-type]

@@ -155,9 +155,9 @@ def test_data_have_no_discrepancy_to_themselves() -> None:
     [
         ({"sampler": FewStep()}, "SwD.sampler is a ScaleWise, got FewStep"),
         ({"kernel": "cubic"}, "SwD.kernel is 'linear' or 'rbf', got 'cubic'"),
-        ({"ratio": 0}, "SwD needs ratio >= 1, mmd >= 0 and width > 0"),
-        ({"mmd": -1.0}, "SwD needs ratio >= 1, mmd >= 0 and width > 0"),
-        ({"width": 0.0}, "SwD needs ratio >= 1, mmd >= 0 and width > 0"),
+        ({"ratio": 0}, "SwD.ratio is 1 or more, got 0"),
+        ({"mmd": -1.0}, "SwD needs mmd >= 0 and width > 0"),
+        ({"width": 0.0}, "SwD needs mmd >= 0 and width > 0"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(changes: dict[str, Any], message: str) -> None:

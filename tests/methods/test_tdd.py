@@ -150,7 +150,7 @@ def test_the_target_follows_and_a_student_of_jumps_is_told() -> None:
     [
         ({"steps": 0}, "steps >= 1"),
         ({"c": 0.0}, "c > 0"),
-        ({"order": 3}, "order 1 or 2"),
+        ({"order": 3}, "order is 1 or 2"),
         ({"decay": 1.0}, "below 1"),
         ({"calls": (8, 4)}, "in order"),
         ({"window": 2.0}, "are shares"),

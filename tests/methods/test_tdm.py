@@ -178,7 +178,7 @@ def test_the_order_and_the_rate_of_updates() -> None:
     [
         ({"sampler": FewStep(2.5, 4)}, r"TDM.sampler is a FewStep\(noise='ddim'\), got"),
         ({"target": "x0"}, r"TDM.target is 'sample' or 'subinterval', got 'x0'"),
-        ({"ratio": 0}, "ratio >= 1"),
+        ({"ratio": 0}, "TDM.ratio is 1 or more, got 0"),
         ({"huber": -1.0}, "huber >= 0"),
         ({"fake_rate": 0.0}, "fake_rate > 0"),
     ],

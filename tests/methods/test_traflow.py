@@ -211,7 +211,7 @@ def test_guidance_is_the_teachers() -> None:
         ({"endpoint": 0.0, "velocity": 0.0}, "consistency alone is zero"),
         ({"diagonal": 1.0}, "diagonal in"),
         ({"steps": 0}, "steps >= 1"),
-        ({"order": 3}, "order 1 or 2"),
+        ({"order": 3}, "order is 1 or 2"),
         ({"derivative": "reverse"}, "'forward' or 'difference'"),
     ],
 )

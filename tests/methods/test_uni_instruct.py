@@ -242,7 +242,7 @@ def test_the_largest_logit(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"divergence": "rkl"}, "is one of"),
+        ({"divergence": "rkl"}, "or 'pearson', got 'rkl'"),
         ({"bins": 0}, "bins >= 1"),
         ({"rate": 1.0}, "rate < 1"),
         ({"clip": (2.0, 1.0)}, "increasing"),
