@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fewstep.diffusion.noise_path import VE, NoisePath
+from fewstep.diffusion.noise_path import VE, NoisePath, expand
 from fewstep.diffusion.rng import Draws
 from fewstep.diffusion.types import Batch
 from fewstep.losses.weight import Power, Weight
@@ -62,7 +62,7 @@ class Line(nn.Module):
         self.path = path
 
     def forward(self, xt: Tensor, t: Tensor, cond: Any = None) -> Tensor:
-        return self.a + self.b * xt / self.path.sigma(t)[:, None]
+        return self.a + self.b * xt / self.path.sigma(expand(t, xt))
 
     def gradient(self, loss: Tensor) -> Tensor:
         """(d/da, d/db) of a loss."""

@@ -31,6 +31,8 @@ LICENCE_KEYS = ("license", "license_name", "license_link")
 """What the front matter of a published model says of its licence."""
 NAMELESS = "a teacher trained by fewstep"
 UNKNOWN = "unknown: the teacher's, see there"
+ELSEWHERE = frozenset({"what", "sampler", "classes", "card"})
+"""Facts of a program that the card tells in its own words."""
 
 
 def card(
@@ -44,8 +46,8 @@ def card(
     """The card of a student that was exported from `run`.
 
     use: Python that samples what was exported; facts: more rows of the first table, such as the
-    inputs of a program; front: more of the front matter; picture: (prompt, file beside the card)
-    of a picture to show, "" for no prompt.
+    inputs of a program, as text or in JSON, but for `ELSEWHERE` and None; front: more of the front
+    matter; picture: (prompt, file beside the card) of a picture to show, "" for no prompt.
     """
     name = teacher_name(student)
     licence = licences(student)
@@ -227,18 +229,8 @@ _NOISE = {
 
 def _more(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """What a file says of itself that the card does not say elsewhere."""
-    for key in (
-        "scheduler",
-        "rank",
-        "sigmas",
-        "caution",
-        "inputs",
-        "output",
-        "largest B",
-        "opset",
-    ):
-        if facts.get(key) is not None:
-            value = facts[key]
+    for key, value in facts.items():
+        if value is not None and key not in ELSEWHERE:
             yield key, value if isinstance(value, str) else f"`{json.dumps(value)}`"
 
 

@@ -24,8 +24,8 @@ class Best:
     metric: str = ""
     """A number of gauges.jsonl, such as diversity or quick.fd_digits; none: no best is kept."""
     mode: Literal["auto", "min", "max"] = "auto"
-    """Whether small or large numbers are good; auto: large ones of accuracy, clip, coverage,
-    density, diversity, precision and recall, else small ones."""
+    """Whether small or large numbers are good; auto: as the report's table marks a metric, and
+    small ones of what has no mark."""
     patience: int = 0
     """Looks in a row, none of them better, after which the run ends; 0: it never does so."""
 

@@ -49,6 +49,15 @@ def test_a_run_that_was_not_measured(run: Path) -> None:
     assert "## Measured" not in text
 
 
+def test_every_fact_of_a_file_is_a_row(run: Path) -> None:
+    """In the order that they come in; not those that the card tells in its own words, nor None."""
+    facts = {"what": "x", "sampler": "s", "tensors": 7, "sigmas": [2.5], "caution": None}
+    text = card(load_student(run), run, "", facts | {"card": {}, "classes": 3, "layout": "of x"})
+    assert "\n| tensors | `7` |\n| sigmas | `[2.5]` |\n| layout | of x |\n| licence | " in text
+    assert not any(f"| {name} |" in text for name in ("what", "caution", "card"))
+    assert "| sampler | s |" not in text
+
+
 def test_what_was_measured(run: Path) -> None:
     scores = {"fd_digits": 0.125, "fd_digits_std": 0.01, "draws": 3.0}
     metrics = {"real": {"fd_digits": 0.01}, "teacher": {}, "student": scores}
