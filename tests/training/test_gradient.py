@@ -20,6 +20,7 @@ from fewstep.nets.mlp import MLP
 from fewstep.plan import meta_step
 from fewstep.plan.meta_memory import AsOnDevice, MetaMemory
 from fewstep.recipes.digits import digits
+from fewstep.training.gradient import _after
 from tests.instances import METHODS
 from tests.waiting import Waits
 
@@ -87,3 +88,11 @@ def test_no_method_waits_beside(method: Method) -> None:
         pytest.skip(str(error))
     assert set(found) - ALLOWED <= {ONE}
     assert found.count(ONE) == len(method.turns(min(method.length or 6, 6) - 1))
+
+
+def test_what_is_expected_next_is_of_the_own_share() -> None:
+    """Of eight samples in two processes and two parts: parts of two, then the next eight's."""
+    samples = range(16, 24)
+    first, second = range(16, 20), range(20, 24)
+    assert [_after(start, 2, first, samples) for start in (16, 18)] == [18, 24]
+    assert [_after(start, 2, second, samples) for start in (20, 22)] == [22, 28]
