@@ -111,10 +111,16 @@ def rehearsed(work: PreparedRun) -> State:
     Optimisers have their moments before.
     """
     work = work.rehearsal()
-    state = work.init()
-    _prime(state, work.run)
+    state = begun(work)
     for _ in work.records(state):
         pass
+    return state
+
+
+def begun(work: PreparedRun) -> State:
+    """The state of a run before its last step."""
+    state = work.init()
+    _prime(state, work.run)
     return state
 
 
