@@ -8,10 +8,11 @@ x_t, down or up the ladder, and s the edge at or beyond u in that direction,
     L_down = E d(X(x_t, t, s; w), X^-(x_u, u, s; w)),    u < t,
     L_up   = E d(X(x_t, t, s; 0), X^-(x_u, u, s; 0)),    u > t,
 
-X^- being the student without a gradient, and x_u itself where u = s: consistency along segments
-(Wang et al. 2024, https://arxiv.org/abs/2405.18407), in both directions (section 3.1). The upward
-teacher is not guided, since guided trajectories cannot be retraced. Two preserving terms tie them
-to one another at the edges, without guidance: with a < b neighbours and sg no gradient,
+X^- being the student, or its average, without a gradient, and x_u itself where u = s: consistency
+along segments (Wang et al. 2024, https://arxiv.org/abs/2405.18407), in both directions (section
+3.1). The upward teacher is not guided, since guided trajectories cannot be retraced. Two
+preserving terms tie them to one another at the edges, without guidance: with a < b neighbours and
+sg no gradient,
 
     L_pf = E d(X(sg X(x_b, b, a), a, b), x_b),    L_pr = E d(X(sg X(x_a, a, b), b, a), x_a),
 
@@ -24,7 +25,8 @@ Published are two networks, LoRA adapters of one teacher that has w distilled in
 directions. Here it is one network, a flow map that is told where it jumps to, so that a direction
 costs no weights. Published settings: d = huber of 0.001, preserve 1.5, edges 0, 259, 519, 779 and
 999 of 50 DDIM times, w of 0, 7, 11, 15 and 19; upward jumps start at 19, here at t_min. Dynamic
-guidance, which is off at high noise, is left out.
+guidance, which is off at high noise, is left out. X^- is the student itself (`decay` 0) or an
+average of it, which is steadier on 8x8 digits and slower on a mixture in the plane.
 """
 
 from __future__ import annotations
@@ -42,8 +44,25 @@ from fewstep.diffusion.model import Model
 from fewstep.diffusion.noise_path import NoisePath, same_shape
 from fewstep.diffusion.samplers import Jumps, WithInput
 from fewstep.diffusion.types import Batch, Denoiser, Sampler
-from fewstep.distillation.flow_maps import Ladder, noised, solve
-from fewstep.distillation.method import Loss, Method, Nets, Product, Turn, need_data, need_draws
+from fewstep.distillation.flow_maps import (
+    Ladder,
+    follow,
+    noised,
+    require_decay,
+    solve,
+    target_of,
+    with_target,
+)
+from fewstep.distillation.method import (
+    Loss,
+    Method,
+    Nets,
+    Product,
+    Step,
+    Turn,
+    need_data,
+    need_draws,
+)
 from fewstep.distillation.named_inputs import model_with, net_with
 from fewstep.losses.distance import huber
 
@@ -73,9 +92,12 @@ class InvertibleConsistency(Method):
     """Where d turns from a square to a modulus, of each element."""
     order: Literal[1, 2] = 1
     """Of the teacher's solver: 1 is DDIM, 2 Heun's method."""
+    decay: float = 0.0
+    """Of the target's average in a step; 0: the student itself."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require_decay(self, self.decay)
         if not isinstance(self.sampler, Jumps):
             raise ValueError(f"InvertibleConsistency.sampler is a Jumps, got {self.sampler}")
         low, high = self.scales
@@ -101,13 +123,19 @@ class InvertibleConsistency(Method):
         return model_with(model, "w") if self.told else model
 
     def init(self, teacher: Denoiser | None, net: nn.Module) -> Nets:
-        """The student: a copy of `net` with these inputs, which it does not hear at first."""
+        """The student: a copy of `net` with these inputs, which it does not hear at first; its
+        "target" unless decay is 0.
+        """
         student = net_with(net, "s")
-        return Nets({"student": net_with(student, "w") if self.told else student})
+        return with_target(net_with(student, "w") if self.told else student, self.decay)
 
     def turns(self, step: int) -> Sequence[Turn]:
         """One update of the student, on all terms."""
         return (Turn("student", self.student_loss),)
+
+    def after_step(self, step: Step) -> None:
+        """The target follows the student."""
+        follow(step, self.decay)
 
     def product(self, nets: Nets, average: nn.Module, teacher: Denoiser | None) -> Product:
         """The average, at the scale `kappa`."""
@@ -118,7 +146,7 @@ class InvertibleConsistency(Method):
         """Consistency in both directions, and what they do to one another.
 
         Args:
-            nets: the "student".
+            nets: the "student", and the "target" if there is one.
             teacher: the teacher's denoiser.
             batch: x0 (B, *), cond and draws.
 
@@ -132,8 +160,8 @@ class InvertibleConsistency(Method):
         edges, times = (constant(u, x0) for u in self.edges_and_times(teacher.path))
         low, high = self.scales
         kappa: Scale = low + (high - low) * draws.uniform("kappa").to(x0) if self.told else low
-        down = self.consistency(student, teacher, batch, edges, times, kappa, True)
-        up = self.consistency(student, teacher, batch, edges, times, 1.0, False)
+        down = self.consistency(nets, teacher, batch, edges, times, kappa, True)
+        up = self.consistency(nets, teacher, batch, edges, times, 1.0, False)
         logs = {"down": down, "up": up}
         if not self.preserve:
             return Loss(down + up, logs)
@@ -156,7 +184,7 @@ class InvertibleConsistency(Method):
 
     def consistency(
         self,
-        student: Any,
+        nets: Nets,
         teacher: Denoiser,
         batch: Batch,
         edges: Tensor,
@@ -171,10 +199,10 @@ class InvertibleConsistency(Method):
         s = edge_beyond(edges, u, down)
         xt = noised(teacher.path, x0, t, draws)
         named = self.named(kappa, x0)
-        with torch.no_grad():
+        with target_of(nets) as net:
             xu = solve(teacher, xt, t, u, batch.cond, kappa, self.order)
-            target = self.jump(student, xu, u, s, batch, named)
-        made = self.jump(student, xt, t, s, batch, named)
+            target = self.jump(net, xu, u, s, batch, named)
+        made = self.jump(nets["student"], xt, t, s, batch, named)
         same_shape(prediction=made, x0=target)
         return huber(made - target, self.c).mean()
 

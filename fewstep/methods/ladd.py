@@ -11,9 +11,19 @@ and both are judged with noise of one level t and one noise eps:
 
     L_D = E h(l(x_0,t)) + h(-l(x_t)),    L_G = -E l(x_t),    l = head(teacher's features at x_t),
 
-h(l) = relu(1 - l), over two. The law of t says what the student learns from: high levels the
-structure, low ones the detail. Published for rectified flow is logit t ~ N(1, 1), which in EDM's
-units is ln sigma ~ N(1, 1); on a flow path say `Discriminator(LogitNormal(1.0, 1.0), ...)`.
+h(l) = relu(1 - l), over two, or another loss of `Discriminator`. The law of t says what the
+student learns from: high levels the structure, low ones the detail. Published for rectified flow
+is logit t ~ N(1, 1), which in EDM's units is ln sigma ~ N(1, 1).
+
+Such levels suit large latents, whose neighbours say the same again and are seen through more
+noise. On 8x8 pixels they hide all but the mean: the heads stay near chance, and a student that is
+led by them at the full rate ends further from the data than it began. So by default levels are
+lower, the loss is the non-saturating one, whose gradient fades where a student is taken for real,
+and the student's rate is a tenth of the heads' (`rate`). As published:
+
+    LADD(judge=Discriminator(LogNormal(1.0, 1.0), loss="hinge"), rate=1.0)
+
+and on a flow path `Discriminator(LogitNormal(1.0, 1.0), ...)`.
 
 Four calls are at t = 1, 3/4, 1/2, 1/4, drawn first with shares 0, 0, 1/2, 1/2, and after 500 steps
 with 0.7, 0.1, 0.1, 0.1: `early_shares`, `early` and `shares` (these and the law of t are known
@@ -63,7 +73,7 @@ class LADD(Method):
     sampler: Sampler = FewStep(t_init=2.5)
     pairs: Pairs = Pairs()
     """The teacher's samples, which are the real ones."""
-    judge: Discriminator = Discriminator(LogNormal(1.0, 1.0), loss="hinge")
+    judge: Discriminator = Discriminator(LogNormal(-0.3, 1.2))
     """What tells them from the student's, at which noise levels."""
     shares: Shares = ()
     """How often each of the student's calls is trained, the noisiest first; (): all alike."""
@@ -71,9 +81,13 @@ class LADD(Method):
     """The same before step `early`."""
     early: int = 0
     """The first step with `shares`."""
+    rate: float = 0.1
+    """The student's learning rate, over that of what judges."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.rate <= 0:
+            raise ValueError(f"LADD.rate is above 0, got {self.rate:g}")
         sampler = require_few_steps(self, self.sampler)
         require_shares(self, "shares", self.shares, sampler.steps)
         require_shares(self, "early_shares", self.early_shares, sampler.steps)
@@ -105,7 +119,7 @@ class LADD(Method):
         shares = self.early_shares if step < self.early else self.shares
         return (
             Turn("discriminator", partial(self.judge_loss, shares)),
-            Turn("student", partial(self.student_loss, shares)),
+            Turn("student", partial(self.student_loss, shares), self.rate),
         )
 
     def samples(

@@ -24,6 +24,12 @@ the last (skip level), and at four times or more. The first input is pure noise,
 (24). Guidance is the first teacher's alone. Published are stages of 32 (by squared errors, from
 128 steps), 8, 4, 2 and 1; adapters first and the whole network then, and a one-step student that
 predicts x_0, which all networks here do.
+
+The published rate of adversarial stages is a tenth of the regressed one's or less (1e-6 with
+adapters, 5e-7 without, after 1e-5), which `rate` is for the student. There a discriminator has
+learnt to judge long before a student of that rate has moved; in a few hundred updates it has
+not, and a student that is led by a new head at once is lost. So in the first half of a stage,
+`squared`, the student is regressed while its discriminator learns. As published: squared=0.0.
 """
 
 from __future__ import annotations
@@ -106,6 +112,11 @@ class Lightning(Method):
     """The part of an adversarial stage in which the discriminator hears x_t."""
     judge: Discriminator = Discriminator(Discrete((0.1, 0.7, 1.6, 4.1)), "own", joint=True)
     """What judges landings; its times, for those on data, are those published, as sigmas."""
+    squared: float = 0.5
+    """The part of an adversarial stage, its first, in which the student still learns by squared
+    errors while the discriminator learns to judge it; 0: none, as published."""
+    rate: float = 0.1
+    """The student's learning rate against a discriminator, over that of squared errors."""
     skip: int = 2
     """Students of so few steps learn from the stage before the last."""
     times: int = 4
@@ -131,6 +142,11 @@ class Lightning(Method):
             raise ValueError(
                 "Lightning needs stage_steps >= 1, regressed >= 0 and conditional in [0, 1], got "
                 f"{self.stage_steps}, {self.regressed} and {self.conditional:g}"
+            )
+        if not 0 <= self.squared < 1 or self.rate <= 0:
+            raise ValueError(
+                "Lightning needs squared in [0, 1) and a rate above 0, got "
+                f"{self.squared:g} and {self.rate:g}"
             )
         judge = self.judge
         if not judge.joint or judge.features != "own" or judge.loss == "relativistic":
@@ -193,11 +209,12 @@ class Lightning(Method):
         stage = self.stage_at(step)
         if stage < self.regressed:
             return (Turn("student", partial(self.regression_loss, stage)),)
-        paired = step - stage * self.stage_steps < self.conditional * self.stage_steps
-        return (
-            Turn("discriminator", partial(self.judge_loss, stage, paired)),
-            Turn("student", partial(self.student_loss, stage, paired)),
-        )
+        share = (step - stage * self.stage_steps) / self.stage_steps
+        paired = share < self.squared + (1 - self.squared) * self.conditional
+        judge = Turn("discriminator", partial(self.judge_loss, stage, paired))
+        if share < self.squared:
+            return judge, Turn("student", partial(self.regression_loss, stage))
+        return judge, Turn("student", partial(self.student_loss, stage, paired), self.rate)
 
     def stage_at(self, step: int) -> int:
         """The stage of a step."""

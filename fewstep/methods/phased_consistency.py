@@ -88,8 +88,8 @@ class PhasedConsistency(Method):
     """Of the teacher's solver: 1 is DDIM, 2 Heun's method."""
     c: float = 0.001
     """Where the loss turns from a square to a modulus, of each element."""
-    decay: float = 0.0
-    """Of the target's average in a step; 0: the student itself (Hyper-SD has an average)."""
+    decay: float = 0.95
+    """Of the target's average in a step, as Hyper-SD has one; 0: the student itself (PCM)."""
     kappa: float = 1.0
     """Guidance scale of the teacher, part of the result; 1: none (published: 5 to 6)."""
 

@@ -11,7 +11,8 @@ fresh noise end a bit lower (section 3.1). With x_u one step of the guided teach
 
     L = E d(X(x_t, t, s), X^-(x_u, u, s)),    d(y) = mean_i (y_i^2 + c^2)^(1/2) - c,
 
-X^- the student itself without a gradient. A student that a `Jumps` samples is told s, and the
+X^- an average of the student, without a gradient; published is the student itself (`decay` 0), as
+adapters of a large network with small rates. A student that a `Jumps` samples is told s, and the
 product of the teacher's steps is its fixed point; published ones are not told, and make one
 prediction for all the ends of a time.
 
@@ -78,8 +79,8 @@ class TDD(Method):
     """Of the teacher's solver: 1 is DDIM, 2 Heun's method."""
     c: float = 0.001
     """Where the loss turns from a square to a modulus, of each element."""
-    decay: float = 0.0
-    """Of the target's average in a step; 0: the student itself."""
+    decay: float = 0.95
+    """Of the target's average in a step; 0: the student itself, as published."""
     kappa: float = 1.0
     """Guidance scale of the teacher, part of the result; 1: none (published: 4.5)."""
     drop: float = 0.0

@@ -122,7 +122,7 @@ def test_golden_products_on_the_published_ladder(order: Any, levels: int, ratio:
 
 def test_training_reaches_the_product() -> None:
     """Through the loop, from another start, with the student itself as the target."""
-    path, m = VE(), ConsistencyDistillation(FewStep(2.5), Ladder(3), order=1)
+    path, m = VE(), ConsistencyDistillation(FewStep(2.5), Ladder(3), order=1, decay=0.0)
     expected = products(m, path, 2.5)
     start = Ends(path, m.ladder.times(path, 2.5), [0.9] * 4)
     settings: Any = {"batch": 64, "optim": Optim(4e-2, (0.9, 0.99), decay="cosine")}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from fewstep.diffusion.rng import Draws
 from fewstep.diffusion.samplers import FewStep, Jumps, WithInput
 from fewstep.diffusion.types import Batch
 from fewstep.distillation.flow_maps import Ladder, solve
-from fewstep.distillation.method import Nets
+from fewstep.distillation.method import Nets, Step
 from fewstep.methods.invertible_consistency import InvertibleConsistency, edge_beyond
 from fewstep.nets.mlp import MLP
 from tests.gaussians import GaussianFlowMap
@@ -159,17 +160,34 @@ def test_the_targets_have_no_gradient() -> None:
         ends.append(float(total().detach()))
     assert float(slope) == pytest.approx((ends[0] - ends[1]) / 2e-5, rel=1e-5)
     student.c.data.fill_(0.7)  # what is made without a gradient is made with 0.4
-    x, t, s = (
-        BATCH.z,
-        torch.full((len(BATCH.z),), 0.8, dtype=F64),
-        torch.zeros(1, dtype=F64) + 0.2,
-    )
-    s = s.expand_as(t)
+    x = BATCH.z
+    t, s = (torch.full((len(x),), time, dtype=F64) for time in (0.8, 0.2))
     there = Flow().ddim(x, 0.4 * x, t, s)
     back = Flow().ddim(there, 0.7 * there, s, t)
     found = m.return_trip(student, x, t, s, BATCH)
     by_hand = (((back - x) ** 2 + m.c**2).sqrt() - m.c).mean()
     torch.testing.assert_close(found, by_hand)
+
+
+def test_the_target_is_an_average_of_the_student() -> None:
+    """It makes X^- in both directions, and follows by 1 - decay in a step."""
+    net: Any = Model(MLP(8, 1), (2,), 3).build(1)
+    m = InvertibleConsistency(Jumps(2.5, 2, 3.0), Ladder(6), preserve=0.0, decay=0.75)
+    teacher = TEACHERS["mixture"](VE())
+    nets = m.init(net, net)
+    assert set(nets) == {"student", "target"}
+    assert set(replace(m, decay=0.0).init(net, net)) == {"student"}
+    for p in nets["student"].parameters():
+        p.data += 1
+    m.after_step(Step(nets, net, 0, 0, 0, {}))
+    rows = zip(nets["target"].parameters(), nets["student"].parameters(), strict=True)
+    assert all(torch.allclose(a, b - 0.75, atol=1e-6) for a, b in rows)
+
+    right, wrong = Stepping(m, teacher), Stepping(m, teacher, past=1)
+    given = BATCH._replace(cond=None)
+    for target, least, most in ((right, -1e-9, 1e-8), (wrong, 1e-6, 10.0)):
+        found = m.student_loss(Nets({"student": right, "target": target}), teacher, given).logs
+        assert all(least <= float(found[name]) < most for name in ("down", "up"))
 
 
 def test_edges_by_hand() -> None:
@@ -209,6 +227,7 @@ def test_the_student_and_what_is_shipped() -> None:
         ({"preserve": -1.0}, "preserve >= 0 and c > 0"),
         ({"c": 0.0}, "preserve >= 0 and c > 0"),
         ({"order": 3}, "order is 1 or 2"),
+        ({"decay": 1.0}, "below 1; got 1"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(settings: Any, message: str) -> None:

@@ -129,12 +129,15 @@ def test_shares_change_after_the_early_steps() -> None:
     for step, shares in ((0, soon), (499, soon), (500, late)):
         turns = m.turns(step)
         assert [turn.net for turn in turns] == ["discriminator", "student"]
+        assert [turn.rate for turn in turns] == [1.0, 0.1]
         assert all(turn.loss.args == (shares,) for turn in turns)  # type: ignore[attr-defined]
 
 
 def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match=r"LADD.early_shares has a share of each of the sampler"):
         LADD(early_shares=(0.5, 0.5))
+    with pytest.raises(ValueError, match=r"LADD.rate is above 0, got 0"):
+        LADD(rate=0.0)
     with pytest.raises(ValueError, match=r"LADD.sampler is a FewStep"):
         LADD(Jumps(2.5))
     with pytest.raises(ValueError, match=r"its judge reads the 'teacher' or a network of its"):

@@ -49,6 +49,7 @@ def one_step(paired: bool = True) -> Lightning:
         judge=judge,
         times=1,
         conditional=paired,
+        squared=0.0,
     )
 
 
@@ -235,13 +236,27 @@ NAMES = ("target", "before", "student")
 
 
 def test_a_stage_begins_with_pairs_and_ends_without() -> None:
-    m = Lightning(stage_steps=10, conditional=0.3)
+    m = Lightning(stage_steps=10, conditional=0.3, squared=0.0)
     assert m.length == 40
     assert [turn.net for turn in m.turns(9)] == ["student"]
     for step, stage, paired in ((10, 1, True), (12, 1, True), (13, 1, False), (39, 3, False)):
         turns = m.turns(step)
         assert [turn.net for turn in turns] == ["discriminator", "student"]
         assert all(turn.loss.args == (stage, paired) for turn in turns)  # type: ignore[attr-defined]
+        assert [turn.rate for turn in turns] == [1.0, 0.1]
+
+
+def test_the_student_is_regressed_while_its_judge_learns() -> None:
+    """At first in a stage; `conditional` is a part of the rest."""
+    m = Lightning(stage_steps=10, conditional=0.4, squared=0.5, rate=0.2)
+    for step, net, paired in ((10, False, True), (14, False, True), (15, True, True)):
+        judge, student = m.turns(step)
+        fooling: Any = student.loss
+        assert judge.loss.args == (1, paired)  # type: ignore[attr-defined]
+        assert fooling.func == (m.student_loss if net else m.regression_loss)
+        assert fooling.args == ((1, paired) if net else (1,))
+        assert student.rate == (0.2 if net else 1.0)
+    assert [m.turns(step)[1].loss.args[1] for step in (16, 17, 19)] == [True, False, False]  # type: ignore[attr-defined]
 
 
 def test_the_student_hears_of_pairs_as_its_judge_does() -> None:
@@ -269,6 +284,8 @@ def test_the_student_hears_of_pairs_as_its_judge_does() -> None:
         ({"stages": (8, 3, 1)}, r"Lightning.stages are numbers of steps, each of which divides"),
         ({"stages": (8, 4)}, r"to the sampler's 1; got \(32, 8, 4\)"),
         ({"conditional": 2.0}, r"conditional in \[0, 1\], got 450, 1 and 2"),
+        ({"squared": 1.0}, r"squared in \[0, 1\) and a rate above 0, got 1 and 0.1"),
+        ({"rate": 0.0}, r"squared in \[0, 1\) and a rate above 0, got 0.5 and 0"),
         ({"judge": Discriminator(features="own")}, r"Lightning.judge is Discriminator\(features="),
         (
             {"judge": replace(Lightning().judge, mismatch=0.5)},

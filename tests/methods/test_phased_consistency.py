@@ -152,7 +152,7 @@ def test_fewer_phases_stage_by_stage() -> None:
     assert restarts == [False, True, False, True, False, False, False]
     assert [turn.loss.args for k in (0, 3, 9) for turn in m.turns(k)] == [(16,), (8,), (4,)]  # type: ignore[attr-defined]
     assert set(nets) == {"student", "target", "stage"}
-    assert set(PhasedConsistency().init(teacher, net)) == {"student"}
+    assert set(PhasedConsistency(decay=0.0).init(teacher, net)) == {"student"}
 
 
 def test_a_student_of_jumps_is_told_where_they_end() -> None:

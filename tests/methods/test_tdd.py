@@ -137,6 +137,7 @@ def test_the_target_follows_and_a_student_of_jumps_is_told() -> None:
     m = TDD(Jumps(2.5, 4), decay=0.75)
     assert m.result(model) == replace(model, inputs=("s",))
     assert TDD().result(model) == model
+    assert set(TDD(decay=0.0).init(net, net)) == {"student"}
     nets = m.init(net, net)
     for p in nets["student"].parameters():
         p.data += 1
