@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from fewstep.diffusion.model import Model
+from fewstep.distillation.default_times import with_times_of
 from fewstep.distillation.method import Method
 from fewstep.methods.ayf import AYF
 from fewstep.methods.mean_flow import MeanFlow
@@ -70,7 +71,10 @@ def seconds(run: Run) -> float:
 def of(model: Model, batch: int) -> dict[str, Any]:
     """Every method's step over the plain one."""
     plain = replace(t2i_flow(), method=Pretrain(), model=model, batch=batch, accumulate=1)
-    runs = {name: replace(plain, method=method) for name, method in METHODS.items()}
+    runs = {
+        name: replace(plain, method=with_times_of(method, model.path))
+        for name, method in METHODS.items()
+    }
     spent: dict[str, list[float]] = {name: [] for name in ("plain", *runs)}
     for _ in range(ROUNDS):
         for name, run in {"plain": plain, **runs}.items():

@@ -76,8 +76,9 @@ class FlashDMD(Method):
     """Share of its own weights that the fake score keeps in a step; 1: all of them."""
     judge: Discriminator = Discriminator()
     """What tells samples from data."""
-    gan: float = 1.0
-    """Weight of the adversarial loss."""
+    gan: float = 0.01
+    """Weight of the adversarial loss, which is not published; at 1 it leads a student of a few
+    hundred updates further from the data than it began."""
     preference: Preference | None = None
     """What the second stage prefers; None: there is none."""
     preferred_from: int = 1000
