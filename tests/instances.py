@@ -65,7 +65,16 @@ from fewstep.losses.distance import (
     SumOfAbsolutes,
     SumOfPowers,
 )
-from fewstep.losses.weight import L1, SNR, EDMWeight, Power, SignalNoise, TruncatedSNR, Weight
+from fewstep.losses.weight import (
+    L1,
+    SNR,
+    EDMWeight,
+    MinSNR,
+    Power,
+    SignalNoise,
+    TruncatedSNR,
+    Weight,
+)
 from fewstep.methods.add import ADD
 from fewstep.methods.align_your_steps import AlignYourSteps
 from fewstep.methods.asd import ASD
@@ -178,6 +187,7 @@ WEIGHTS: tuple[Weight, ...] = (
     SNR(),
     SignalNoise(),
     TruncatedSNR(),
+    MinSNR(),
     L1(),
 )
 

@@ -84,6 +84,19 @@ class TruncatedSNR(Weight):
 
 
 @dataclass(frozen=True)
+class MinSNR(Weight):
+    """min(most, alpha^2 / sigma^2): an eps loss, and no more than `most` times an x_0 loss.
+
+    Hang et al. 2023, https://arxiv.org/abs/2303.09556; TDM's fake score learns with it.
+    """
+
+    most: float = 5.0
+
+    def __call__(self, x: Tensor, real: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return (alpha**2 / sigma**2).clamp_max(self.most).detach()
+
+
+@dataclass(frozen=True)
 class EDMWeight(Weight):
     """(alpha^2 sd^2 + sigma^2) / (sigma sd)^2 = 1 / c_out^2, Karras et al. 2022, table 1."""
 

@@ -85,8 +85,8 @@ class CDM(Method):
     sampler: Sampler = FewStep(2.5, 4, "ddim")
     """A `FewStep` with noise "ddim"; training has its start, and grids of its own."""
     kappa: float = 1.0
-    """Guidance scale of the teacher, part of the result; 1 leaves augmentation out (published:
-    7)."""
+    """Guidance scale of the teacher, part of the result; 1 leaves augmentation out (released:
+    7 times the augmentation, which is 8)."""
     longest: int = 8
     """The largest number of calls of a training grid, from 1 to which it is uniform (published:
     28, for more time in rollouts)."""

@@ -88,7 +88,7 @@ class SwD(Method):
     sampler: Sampler = ScaleWise()
     """A `ScaleWise`: times and sizes of the calls."""
     times: TimeLaw = Karras(0.00316, 71.6)
-    """Noise levels of distribution matching (published: the noisier 16 of 28)."""
+    """Noise levels of distribution matching (published: the cleaner 16 of 28)."""
     weight: Weight = L1()
     """w of the student's direction; L1 is 1 / mean |x - f_phi|."""
     mmd: float = 1.0

@@ -8,9 +8,10 @@ looked at. The student is pushed along the gradient of KL(student || teacher), w
     sigma_t^2 (eps_phi - eps_psi) = alpha_t sigma_t (f_psi - f_phi),
 
 which with alpha^2 + sigma^2 = 1 is sigma^3 / alpha times the exact gradient. No backward pass runs
-through either network. Both predictions are guided by the same scale (`LSG`): guidance of the
-teacher alone would be a bias that the fake score cannot follow, and push a student away that has
-the teacher's very distribution. Student first, then one update of the fake score.
+through either network. Both predictions are guided by the same scale, `Kappas(fake=4.5, real=4.5)`
+(`LSG` has it where the fake score learns, too): guidance of the teacher alone would be a bias that
+the fake score cannot follow, and push a student away that has the teacher's very distribution.
+Student first, then one update of the fake score.
 
 The published fake score is the teacher with adapters, `fewstep distill --lora`, on one backbone
 in memory, and learns 1000 times faster than the student (`fake_rate`).
@@ -37,8 +38,8 @@ class VSD(Method):
 
     The defaults suit EDM teachers; on Stable Diffusion 2.1 the paper has
     `FewStep(999, unit=True)`, times `Whole(20, 980)`, `FakeScore(Whole(), Power(4, -2))`,
-    guidance `LSG(4.5)` and fake_rate 1000, with adapters of rank 64. It needs a teacher and no
-    data. ValueError where fake_rate is not positive. Nguyen & Tran 2023,
+    guidance `Kappas(fake=4.5, real=4.5)` and fake_rate 1000, with adapters of rank 64. It needs a
+    teacher and no data. ValueError where fake_rate is not positive. Nguyen & Tran 2023,
     https://arxiv.org/abs/2312.05239.
     """
 

@@ -35,6 +35,7 @@ from fewstep.losses.weight import (
     L1,
     SNR,
     EDMWeight,
+    MinSNR,
     Power,
     SignalNoise,
     TruncatedSNR,
@@ -119,6 +120,7 @@ WEIGHED = {
     EDMWeight(): [(0.0625 + 4) / 1, (1 + 0.25) / 0.0625],
     SNR(): [4 + 0.25 / 4, 4 + 4 / 0.25],
     TruncatedSNR(): [1.0, 16.0],
+    MinSNR(): [0.25 / 4, 5.0],
     SignalNoise(): [1 / 4.25, 1 / 4.25],
     L1(): [1 / 1.5, 1e5],
 }
