@@ -15,7 +15,7 @@ import torch
 
 from fewstep.diffusion.model import Model, OfTeacher
 from fewstep.diffusion.noise_path import Flow, NoisePath
-from fewstep.diffusion.samplers import FewStep
+from fewstep.diffusion.samplers import FewStep, ladder_of
 from fewstep.diffusion.time_distributions import LogitNormal, Whole
 from fewstep.distillation.fake_score import FakeScore
 from fewstep.distillation.guidance_scales import LSG
@@ -56,13 +56,13 @@ def suit(run: Run, recipe: str, others: Mapping[str, Callable[[], Run]]) -> None
 
 def _starts_noisy(run: Run, path: NoisePath) -> bool:
     """Whether a run's few-step sampler starts where there is more noise than signal."""
-    sampler = run.method.sampler
-    if not isinstance(sampler, FewStep):
-        return True
     try:
-        t = torch.tensor(sampler.ladder(path)[0], dtype=torch.float64)
+        ladder = ladder_of(run.method.sampler, path)
     except ValueError:
         return False
+    if ladder is None:
+        return True
+    t = torch.tensor(ladder[0], dtype=torch.float64)
     return float(path.sigma(t)) >= float(path.alpha(t))
 
 

@@ -43,6 +43,9 @@ def test_a_recipe_of_the_other_kind_names_the_right_one(folders: Folders, kind: 
     names = str(caught.value).rpartition(" are ")[2].split(", ")
     assert right in names
     assert wrong not in names
+    of_betas, of_flows = {"lcm_sd15", "icd_sd15", "tdd_sdxl"}, {"scfm_flux", "ladd_sd3"}
+    assert (of_flows if flow else of_betas) <= set(names)
+    assert not (of_betas if flow else of_flows) & set(names)
 
 
 @pytest.mark.slow
