@@ -23,10 +23,12 @@ from fewstep.domains.captions import Captions
 from fewstep.domains.prompts import Prompts
 from fewstep.losses.weight import L1, MinSNR, Power, SignalNoise
 from fewstep.methods.disback import DisBack
+from fewstep.plan.meta_step import prepared, rehearsed
 from fewstep.recipes import divergences_text_to_image
 from fewstep.recipes.registry import by_module, in_module
 from fewstep.recipes.text_to_image import SAME
 from fewstep.runs.run import Run
+from tests.conftest import Folders
 
 RECIPES = in_module(divergences_text_to_image)
 
@@ -54,6 +56,15 @@ ROWS = {
     name: dict(zip(COLUMNS, cells, strict=True))
     for name, *cells in map(str.split, TABLE.split("\n")[1:-1])
 }
+KINDS = {
+    **dict.fromkeys(
+        ("dmd_sd15", "swiftbrush_sd21", "snoopi_sd15", "snoopi_sd21", "f_distill_sd15"), "sd"
+    ),
+    **dict.fromkeys(("f_distill_sdxl", "decoupled_dmd_sdxl", "disback_sdxl"), "sdxl"),
+    **{"cdm_sd3": "sd3", "tdm_pixart": "pixart", "swd_sd35": "sd35", "self_e_t2i": "sd3"},
+    **{"phased_dmd_qwen_image": "qwen_image"},
+}
+"""The tiny pipeline that each is begun with."""
 
 
 def teacher_scale(method: Any) -> float:
@@ -222,6 +233,18 @@ def test_self_e() -> None:
     assert (self_e.auxiliary_from, self_e.decay) == (550_000, 0.9999)
     assert 1 - 1 / self_e.kappa == pytest.approx(0.9)
     assert run.ema.decay(run.batch, 10 * run.batch) == pytest.approx(0.9999, rel=1e-12)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", KINDS)
+def test_each_begins(name: str, folders: Folders) -> None:
+    """Its last step with a tiny pipeline's network."""
+    pytest.importorskip("diffusers")
+    from fewstep.teachers.diffusers.load import load_pipeline
+
+    model = load_pipeline(str(folders(KINDS[name]))).model
+    run = replace(RECIPES[name](), model=model, batch=2, accumulate=1)
+    assert rehearsed(prepared(run)).step == run.last_step
 
 
 def test_listed_under_their_papers() -> None:
