@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from fewstep import config
 from fewstep.cli import flag_syntax
 from fewstep.cli.parser import verb_parser
 from fewstep.cli.run_flags import help_text, resolve
@@ -34,15 +35,29 @@ def plain(node: Any, prefix: str = "--") -> Iterator[tuple[str, Any]]:
 
 
 TEXTS = ("<class 'str'>", "tuple[str, ...]")
+BOUND = ("--method.sampler.times", "--method.scales")
+"""Lists whose numbers are bound to one another, so that no example of their type will do."""
+
+
+def holds_parts(hint: Any) -> bool:
+    """Whether values may be parts, such as a sampler or None, or lists of lists."""
+    inside = [*typing.get_args(hint), hint]
+    known = tuple(config.known().values())
+    return any(typing.get_origin(a) is tuple for a in typing.get_args(hint)) or any(
+        isinstance(a, type) and a is not object and any(issubclass(c, a) for c in known)
+        for a in inside
+        if typing.get_origin(a) is None
+    )
 
 
 @cache
 def kinds() -> dict[str, tuple[str, Run]]:
-    """One flag of each type that any recipe has, but for texts, which any value is."""
+    """One flag of each type that any recipe has, but for texts, which any value is, and parts."""
     found: dict[str, tuple[str, Run]] = {}
     for make in every().values():
         for flag, hint in plain(run := make()):
-            found.setdefault(str(hint), (flag, run))
+            if flag not in BOUND and not holds_parts(hint):
+                found.setdefault(str(hint), (flag, run))
     return {kind: found[kind] for kind in sorted(found) if kind not in TEXTS}
 
 
