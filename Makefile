@@ -41,7 +41,7 @@ claims: $(DEV)
 	$(BIN)/python benchmarks/claims/figures.py
 	$(BIN)/python benchmarks/pages.py --write
 
-# every method on the same teachers: three hours on one core; finished trials are kept
+# every method on the same teachers: four hours on one core; finished trials are kept
 arena: $(DEV)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.arena mixture
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.arena digits

@@ -121,6 +121,7 @@ def sources() -> dict[str, Field]:
         "adapt": read_json(RESULTS / "adapt.json"),
         "serve": read_json(RESULTS / "serve.json"),
         "pairs": read_json(RESULTS / "pairs.json"),
+        "derivatives": read_json(RESULTS / "derivatives.json"),
         "lora": read_json(RESULTS / "adapters.json"),
         "averages": read_json(RESULTS / "averages.json"),
         "pace": read_json(RESULTS / "pace.json"),

@@ -330,8 +330,10 @@ def of_scene(scene: str, data: Row) -> str:
     if data["by_calls"]:
         parts.append("### By number of calls")
         parts.append(
-            "Two and eight calls take over the settings that did best in four, with all seeds. "
-            "`!` marks a student that is behind the teacher's DDIM in twice its calls."
+            "Two and eight calls take over the settings that did best in four; without an "
+            "interval it is one seed. `!` marks a student that is behind the teacher's DDIM in "
+            "twice its calls. More calls cost more a step, and so a student of eight has fewer "
+            "steps to learn in, from a start that was chosen for four."
         )
         parts.append(markdown(by_calls(scene, data)))
     return "\n\n".join(parts)
