@@ -24,12 +24,13 @@ from fewstep.runs.run import Run
 
 
 def plain(node: Any, prefix: str = "--") -> Iterator[tuple[str, Any]]:
-    """(flag, type) of every field that is no part."""
+    """(flag, type) of every field that is no part; a part that may be None has no flags inside."""
     for field in fields(node):
         value, hint = getattr(node, field.name), typing.get_type_hints(type(node))[field.name]
         flag = f"{prefix}{field.name.replace('_', '-')}"
         if is_dataclass(value):
-            yield from plain(value, f"{flag}.")
+            if type(None) not in typing.get_args(hint):
+                yield from plain(value, f"{flag}.")
         elif flag_syntax.is_plain(hint):
             yield flag, hint
 

@@ -25,7 +25,7 @@ RUN = {"run", "finished", "model"}
 ADAPT = ("runs/sid", "--base", "runs/teacher", "--tuned", "runs/teacher", "--steps", "2")
 CASES: dict[str, tuple[tuple[str, ...], set[str]]] = {
     "demo": (("--out", "OUT"), {"run", "metrics", "report"}),
-    "recipes": (("--for", "no data"), {"scene", "notes", "rows"}),
+    "recipes": (("--for", "no data"), {"scenes", "notes", "rows"}),
     "plan": (
         ("runs/teacher", "--gpus", "1x24GB", "--recipe", "digits"),
         {"recipe", "method", "batch", "steps", "gpus", "links", "refused", "command", "rows"},
