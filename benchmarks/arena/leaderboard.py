@@ -146,7 +146,7 @@ def row(
 
 
 def by_calls(one: Entry, found: Sequence[Record], on: Scene) -> dict[str, Any] | None:
-    """The distance of a method in each number of calls, of its settings; None if few."""
+    """A method's distance by its calls; None where those that are tuned were conducted alone."""
     row: dict[str, Any] = {}
     for calls in sorted((*one.calls, *one.between)):
         best = chosen(found, calls, on.distance, TRIALS)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, fields, replace
 from typing import Any
 
+import pytest
 import torch
 
 from fewstep.distillation.method import Method
@@ -19,10 +20,27 @@ an M, 0: none; rank: of adapters, 0: none."""
 Row = Mapping[str, str]
 
 
-def rows(table: str) -> dict[str, Row]:
+def rows(table: str, columns: Sequence[str] = COLUMNS) -> dict[str, Row]:
     """The cells of a table by recipe and column."""
     lines = map(str.split, table.strip().split("\n"))
-    return {name: dict(zip(COLUMNS, cells, strict=True)) for name, *cells in lines}
+    return {name: dict(zip(columns, cells, strict=True)) for name, *cells in lines}
+
+
+def differing(facts: Mapping[str, Any], row: Row, loose: Mapping[str, float]) -> list[str]:
+    """The columns in which facts of a run are not what a row says; -: it says nothing of them.
+
+    loose: by how much a number may be off, where it is rounded in print.
+    """
+    wrong = []
+    for key, value in facts.items():
+        if row[key] == "-":
+            continue
+        if isinstance(value, str):
+            same = row[key] == value
+        else:
+            same = value == pytest.approx(float(row[key]), rel=1e-9, abs=loose.get(key, 0.0))
+        wrong += [] if same else [key]
+    return wrong
 
 
 def cells_apart(run: Run, row: Row) -> list[str]:

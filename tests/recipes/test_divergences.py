@@ -26,6 +26,7 @@ from fewstep.recipes.registry import by_module, in_module
 from fewstep.runs.run import Run
 from fewstep.teachers.network_config import published_model
 from fewstep.training.ema import EMA
+from tests.recipes.pinned import differing, rows
 
 RECIPES = in_module(divergences)
 
@@ -42,10 +43,9 @@ dmd_imagenet64         336 2e-6 2e-6 .9 .999 .01  10 500 1 student 350000 0     
 f_distill_cifar10_cond 2048 1e-4 1e-4 .9 .999 .01 10   0 5 fake     20000 .9999 0    1
 f_distill_imagenet64    512 2e-6 2e-6 .9 .999 .01 10   0 5 fake    120000 .9999 0    1
 """
-ROWS = {
-    name: dict(zip(COLUMNS, cells, strict=True))
-    for name, *cells in map(str.split, TABLE.split("\n")[1:-1])
-}
+ROWS = rows(TABLE, COLUMNS)
+LOOSE = dict.fromkeys(("low", "high"), 1.5e-3)
+"""Quantiles of a time law, to the digits that are printed."""
 
 
 def facts(run: Run) -> dict[str, Any]:
@@ -82,22 +82,9 @@ def ladder(law: TimeLaw, u: torch.Tensor) -> torch.Tensor:
     return (law.quantile(u) ** (1 / 7) - low) / (high - low)
 
 
-def differing(run: Run, row: dict[str, str]) -> list[str]:
-    """The columns in which a run is not as published."""
-    wrong = []
-    for key, value in facts(run).items():
-        if isinstance(value, str):
-            same = row[key] == value
-        else:
-            loose = 1.5e-3 if key in ("low", "high") else 0.0
-            same = value == pytest.approx(float(row[key]), rel=1e-9, abs=loose)
-        wrong += [] if same else [key]
-    return wrong
-
-
 @pytest.mark.parametrize("name", ROWS)
 def test_the_run(name: str) -> None:
-    assert differing(RECIPES[name](), ROWS[name]) == []
+    assert differing(facts(RECIPES[name]()), ROWS[name], LOOSE) == []
 
 
 @pytest.mark.parametrize("key", COLUMNS)
@@ -106,7 +93,7 @@ def test_a_wrong_number_is_seen(key: str) -> None:
     row = dict(ROWS["f_distill_cifar10_cond"])
     row[key] = "student" if key == "first" else str(float(row[key]) * 1.1 + 0.01 * (key == "low"))
     row[key] = "1" if key == "warmup" else row[key]
-    assert differing(RECIPES["f_distill_cifar10_cond"](), row) == [key]
+    assert differing(facts(RECIPES["f_distill_cifar10_cond"]()), row, LOOSE) == [key]
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ from fewstep.recipes.registry import by_module, in_module
 from fewstep.recipes.text_to_image import SAME
 from fewstep.runs.run import Run
 from tests.conftest import Folders
+from tests.recipes.pinned import differing, rows
 
 RECIPES = in_module(divergences_text_to_image)
 
@@ -52,10 +53,9 @@ tdm_pixart            - 4e-6 2e-5 0  .95  .01  1   - 1 fake    4   500 0 20 889 
 swd_sd35             64 5e-6 5e-6 .9 .999 .01 10   - 5 fake    4  3000 0 .0089 .7904 7
 phased_dmd_qwen_image 64   - 4e-7  -    - -    -   - 5 fake    4     - 0  0   1 -
 """
-ROWS = {
-    name: dict(zip(COLUMNS, cells, strict=True))
-    for name, *cells in map(str.split, TABLE.split("\n")[1:-1])
-}
+ROWS = rows(TABLE, COLUMNS)
+LOOSE = dict.fromkeys(("low", "high"), 1e-4)
+"""Quantiles of a time law, to the digits that are printed."""
 KINDS = {
     **dict.fromkeys(
         ("dmd_sd15", "swiftbrush_sd21", "snoopi_sd15", "snoopi_sd21", "f_distill_sd15"), "sd"
@@ -104,25 +104,10 @@ def facts(run: Run) -> dict[str, Any]:
     }
 
 
-def differing(run: Run, row: dict[str, str]) -> list[str]:
-    """The columns in which a run is not as published."""
-    wrong = []
-    for key, value in facts(run).items():
-        if row[key] == "-":
-            continue
-        if isinstance(value, str):
-            same = row[key] == value
-        else:
-            loose = 1e-4 if key in ("low", "high") else 0.0
-            same = value == pytest.approx(float(row[key]), rel=1e-9, abs=loose)
-        wrong += [] if same else [key]
-    return wrong
-
-
 @pytest.mark.parametrize("name", ROWS)
 def test_the_run(name: str) -> None:
     run = RECIPES[name]()
-    assert differing(run, ROWS[name]) == []
+    assert differing(facts(run), ROWS[name], LOOSE) == []
     data = ("f_distill", "swd")
     assert (run.model, run.domain) == (SAME, Captions() if name.startswith(data) else Prompts())
     assert decode(encode(run)) == run
@@ -133,7 +118,7 @@ def test_a_wrong_number_is_seen(key: str) -> None:
     """Negative control: each number of a row in turn, a tenth larger."""
     row = dict(ROWS["dmd_sd15"])
     row[key] = "fake" if key == "first" else str(float(row[key]) * 1.1 + 0.1 * (key == "average"))
-    assert differing(RECIPES["dmd_sd15"](), row) == [key]
+    assert differing(facts(RECIPES["dmd_sd15"]()), row, LOOSE) == [key]
 
 
 def method(name: str) -> Any:

@@ -33,8 +33,7 @@ def waits(method: Method, model: Model = MODEL) -> list[str]:
     run = replace(digits(), method=method, model=model, batch=4, accumulate=2, steps=6)
     with MetaMemory(), AsOnDevice(None, wide=True):
         work = meta_step.prepared(run, "meta").rehearsal()
-        state = work.init()
-        meta_step._prime(state, run)
+        state = meta_step.begun(work)
         with Waits() as found:
             assert len(list(work.records(state))) == 1
     return found.places
