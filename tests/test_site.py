@@ -132,7 +132,7 @@ def test_docstrings_are_plain_text(hook: ModuleType) -> None:
     assert hook.plain("the *mean* of <a, b>") == "the *mean* of &lt;a, b>"
     assert hook.plain("`(B, *)` and a*b*c") == r"`(B, *)` and a\*b\*c"
     assert hook.plain("so\n\n    c * <a, b> * d") == "so\n\n    c * <a, b> * d"
-    said = hook.plain("Fields:\n    x: (B, *), <a>\n\nso\n\n    c * d")
+    said = hook.plain("Attributes:\n    x: (B, *), <a>\n\nso\n\n    c * d")
     assert said == "Attributes:\n    x: (B, \\*), &lt;a>\n\nso\n\n    c * d"
 
 

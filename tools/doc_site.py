@@ -123,7 +123,6 @@ def plain(text: str) -> str:
     for line in text.splitlines():
         if line and not line.startswith(" "):
             listed = SECTION.fullmatch(line) is not None
-            line = "Attributes:" if line == "Fields:" else line
         if listed or not line.startswith("    "):
             parts = KEPT.split(line)
             parts[::2] = [p.replace("*", r"\*").replace("<", "&lt;") for p in parts[::2]]

@@ -57,7 +57,7 @@ Scores = dict[str, float]
 class Scene:
     """A teacher's problem.
 
-    Fields:
+    Attributes:
         name: of the scene.
         model: the network of teacher and student.
         distance: name of the score that ranks; less is better.

@@ -39,7 +39,7 @@ from fewstep.diffusion.types import Cond, Sampler, State, select_rows
 class Turned(Draws):
     """The draws of the samples `index`, turned towards those of the samples `other`.
 
-    Fields:
+    Attributes:
         other: (B,) int64, the numbers of the other samples.
         share: (B,) float64 in [0, 1]: 0 for the first samples, 1 for the others.
 

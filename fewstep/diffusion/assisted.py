@@ -91,7 +91,7 @@ class _Pulled:
 class Corrected(Sampler):
     """Distillation++: x <- (1 - lam) x + lam f(alpha_s x + sigma_s eps, s) after the first calls.
 
-    Fields:
+    Attributes:
         strength: lam.
         calls_corrected: how many of the calls, from the first on; each asks the teacher once.
         sampler: the student's own.
@@ -145,7 +145,7 @@ class Corrected(Sampler):
 class Handover(Sampler):
     """The teacher from noise to the student's second time, and the student from there.
 
-    Fields:
+    Attributes:
         steps: the teacher's, by DPM-Solver++(2M) on times even in the noise share.
         at: which of the student's calls is its first, counted from 0.
         t_init: where the teacher starts; None: at the largest time of the path.
@@ -240,7 +240,7 @@ class Oracle(ABC):
 class Agreement(Oracle):
     """How little the teacher would change: -|f(x_t, t) - x|^2, the mean over dimensions.
 
-    Fields:
+    Attributes:
         level: sigma / alpha of the time t.
 
     Its mean over a law is smallest for samples that the teacher finds likely; it knows nothing of
@@ -267,7 +267,7 @@ class Agreement(Oracle):
 class Gated(Sampler):
     """Adaptive teacher and student: samples that score below a threshold are worked over.
 
-    Fields:
+    Attributes:
         threshold: of the oracle's scores; None: `calibrated` is to find it for a share of samples.
         level: sigma / alpha of the time that poor samples are noised to.
         steps: the teacher's from there, by DPM-Solver++(2M).

@@ -52,7 +52,7 @@ def is_zero(kappa: Scale) -> bool:
 class CFG(Sampler):
     """Sample the guided denoiser f_kappa in place of f: how guided teachers are sampled.
 
-    Fields:
+    Attributes:
         sampler: the sampler that calls f_kappa.
         kappa: the guidance scale; 0 is unconditional, 1 conditional without guidance.
         above, upto: it guides at noise levels sigma / alpha in (above, upto] alone; elsewhere the

@@ -55,7 +55,7 @@ class Numbers(NamedTuple):
 class LinearSolver(Sampler):
     """A solver of one call a step, linear in all states and predictions so far.
 
-    Fields:
+    Attributes:
         steps: K, the number of calls.
         t_init: t_1, the time of the first call; None: the largest of the path.
         shift: spacing of the times: they are even in v, with the noise level sigma / alpha =

@@ -37,7 +37,7 @@ from fewstep.diffusion.types import Cond, Denoiser, Sampler, State
 class ParallelDecoding(Sampler):
     """Cross `intervals` / `steps` intervals of time in each call of a network with heads.
 
-    Fields:
+    Attributes:
         t_init: t_0, the time of the first call, in units of the path.
         steps: the number of calls, which divides `intervals`.
         intervals: N, the heads of the network.

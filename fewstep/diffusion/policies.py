@@ -173,7 +173,7 @@ def scaled(path: NoisePath, xt: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
 class FollowPolicy(OnLadder):
     """Call the network for a policy, follow it to the next call: pi-Flow's sampler.
 
-    Fields:
+    Attributes:
         t_init: t_1, the time of the first call, in units of the path.
         steps: K, the number of calls.
         rho: spacing of their times, as of `FewStep`, whose ladder it is.

@@ -124,7 +124,7 @@ def _is_plain(index: Tensor) -> bool:
 class Draws:
     """The random numbers of the samples `index`, as a pure function of seed and purpose.
 
-    Fields:
+    Attributes:
         index: (B,) int64, the numbers of the samples.
         seed: the key of a run.
         prefix: put before every purpose (see `under`).

@@ -40,7 +40,7 @@ PURE_NOISE = 2.0**-23
 class FewStep(Sampler):
     """The student's rollout: x^(0) = 0; x^(k) = f(alpha x^(k-1) + sigma eps_k, t_k).
 
-    Fields:
+    Attributes:
         t_init: t_1, the time of the first call, in units of the path.
         steps: K, the number of calls.
         noise: of the calls after the first: drawn anew ("fresh"), z again ("fixed"), or the noise
@@ -138,7 +138,7 @@ class FewStep(Sampler):
 class OnLadder(Sampler):
     """A sampler whose calls are at the times of a ladder, spaced as those of `FewStep`.
 
-    Fields:
+    Attributes:
         t_init: t_1, the time of the first call, in units of the path.
         steps: K, the number of calls.
         rho: spacing of the times; 1 is even, larger values are closer near the data.
@@ -167,7 +167,7 @@ class OnLadder(Sampler):
 class Ancestral(OnLadder):
     """Ancestral sampling: x_s drawn given x_t and the prediction (`NoisePath.ancestral`).
 
-    Fields:
+    Attributes:
         t_init: t_1, the time of the first call, in units of the path.
         steps: K, the number of calls.
         rho: spacing of the times, as of `FewStep`, whose ladder it is.
@@ -218,7 +218,7 @@ class JumpBack(OnLadder):
         y = path.ddim(x_t, f(x_t, t_k), t_k, t_(k+2)),
         x_(k+1) = path.bridge(y, eps_k, t_(k+2), t_(k+1))
 
-    Fields:
+    Attributes:
         t_init: t_1, the time of the first call, in units of the path.
         steps: K, the number of calls.
         rho: spacing of the times, as of `FewStep`, whose ladder it is.
@@ -265,7 +265,7 @@ class JumpBack(OnLadder):
 class Jumps(OnLadder):
     """Jumps of a flow map along its ladder: x_s = path.ddim(x_t, g(x_t, t, s=s), t, s).
 
-    Fields:
+    Attributes:
         t_init: t_1, the time of the first call, in units of the path.
         steps: K, the number of calls.
         rho: spacing of the times, as of `FewStep`, whose ladder it is.
@@ -300,7 +300,7 @@ class Jumps(OnLadder):
 class Heun(Sampler):
     """The probability-flow ODE by Heun's method, Karras et al. 2022, algorithm 1.
 
-    Fields:
+    Attributes:
         times: `times.quantile` of an even grid gives the ladder t_1 > ... > t_n.
         steps: n, the number of times.
         order: 2 for Heun's method, 1 for DDIM (`NoisePath.ddim` between the times).
@@ -362,7 +362,7 @@ class Heun(Sampler):
 class MultiStep(Sampler):
     """The probability-flow ODE in one call a step, to higher order by the calls before it.
 
-    Fields:
+    Attributes:
         times: `times.quantile` of an even grid gives the ladder t_1 > ... > t_n, as of `Heun`.
         steps: n, the number of calls.
         kind: "dpm++" is DPM-Solver++(2M), Lu et al. 2022, https://arxiv.org/abs/2211.01095,
@@ -445,7 +445,7 @@ class MultiStep(Sampler):
 class WithInput(Sampler):
     """Sample a denoiser that is told one more number by name, the same in all calls.
 
-    Fields:
+    Attributes:
         sampler: the sampler that calls it.
         name: of the input, such as "w" (`fewstep.diffusion.extra_inputs`).
         value: what it is told.

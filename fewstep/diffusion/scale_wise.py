@@ -66,7 +66,7 @@ def enlarged(x: Tensor, factor: int) -> Tensor:
 class ScaleWise(Sampler):
     """Calls at t_1 > ... > t_K, on samples f_1 >= ... >= f_K = 1 times smaller than the last.
 
-    Fields:
+    Attributes:
         times: t_1, ..., t_K, in units of the path.
         scales: f_1, ..., f_K; each is a multiple of the next.
 

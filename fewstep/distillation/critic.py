@@ -39,7 +39,7 @@ from fewstep.losses.weight import EDMWeight, Weight
 class Critic:
     """How nets["fake"] learns to denoise and to discriminate; the defaults are SiDA's.
 
-    Fields:
+    Attributes:
         times: the distribution of the noise levels of both losses.
         weight: w of the denoising loss.
         judging: w_D of the discriminator's loss.

@@ -99,7 +99,7 @@ class Fooled(NamedTuple):
 class Discriminator:
     """How student and data are told apart; the defaults are close to LADD's.
 
-    Fields:
+    Attributes:
         times: the distribution of the noise levels that it judges at; None: clean samples.
         features: what it reads: the encoder of the "fake" score, the frozen "teacher", the
             "frozen_fake" score, a network of its "own", or a frozen network of pictures.

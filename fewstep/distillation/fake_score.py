@@ -358,7 +358,7 @@ def augmentation(
 class FakeScore:
     """How nets["fake"] learns to denoise the student's samples.
 
-    Fields:
+    Attributes:
         times: the distribution of its noise levels.
         weight: w of its loss.
         augment: how samples are moved first, for a network with inputs for augmentation labels.

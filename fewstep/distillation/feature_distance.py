@@ -38,7 +38,7 @@ from fewstep.losses.distance import Distance, regression
 class FeatureDistance:
     """The distance of samples in the teacher's features.
 
-    Fields:
+    Attributes:
         times: the distribution of the noise levels that both are read at.
         layers: names of the teacher's modules whose outputs are read, as of `Discriminator`;
             (): its encoder's.

@@ -29,7 +29,7 @@ PREFIX = "pairs/"
 class Pairs:
     """Which pairs of the teacher a method learns from.
 
-    Fields:
+    Attributes:
         count: the number of pairs.
         sampler: how the teacher is sampled; None: by its own sampler.
         seed: the key of their noise and conditions.

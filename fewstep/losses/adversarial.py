@@ -201,7 +201,7 @@ class GradientPenalty:
     square of each one's gradient in its own features, which needs no second pass back through the
     network (Sauer et al. 2023, https://arxiv.org/abs/2311.17042, equation 3).
 
-    Fields:
+    Attributes:
         r1: the weight of real samples.
         r2: the weight of generated samples.
         step: s; 0: the exact gradient.

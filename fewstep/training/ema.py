@@ -30,7 +30,7 @@ def copy_weights(target: nn.Module, net: nn.Module) -> None:
 class EMA:
     """An exponential moving average of weights, whose half-life grows with the training.
 
-    Fields:
+    Attributes:
         halflife: images after which a weight's part in the average has halved.
         ramp: bounds the half-life by this fraction of the images seen so far.
 
