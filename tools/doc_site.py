@@ -110,7 +110,7 @@ KEPT = re.compile(r"(`[^`]*`|(?<![\w)])\*\w[^*]*\w\*(?!\w))")
 """What is Markdown in a docstring: code and *emphasis* within a line."""
 
 
-SECTION = re.compile(r"(Fields|Args|Arguments|Returns|Raises):")
+SECTION = re.compile(r"(Attributes|Args|Arguments|Returns|Raises):")
 """The heads of what a docstring says of one thing a line; Fields are attributes to griffe."""
 
 
