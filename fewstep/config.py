@@ -18,7 +18,9 @@ import importlib
 import importlib.abc
 import importlib.util
 import inspect
+import keyword
 import math
+import operator
 import pkgutil
 import re
 import sys
@@ -28,7 +30,7 @@ import typing
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import fields, is_dataclass
-from functools import lru_cache
+from functools import lru_cache, reduce
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -207,23 +209,22 @@ def own_files(value: Any) -> dict[str, str]:
     return {name: file.sha256 for name, file in own_sources(value).items()}
 
 
-def decode(data: Any, expected: type = object) -> Any:
+def decode(data: Any, expected: Any = object) -> Any:
     """The dataclass described by `encode`'s output, checked field by field."""
     if not isinstance(data, Mapping) or not isinstance(data.get("type"), str):
         raise ValueError(f"expected an expression such as Name(field=value), got {_short(data)}")
     name = data["type"]
     if name not in known():
-        fitting = [key for key, cls in known().items() if issubclass(cls, expected)]
-        raise ValueError(f"there is no {_short(name)}{nearest(name[:60], fitting)}")
+        names = [key for key, cls in known().items() if issubclass(cls, expected)]
+        raise ValueError(f"there is no {_short(name)}{nearest(name[:60], names)}")
     return build(known()[name], {k: v for k, v in data.items() if k != "type"}, expected)
 
 
-def build(cls: type, values: Mapping[str, Any], expected: type = object) -> Any:
+def build(cls: type, values: Mapping[str, Any], expected: Any = object) -> Any:
     """cls(**values) with every value checked against the field's annotation."""
     names = _fields(cls)
     if not issubclass(cls, expected):
-        kind = getattr(expected, "__name__", str(expected))
-        raise ValueError(f"expected a {kind}, got {cls.__name__}")
+        raise ValueError(f"expected a {_named(expected)}, got {cls.__name__}")
     hints = typing.get_type_hints(cls)
     checked = {}
     for name, value in values.items():
@@ -248,7 +249,7 @@ def _fields(cls: Any) -> list[str]:
 def conform(value: Any, hint: Any, where: str) -> Any:
     """`value` as the type `hint`; a ValueError says what `where` is and what came."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin is typing.Union or origin is types.UnionType:
+    if len(options(hint)) > 1:
         for option in args:
             try:
                 return conform(value, option, where)
@@ -283,7 +284,7 @@ def conform(value: Any, hint: Any, where: str) -> Any:
 def _named(hint: Any) -> str:
     """A type as an error message names it: "int | 'auto'"."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin is typing.Union or origin is types.UnionType:
+    if len(options(hint)) > 1:
         return " | ".join(map(_named, args))
     if origin is typing.Literal:
         return " | ".join(map(repr, args))
@@ -299,7 +300,7 @@ def _float(value: float, where: str) -> float:
         raise ValueError(f"{where} is too large a number: {_short(value)}") from None
 
 
-def parse(text: str, expected: type = object) -> Any:
+def parse(text: str, expected: Any = object) -> Any:
     """The dataclass written as an expression: "Karras(tmax=800)", or "Karras" for its defaults."""
     try:
         tree = ast.parse(text.strip(), mode="eval").body
@@ -347,13 +348,51 @@ def _short(value: Any) -> str:
     return text if len(text) <= 400 else f"{text[:397]}..."
 
 
-def configuration(text: str, expected: type = object) -> Any:
+def configuration(text: str, expected: Any = object) -> Any:
     """The configuration written as "Name(field=value)" or "file.py:Name(field=value)"."""
     match = re.fullmatch(r"([^'\"]+?\.py):(\w+.*)", text, re.DOTALL)
     if match:
         load_classes(Path(match[1]))
         text = match[2]
     return parse(text, expected)
+
+
+def fitting(hint: Any) -> dict[str, type]:
+    """The configuration classes that values of the type `hint` may be of, by name."""
+    classes = _classes_of(hint)
+    return {name: cls for name, cls in known().items() if issubclass(cls, classes)}
+
+
+def value_of(text: str, hint: Any, where: str) -> Any:
+    """The value of the type `hint` that `text` describes; ValueError for any other.
+
+    A part is written as `configuration` takes it, and all else as in an expression: own, None,
+    ((0.1, 0.2), (0.3,)). where: what an error calls the value.
+    """
+    words = [arg for o in options(hint) for arg in typing.get_args(o) if isinstance(arg, str)]
+    if text in words:
+        return text
+    if text.isidentifier() and text not in known() and not keyword.iskeyword(text):
+        raise ValueError(
+            f"there is no {_short(text)}{nearest(text[:60], [*fitting(hint), *words])}"
+        )
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
+        return configuration(text, reduce(operator.or_, _classes_of(hint) or (object,)))
+    return conform(value, hint, where)
+
+
+def options(hint: Any) -> tuple[Any, ...]:
+    """The types that a value of the type `hint` may be of: those of a union, or `hint`."""
+    union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    return typing.get_args(hint) if union else (hint,)
+
+
+def _classes_of(hint: Any) -> tuple[type, ...]:
+    """Those of the `options` of a type that are classes."""
+    nothing = (type(None), object)
+    return tuple(o for o in options(hint) if typing.get_origin(o) is None and o not in nothing)
 
 
 class _Loader(importlib.abc.ExecutionLoader):

@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import ast
 import inspect
-import types
 import typing
-from collections.abc import Iterable
-from dataclasses import fields, is_dataclass
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 from fewstep import config
 from fewstep.runs.command_line import command_line
 
+Accepts = Callable[[Any], bool]
+"""Whether a value will do as that of a flag."""
 SHOWN = 60
 """Characters of a value that are repeated to the person."""
 ONE: dict[Any, tuple[str, str, str]] = {
@@ -28,16 +30,23 @@ ONE: dict[Any, tuple[str, str, str]] = {
     Path: ("a path", "paths", "folder"),
 }
 """Type -> what it is called, what several are called, an example."""
-LISTS: dict[Any, list[str]] = {int: ["3", "8", "8"], float: ["0.05", "0.1"], str: ["a", "b"]}
-"""Examples of lists of any length."""
+LISTS: dict[Any, list[tuple[Any, ...]]] = {
+    int: [(3, 8, 8), (8, 4, 2), (1,)],
+    float: [(0.05, 0.1), (0.1, 0.05), (1.0, 5.0)],
+    str: [("a", "b")],
+}
+"""Examples of lists, one of which will do where the numbers are bound to one another."""
 
 
-def wrong(flag: str, hint: Any, present: Any, got: str) -> str:
+def wrong(
+    flag: str, hint: Any, present: Any, got: str, accepts: Accepts = lambda value: True
+) -> str:
     """A sentence for a value `got` that is not of the type `hint`.
 
     present: the value that the flag has now, which is the example where it can be one.
+    accepts: whether an example will do.
     """
-    kind, example = written(hint, present)
+    kind, example = written(hint, present, accepts)
     if hint is bool:
         home, dot, name = flag.removeprefix("--").rpartition(".")
         return f"{flag} takes no value: write {flag} or --{home}{dot}no-{name}; got {short(got)}"
@@ -45,12 +54,14 @@ def wrong(flag: str, hint: Any, present: Any, got: str) -> str:
     return f"{flag} is {kind}, written like {command_line([flag, *example])}; {given}"
 
 
-def written(hint: Any, present: Any = None) -> tuple[str, list[str]]:
+def written(
+    hint: Any, present: Any = None, accepts: Accepts = lambda value: True
+) -> tuple[str, list[str]]:
     """What values of a type are called, and the words of an example on a command line."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin is typing.Union or origin is types.UnionType:
+    if len(config.options(hint)) > 1:
         rest = [option for option in args if option is not type(None)]
-        kind, example = written(rest[0], present)
+        kind, example = written(rest[0], present, accepts)
         others = [v for option in rest[1:] for v in _words(option)]
         others += ["None"] if len(rest) < len(args) else []
         return " or ".join([kind, *others]), example
@@ -58,7 +69,7 @@ def written(hint: Any, present: Any = None) -> tuple[str, list[str]]:
         now = args[0] if present is None else present
         return f"one of {', '.join(map(str, args))}", [str(now)]
     if origin is tuple:
-        return _several(args, present)
+        return _several(args, present, accepts)
     one, _, usual = ONE.get(hint, ("a value", "values", "VALUE"))
     return one, [usual if present is None or present == "" else str(present)]
 
@@ -69,38 +80,54 @@ def _words(hint: Any) -> list[str]:
     return [str(value) for value in typing.get_args(hint)] if literal else []
 
 
-def _several(args: tuple[Any, ...], present: Any) -> tuple[str, list[str]]:
+def placeholder(hint: Any) -> str:
+    """What a value given whole is called in --help: LORA | NONE, {fake,own} | PICTUREFEATURES."""
+    words = _choices(hint)
+    kinds = [getattr(o, "__name__", "").replace("Type", "").upper() for o in config.options(hint)]
+    kinds = ["(...)" if kind == "TUPLE" else kind for kind in kinds if kind != "LITERAL"]
+    return " | ".join([*([f"{{{','.join(words)}}}"] if words else []), *kinds])
+
+
+def _several(args: tuple[Any, ...], present: Any, accepts: Accepts) -> tuple[str, list[str]]:
     """The same of a tuple."""
     endless = args[1:] == (Ellipsis,)
     kind = ONE.get(args[0], ("", "values", "VALUE"))[1]
+    usual = LISTS.get(args[0], [])
+    if not endless:
+        usual = [tuple(x for _, x in zip(args, value, strict=False)) for value in usual]
+    usual = [present] if present else usual
+    items = next(filter(accepts, usual), usual[0] if usual else ("VALUE",))
     count = "" if endless else f"{len(args)} "
-    items = list(present or ())
-    example = LISTS.get(args[0], ["VALUE"]) if endless else [written(a)[1][0] for a in args]
-    return f"{count}{kind} with spaces between", [str(item) for item in items] or example
+    return f"{count}{kind} with spaces between", [str(item) for item in items]
 
 
-def part(flag: str, hint: Any, present: Any, text: str, error: ValueError) -> ValueError:
-    """The error of a whole part that `text` does not describe, with the right spelling.
+def part(
+    flag: str, hint: Any, present: Any, text: str, error: ValueError, accepts: Accepts
+) -> ValueError:
+    """The error of a value given whole that `text` does not describe, with the right spelling.
 
     A text that is a value of one of the part's own fields is most likely meant so: 8 is
     LoRA(rank=8), my.txt is Prompts(file='my.txt').
     """
     if "(" in text or ".py:" in text or text.isidentifier():  # whose own error says what is wrong
-        return ValueError(f"{flag}: {error}")
-    meant = _meant(present if isinstance(present, type) else type(present), text)
-    if meant:
-        return ValueError(f"{flag} is an expression; did you mean {command_line([flag, meant])}?")
-    kind = getattr(hint, "__name__", "")
-    names = sorted(n for n, cls in config.known().items() if kind and issubclass(cls, hint))
+        told = str(error)
+        return ValueError(told if told.startswith(flag) else f"{flag}: {told}")
+    kinds = config.fitting(hint)
+    kind = type(present) if is_dataclass(present) else next(iter(kinds.values()), object)
+    for value, meant in _meant(kind, text) if is_dataclass(present) or len(kinds) == 1 else ():
+        if accepts(value):
+            likely = command_line([flag, meant])
+            return ValueError(f"{flag} is an expression; did you mean {likely}?")
+    names = [*_choices(hint), *sorted(kinds)]
     choice = f" (one of {', '.join(names)})" if len(names) > 1 else ""
     return ValueError(
         f"{flag} is an expression{choice}, written like "
-        f"{command_line([flag, example(present)])}; got {short(text)}"
+        f"{command_line([flag, example(hint, present, accepts)])}; got {short(text)}"
     )
 
 
-def _meant(cls: Any, text: str) -> str:
-    """cls(field=text) for the field of `cls` that such a value is most likely of, or ""."""
+def _meant(cls: Any, text: str) -> Iterator[tuple[Any, str]]:
+    """cls(field=text), and how it is written: for each field that it may be of, likeliest first."""
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError):
@@ -108,17 +135,35 @@ def _meant(cls: Any, text: str) -> str:
     annotated = list(vars(cls).get("__annotations__", ()))
     hints = {n: h for n, h in typing.get_type_hints(cls).items() if n in annotated and is_plain(h)}
     for name in sorted(hints, key=lambda name: hints[name] is not type(value)):
-        try:
+        with suppress(ValueError, TypeError):
             configuration = cls(**{name: config.conform(value, hints[name], name)})
-        except (ValueError, TypeError):
-            continue
-        return f"{cls.__name__}({name}={getattr(configuration, name)!r})"
-    return ""
+            yield configuration, f"{cls.__name__}({name}={getattr(configuration, name)!r})"
+
+
+def _choices(hint: Any) -> list[str]:
+    """The texts that values of a type may be."""
+    return [word for option in config.options(hint) for word in _words(option)]
 
 
 def is_plain(hint: Any) -> bool:
-    """Whether values of a type are numbers, texts, or lists of these, and no parts."""
-    return not any(is_dataclass(option) for option in (hint, *typing.get_args(hint)))
+    """Whether values of a type are numbers, texts, or lists of these.
+
+    All others, parts and lists of lists, are given whole, as an expression.
+    """
+    inside = [arg for option in config.options(hint) for arg in typing.get_args(option)]
+    nested = any(typing.get_origin(arg) is tuple for arg in inside)
+    return not nested and not config.fitting(hint)
+
+
+def opened(hint: Any, value: Any) -> bool:
+    """Whether a field has flags for what is inside its value.
+
+    Of a type that is a union, only values of its own concrete parts do.
+    """
+    kinds = config.options(hint)
+    return is_dataclass(value) and (
+        len(kinds) == 1 or any(is_dataclass(k) and isinstance(value, k) for k in kinds)
+    )
 
 
 def short(text: str) -> str:
@@ -137,18 +182,17 @@ def field_of(node: Any, path: Iterable[str]) -> tuple[Any, Any] | None:
     return hint, node
 
 
-def unset(node: Any, prefix: str = "--") -> list[tuple[str, Any, str]]:
-    """Parts that are not there unless they are given: (flag, class, what the field means)."""
-    parts = []
+def given_whole(node: Any, prefix: str = "--") -> list[tuple[str, Any, Any, str]]:
+    """What is no part now and has no flags inside: (flag, type, present value, meaning)."""
+    found = []
     for field in fields(node):
         value, hint = getattr(node, field.name), typing.get_type_hints(type(node))[field.name]
         flag = f"{prefix}{field.name.replace('_', '-')}"
-        if is_dataclass(value):
-            parts += unset(value, f"{flag}.")
-        elif value is None:
-            options = [option for option in typing.get_args(hint) if is_dataclass(option)]
-            parts += [(flag, option, _meaning(type(node), field.name)) for option in options]
-    return parts
+        if opened(hint, value):
+            found += given_whole(value, f"{flag}.")
+        elif field.init and not is_plain(hint):
+            found.append((flag, hint, value, _meaning(type(node), field.name)))
+    return found
 
 
 def _meaning(cls: type, name: str) -> str:
@@ -162,10 +206,31 @@ def _meaning(cls: type, name: str) -> str:
     return ""
 
 
-def example(part: Any) -> str:
-    """How a part, or its class, is written: with its first plain field."""
-    node = part() if isinstance(part, type) else part
-    hints = typing.get_type_hints(type(node))
-    first = next((f.name for f in fields(node) if is_plain(hints[f.name])), "")
-    value = f"{first}={getattr(node, first)!r}" if first else ""
-    return f"{type(node).__name__}({value})"
+def example(hint: Any, present: Any, accepts: Accepts) -> str:
+    """How a value given whole is written: the present one, or the first that is accepted."""
+    if present is not None:
+        return _written(present)
+    for cls in config.fitting(hint).values():
+        with suppress(ValueError, TypeError, StopIteration):
+            if accepts(value := _made(cls)):
+                return _written(value)
+    return "None"
+
+
+def _made(cls: Any) -> Any:
+    """A part of a class by its defaults; parts that have none are made in the same way."""
+    hints = typing.get_type_hints(cls)
+    needed = [f.name for f in fields(cls) if f.default is f.default_factory is MISSING]
+    parts = {name: next(iter(config.fitting(hints[name]).values())) for name in needed}
+    return cls(**{name: _made(kind) for name, kind in parts.items()})
+
+
+def _written(value: Any) -> str:
+    """A value as an expression: a text, a list, or a part with its first plain field."""
+    if not is_dataclass(value):
+        return value if isinstance(value, str) else repr(value)
+    hints = typing.get_type_hints(type(value))
+    shown = [f.name for f in fields(value) if f.default is f.default_factory is MISSING]
+    shown = shown or [f.name for f in fields(value) if is_plain(hints[f.name])][:1]
+    settings = ", ".join(f"{name}={getattr(value, name)!r}" for name in shown)
+    return f"{type(value).__name__}({settings})"

@@ -13,9 +13,9 @@ import difflib
 import io
 import re
 import textwrap
-import typing
 from collections.abc import Sequence
-from dataclasses import is_dataclass, replace
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import tyro
@@ -30,6 +30,8 @@ from fewstep.distillation.default_times import with_times_of
 from fewstep.runs.command_line import command_line
 from fewstep.runs.run import Run
 
+MARKERS = (tyro.conf.AvoidSubcommands, tyro.conf.SuppressFixed)
+"""How flags are made: of what a run has now, and of no field that is given whole."""
 SHORT = {"--prompts": "--domain.file"}
 """Shorter names of fields."""
 
@@ -47,17 +49,21 @@ def resolve(run: Run, args: Sequence[str], prog: str, others: Sequence[str] = ()
         flag = queue.pop(0)
         name, _, value = flag.partition("=")
         path = _path(name)
-        if name.startswith("--") and is_dataclass(part := _look(run, path)):
+        field = flag_syntax.field_of(run, path) if name.startswith("--") else None
+        if field is not None and not flag_syntax.is_plain(field[0]):
+            accepts = partial(_accepted, run, path)
             if not value and not queue:
-                example = part() if isinstance(part, type) else part
-                raise ValueError(f"{name} needs a value, such as {example!r}")
+                example = flag_syntax.example(*field, accepts)
+                shown = command_line([name, example])
+                raise ValueError(
+                    f"{name} is an expression, written like {shown}; nothing came after it"
+                )
             text = value or queue.pop(0)
             parts.append((".".join(path), name, text))
             try:
-                run = _put(run, path, text)
+                run = _put(run, path, config.value_of(text, field[0], name))
             except ValueError as error:
-                hint, _ = flag_syntax.field_of(run, path) or (None, None)
-                raise flag_syntax.part(name, hint, part, text, error) from None
+                raise flag_syntax.part(name, *field, text, error, accepts) from None
         else:
             rest.append(flag)
     rest = [_long(run, word) for word in rest]
@@ -66,13 +72,12 @@ def resolve(run: Run, args: Sequence[str], prog: str, others: Sequence[str] = ()
     errors, out = io.StringIO(), io.StringIO()
     try:
         with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(out):
-            run = tyro.cli(
-                Run, default=run, args=rest, prog=prog, config=(tyro.conf.AvoidSubcommands,)
-            )
+            run = tyro.cli(Run, default=run, args=rest, prog=prog, config=MARKERS)
     except SystemExit as stop:
         if stop.code:
             text = _unboxed(errors.getvalue() + out.getvalue())
-            raise ValueError(_misspelt(run, rest, text) or _sentence(text, others)) from None
+            told = _misspelt(run, rest, text) or _inside(run, text) or _sentence(text, others)
+            raise ValueError(told) from None
         raise
     return _on_its_path(run)
 
@@ -122,7 +127,23 @@ def _misspelt(run: Run, words: Sequence[str], told: str) -> str:
         if field is None or values is None or (field[0] is bool and not values):
             continue  # what is said of a flag without a value is not that it has one
         if not stray or field[0] is bool or len(values) > 1:
-            return flag_syntax.wrong(short.get(name, name), *field, " ".join(values))
+            accepts = partial(_accepted, run, _path(name))
+            return flag_syntax.wrong(short.get(name, name), *field, " ".join(values), accepts)
+    return ""
+
+
+def _inside(run: Run, told: str) -> str:
+    """How a part is given whole, where `told` names a flag inside it that is not there, or ""."""
+    stray = re.search(r"Unrecognized options?: (--[\w.-]+)", told)
+    path = _path(stray[1]) if stray else []
+    for depth in range(1, len(path)):
+        field = flag_syntax.field_of(run, path[:depth])
+        if field is None or flag_syntax.is_plain(field[0]):
+            break
+        if not flag_syntax.opened(*field):
+            flag = f"--{'.'.join(path[:depth]).replace('_', '-')}"
+            example = flag_syntax.example(*field, partial(_accepted, run, path[:depth]))
+            return f"{flag} has no flags inside; give it whole: {command_line([flag, example])}"
     return ""
 
 
@@ -147,46 +168,38 @@ def help_text(run: Run, prog: str) -> str:
     """All fields of `run` with their types, meanings and present values."""
     out = io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
-        tyro.cli(
-            Run, default=run, args=["--help"], prog=prog, config=(tyro.conf.AvoidSubcommands,)
-        )
+        tyro.cli(Run, default=run, args=["--help"], prog=prog, config=MARKERS)
     short = [
         f"{name} is short for {full}.\n"
         for name, full in SHORT.items()
         if flag_syntax.field_of(run, _path(full))
     ]
-    return "\n".join([out.getvalue().partition("\n\n")[2].rstrip(), "", _unset(run), *short])
+    return "\n".join([out.getvalue().partition("\n\n")[2].rstrip(), "", _whole(run), *short])
 
 
-def _unset(run: Run) -> str:
-    """The parts that a run has only where they are given."""
-    lines = [" parts that are not there unless they are given, whole", f" {78 * '-'}"]
-    for flag, cls, meaning in flag_syntax.unset(run):
-        lines.append(f"  {flag} {cls.__name__.upper()}")
-        text = f"{meaning} Such as {command_line([flag, flag_syntax.example(cls)])}"
+def _whole(run: Run) -> str:
+    """What has no flags inside, and is given as an expression."""
+    lines = [" parts and lists that are given whole", f" {78 * '-'}"]
+    for flag, hint, present, meaning in flag_syntax.given_whole(run):
+        lines.append(f"  {flag} {flag_syntax.placeholder(hint)}")
+        example = flag_syntax.example(hint, present, partial(_accepted, run, _path(flag)))
+        text = f"{meaning} Such as {command_line([flag, example])}"
         lines += textwrap.wrap(text, 79, initial_indent=27 * " ", subsequent_indent=27 * " ")
     return "\n".join(lines) + "\n"
 
 
-def _look(node: Any, path: Sequence[str]) -> Any:
-    """The value of the field at `path`, its class where it is optional and unset, or None."""
-    for name in path:
-        if name not in getattr(node, "__dataclass_fields__", ()) or isinstance(node, type):
-            return None
-        hint = typing.get_type_hints(type(node))[name]
-        node = getattr(node, name)
-        if node is None:
-            node = next((option for option in typing.get_args(hint) if is_dataclass(option)), None)
-    return node
-
-
-def _put(node: Any, path: Sequence[str], text: str) -> Any:
-    """`node` with the configuration at `path` replaced by the one that `text` describes."""
+def _put(node: Any, path: Sequence[str], value: Any) -> Any:
+    """`node` with `value` in place of the field at `path`; ValueError where it will not do."""
     name, *deeper = path
-    if deeper:
-        return replace(node, **{name: _put(getattr(node, name), deeper, text)})
-    hint = typing.get_type_hints(type(node))[name]
-    return replace(node, **{name: config.configuration(text, hint)})
+    return replace(node, **{name: _put(getattr(node, name), deeper, value) if deeper else value})
+
+
+def _accepted(run: Run, path: Sequence[str], value: Any) -> bool:
+    """Whether the field at `path` can be `value`."""
+    with contextlib.suppress(ValueError):
+        _put(run, path, value)
+        return True
+    return False
 
 
 def _unboxed(box: str) -> str:

@@ -2,63 +2,60 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
 import typing
 from collections.abc import Iterator
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, replace
 from functools import cache
 from typing import Any
 
 import pytest
 
-from fewstep import config
 from fewstep.cli import flag_syntax
 from fewstep.cli.parser import verb_parser
 from fewstep.cli.run_flags import help_text, resolve
+from fewstep.diffusion.samplers import Heun
+from fewstep.diffusion.time_distributions import LogNormal
+from fewstep.distillation.feature_distance import FeatureDistance
+from fewstep.distillation.preferences import Preference
 from fewstep.domains.prompts import Prompts
+from fewstep.eval.picture_networks import DigitFeatures, LabelReward
 from fewstep.recipes.digits import digits
 from fewstep.recipes.registry import every
 from fewstep.recipes.text_to_image import t2i
 from fewstep.runs.run import Run
+from tests.instances import METHODS
 
 
-def plain(node: Any, prefix: str = "--") -> Iterator[tuple[str, Any]]:
-    """(flag, type) of every field that is no part; a part that may be None has no flags inside."""
+def inside(node: Any, prefix: str = "--") -> Iterator[tuple[str, Any]]:
+    """(flag, type) of every field that has no flags inside."""
     for field in fields(node):
         value, hint = getattr(node, field.name), typing.get_type_hints(type(node))[field.name]
         flag = f"{prefix}{field.name.replace('_', '-')}"
-        if is_dataclass(value):
-            if type(None) not in typing.get_args(hint):
-                yield from plain(value, f"{flag}.")
-        elif flag_syntax.is_plain(hint):
+        if flag_syntax.opened(hint, value):
+            yield from inside(value, f"{flag}.")
+        elif field.init:
             yield flag, hint
 
 
+BOUND = "--method.sampler.times"
+"""In place of the steps that these samplers say, so that no times will do beside them."""
 TEXTS = ("<class 'str'>", "tuple[str, ...]")
-BOUND = ("--method.sampler.times", "--method.scales")
-"""Lists whose numbers are bound to one another, so that no example of their type will do."""
-
-
-def holds_parts(hint: Any) -> bool:
-    """Whether values may be parts, such as a sampler or None, or lists of lists."""
-    inside = [*typing.get_args(hint), hint]
-    known = tuple(config.known().values())
-    return any(typing.get_origin(a) is tuple for a in typing.get_args(hint)) or any(
-        isinstance(a, type) and a is not object and any(issubclass(c, a) for c in known)
-        for a in inside
-        if typing.get_origin(a) is None
-    )
 
 
 @cache
 def kinds() -> dict[str, tuple[str, Run]]:
-    """One flag of each type that any recipe has, but for texts, which any value is, and parts."""
+    """One flag of each type that any recipe or method has, but for texts, which any value is."""
     found: dict[str, tuple[str, Run]] = {}
-    for make in every().values():
-        for flag, hint in plain(run := make()):
-            if flag not in BOUND and not holds_parts(hint):
-                found.setdefault(str(hint), (flag, run))
+    runs = [make() for make in every().values()]
+    runs += [replace(digits(), method=method) for method in METHODS]
+    for run in runs:
+        for flag, hint in inside(run):
+            if flag == BOUND:
+                continue
+            found.setdefault(str(hint), (flag, run))
     return {kind: found[kind] for kind in sorted(found) if kind not in TEXTS}
 
 
@@ -75,11 +72,11 @@ def test_every_typed_flag_says_how_it_is_written(kind: str, value: str) -> None:
     told = refused(run, [flag, value] if value or kind != "<class 'bool'>" else [f"{flag}=maybe"])
     assert told.startswith(f"{flag} ")
     assert "\n" not in told
-    assert "got" in told or "nothing came" in told
+    assert "got" in told or "nothing came" in told or "did you mean" in told
     if kind == "<class 'bool'>":
         assert f"write {flag} or " in told
     else:
-        (example,) = re.findall(r"written like (--.+?); ", told)
+        (example,) = re.findall(r"(?:written like|did you mean) (--.+?)(?:; |\?$)", told)
         resolve(run, shlex.split(example), "fewstep")
 
 
@@ -108,6 +105,60 @@ def test_what_people_write_first(words: str, told: str) -> None:
     assert told in refused(t2i(), words.split())
 
 
+STAGES = "((1.0, 0.0, 0.0, 0.0), (0.0, 1.0, 0.0, 0.0), (0.5, 0.5, 0.0, 0.0), (0.0, 0.0, 0.0, 1.0))"
+
+
+@pytest.mark.parametrize(
+    ("method", "flag", "text", "expected"),
+    [
+        ("DMD()", "pairs.sampler", "Heun(steps=4)", Heun(steps=4)),
+        ("DMD(pairs=Pairs(sampler=Heun(steps=4)))", "pairs.sampler", "None", None),
+        ("ADD()", "judge.times", "LogNormal(std=2)", LogNormal(std=2.0)),
+        ("ADD()", "judge.features", "DigitFeatures()", DigitFeatures()),
+        (
+            "ADD(judge=Discriminator(times=None, features=DigitFeatures()))",
+            "judge.features",
+            "teacher",
+            "teacher",
+        ),
+        ("DMD()", "distance", "FeatureDistance()", FeatureDistance()),
+        ("FlashDiffusion()", "shares", STAGES, ast.literal_eval(STAGES)),
+        ("FlashDMD()", "preference", "Preference(LabelReward())", Preference(LabelReward())),
+    ],
+)
+def test_values_given_whole(method: str, flag: str, text: str, expected: Any) -> None:
+    """Optional parts, texts or parts, and lists of lists: there or not before."""
+    for words in ([f"--method.{flag}", text], [f"--method.{flag}={text}"]):
+        run = resolve(digits(), ["--method", method, *words], "fewstep")
+        field = flag_syntax.field_of(run, ["method", *flag.split(".")])
+        assert field is not None
+        assert field[1] == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("--lora.rank 4", "--lora has no flags inside; give it whole: --lora 'LoRA(rank=64)'"),
+        ("--method.judge.times.std 2", "--method.judge.times 'LogNormal(mean=-1.2)'"),
+        (
+            "--method.judge.features onw",
+            "--method.judge.features: there is no 'onw'; did you mean",
+        ),
+        ("--method.judge.features DigitFeature()", "did you mean 'DigitFeatures'?"),
+        ("--method.judge.features Heun()", "expected a PictureFeatures, got Heun"),
+        ("--method.judge.times 2", "is an expression (one of Discrete, FlowBeta, "),
+        (
+            "--method.judge.times",
+            "written like --method.judge.times 'LogNormal(mean=-1.2)'; nothing",
+        ),
+        ("--method None", "--method is Method, got None"),
+    ],
+)
+def test_what_is_wrong_with_a_value_given_whole(words: str, told: str) -> None:
+    run = resolve(digits(), ["--method", "ADD()"], "fewstep")
+    assert told in refused(run, words.split())
+
+
 @pytest.mark.parametrize("words", ["--lora 8", "--domain my.txt", "--method.sampler 4"])
 def test_what_is_meant_can_be_typed(words: str) -> None:
     (meant,) = re.findall(r"did you mean (.+)\?", refused(t2i(), words.split()))
@@ -125,10 +176,11 @@ def test_prompts_name_the_file_of_a_domain_of_prompts() -> None:
 
 def test_help_shows_the_parts_that_a_run_does_not_have() -> None:
     shown = help_text(t2i(), "fewstep")
-    assert "  --lora LORA\n" in shown
-    assert "  --fake-optim OPTIM\n" in shown
-    assert "  --method.fake.augment AUGMENT\n" in shown
+    assert "  --lora LORA | NONE\n" in shown
+    assert "  --fake-optim OPTIM | NONE\n" in shown
+    assert "  --method.fake.augment AUGMENT | NONE\n" in shown
     assert "--lora 'LoRA(rank=64)'" in " ".join(shown.split())
+    assert "{fixed}" not in shown
     assert "--prompts is short for --domain.file" in shown
     assert "--prompts" not in help_text(digits(), "fewstep")
 
