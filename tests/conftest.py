@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 from tests.command import DISTIL, TEACH, fewstep
 
@@ -51,15 +54,39 @@ def known() -> Iterator[dict[str, type]]:
         del config.known()[name]
 
 
-@pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with two finished runs: runs/teacher and runs/sid. Read it, leave it as it is."""
-    home = tmp_path_factory.mktemp("finished")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(home)
-        assert fewstep(*TEACH, "--out", "runs/teacher").code == 0
-        assert fewstep(*DISTIL, "--teacher", "runs/teacher", "--out", "runs/sid").code == 0
+def once(temporary: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """The folder `name` that the first process to ask makes, for all of them."""
+    home = temporary.getbasetemp()
+    home = home.parent / name if "PYTEST_XDIST_WORKER" in os.environ else home / name
+    done = home.parent / f"{name}.done"
+    with FileLock(home.parent / f"{name}.lock"):
+        if not done.exists():
+            home.mkdir()
+            make(home)
+            done.touch()
     return home
+
+
+def state(home: Path) -> set[tuple[str, int, int]]:
+    """The files of a folder, with their sizes and times."""
+    files = ((f, f.stat()) for f in home.rglob("*") if f.is_file())
+    return {(str(f), info.st_size, info.st_mtime_ns) for f, info in files}
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with two finished runs: runs/teacher and runs/sid. Read it, leave it as it is."""
+
+    def make(home: Path) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(home)
+            assert fewstep(*TEACH, "--out", "runs/teacher").code == 0
+            assert fewstep(*DISTIL, "--teacher", "runs/teacher", "--out", "runs/sid").code == 0
+
+    home = once(tmp_path_factory, "finished", make)
+    first = state(home)
+    yield home
+    assert state(home) == first, f"a test has changed {home}"
 
 
 Folders = Callable[[str], Path]
@@ -74,14 +101,10 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
 
     made: dict[str, tuple[Path, set[tuple[str, int, int]]]] = {}
 
-    def state(home: Path) -> set[tuple[str, int, int]]:
-        files = ((f, f.stat()) for f in home.rglob("*") if f.is_file())
-        return {(str(f), info.st_size, info.st_mtime_ns) for f, info in files}
-
     def folder(kind: str) -> Path:
         if kind not in made:
             with torch.random.fork_rng():
-                home = tiny_pipelines.build(kind, tmp_path_factory.mktemp(kind))
+                home = once(tmp_path_factory, kind, partial(tiny_pipelines.build, kind)) / "pipe"
             made[kind] = home, state(home)
         home, first = made[kind]
         assert state(home) == first, f"an earlier test of this process has changed {home}"
