@@ -204,7 +204,7 @@ class GradientPenalty:
     Attributes:
         r1: the weight of real samples.
         r2: the weight of generated samples.
-        step: s; 0: the exact gradient.
+        step: s, the size of the noise that finds the gradient; 0: the exact gradient.
         of: what it is the gradient in: the "input" x_t, or the "features" that heads read.
 
     Raises ValueError for negative values. Mescheder et al. 2018,

@@ -99,6 +99,7 @@ class CDM(Method):
     off: float = 1.0
     """Weight of the term off the trajectory; 0 leaves it out."""
     fake: FakeScore = FakeScore(Karras(), EDMWeight())
+    """How the fake score learns: the noise levels and the weight of its loss."""
     ratio: Updates = 2
     """Updates of the fake score for one of the student."""
     pull: float = 0.999

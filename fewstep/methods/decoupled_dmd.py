@@ -61,6 +61,7 @@ class DecoupledDMD(Method):
     augmentation_weight: Weight = L1()
     """w of the augmentation."""
     fake: FakeScore = FakeScore(Karras(), EDMWeight())
+    """How the fake score learns: the noise levels and the weight of its loss."""
     ratio: Updates = 5
     """Updates of the fake score for one of the student."""
     matching: Matching = "uniform"

@@ -78,9 +78,9 @@ class LADD(Method):
     shares: Shares = ()
     """How often each of the student's calls is trained, the noisiest first; (): all alike."""
     early_shares: Shares = ()
-    """The same before step `early`."""
+    """The same for training steps before `early`."""
     early: int = 0
-    """The first step with `shares`."""
+    """The first training step with `shares`."""
     rate: float = 0.1
     """The student's learning rate, over that of what judges."""
 

@@ -49,14 +49,16 @@ class SiD(Method):
 
     sampler: Sampler = FewStep(t_init=2.5)
     alpha: float = 1.2
-    """0.5 is half the exact Fisher gradient, 1.0 is SIM with squared distance."""
+    """alpha of the loss: 0.5 is half the exact Fisher gradient, 1.0 is SIM with squared
+    distance."""
     times: TimeLaw = Karras(tmax=800.0)
     """Noise levels of the student's loss."""
     weight: Weight = L1()
     """w of the student's loss."""
     fake: FakeScore = FakeScore()
+    """How the fake score learns: the noise levels and the weight of its loss."""
     guidance: Guidance = Unguided()
-    """kappa_1 .. kappa_4, for a teacher that knows conditions."""
+    """Guidance scales kappa_1 .. kappa_4, for conditional teachers."""
     matching: Matching = "uniform"
     """Which of a few-step student's outputs are matched: each in turn, or the "final" one."""
     shared: bool = False

@@ -63,7 +63,7 @@ class SlimFlow(Method):
     pairs: Pairs = Pairs()
     """The teacher's noise and samples, z and y."""
     times: TimeLaw = Uniform()
-    """tau, a flow time in (0, 1)."""
+    """The law of tau, a flow time in (0, 1)."""
     reflow_steps: int = 900
     """Training steps on the straight lines, before the distillation."""
     anneal_steps: int = 540
