@@ -140,8 +140,7 @@ class AntiCFG(Guidance):
     """The plain teacher against a negatively guided fake score."""
 
     kappa: float = -1.0
-    """Guidance scale of the fake score, kappa_1 to kappa_3; below 0 it leads away from
-    conditions."""
+    """The fake score's guidance scale, kappa_1 to kappa_3; below 0 leads away from conditions."""
     drop: float = 0.1
 
     def scales(self, batch: Batch) -> Scales:

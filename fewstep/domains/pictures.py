@@ -38,8 +38,7 @@ class Pictures(Domain):
     flip: bool = False
     """Mirror each picture half of the time."""
     labels: bool = True
-    """Whether labels are those of the pictures; otherwise data-free methods draw them
-    uniformly."""
+    """Whether labels are the pictures' own; otherwise data-free methods draw them uniformly."""
     max_items: int = 0
     """Use that many, evenly spread over the set; 0: all."""
     sha256: str = ""

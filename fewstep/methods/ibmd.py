@@ -60,8 +60,7 @@ class IBMD(Method):
     ratio: Updates = 1
     """Updates of f_psi for one of the student."""
     guidance: Guidance = Unguided()
-    """Guidance scales kappa_1 .. kappa_4, for a teacher that also knows labels; kappa_3 has no
-    part here."""
+    """Guidance scales kappa_1 .. kappa_4, for teachers of labels; kappa_3 has no part here."""
     matching: Matching = "uniform"
     """Which of a few-step student's outputs are matched: each in turn, or the "final" one."""
 

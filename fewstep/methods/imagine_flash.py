@@ -59,8 +59,7 @@ class ImagineFlash(Method):
     sampler: Sampler = FewStep(10.0, 3, "ddim", rho=3.0)
     """Its calls are those that are trained; the paper has one to three."""
     shift: float | None = None
-    """Exponent of the shifted reconstruction's time t'; None: the teacher goes on from the
-    student's own state."""
+    """Exponent of the time t' of the shifted reconstruction; None: backward distillation alone."""
     steps: int = 4
     """Steps of the teacher's solver, even in flow time; 0: its prediction in one call."""
     order: Literal[1, 2] = 2

@@ -94,7 +94,7 @@ class PhasedDMD(Method):
     weight: Weight = L1()
     """w of the student's direction; L1 is 1 / mean |x - f_phi|."""
     fake_weight: Weight = EDMWeight()
-    """w of the fake score's loss."""
+    """w, the weight of the fake score's loss by noise level."""
     clip: float = 10.0
     """The largest 1 / share^2 in the fake score's loss."""
     fake_rate: float = 1.0

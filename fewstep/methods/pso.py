@@ -54,8 +54,7 @@ class PSO(Method):
     reward: Reward = field(kw_only=True)
     """Which of two pictures is preferred; its gradient is not used."""
     beta: float = 50.0
-    """Factor of a difference of mean log-ratios, above 0; that of sums over D dimensions is
-    beta / D."""
+    """Factor of a difference of mean log-ratios, above 0 (beta / D for sums over D dimensions)."""
     low: float = 0.9
     """Ratio of likelihoods, below 1, under which nothing is pushed."""
     high: float = 1.1

@@ -59,7 +59,7 @@ class Rewarded(Method):
     method: Method
     """What distils, and holds the student near its teacher."""
     reward: Reward
-    """What is raised."""
+    """What is raised, such as `LabelReward`."""
     weight: float = 0.05
     """Weight of the reward in the student's loss. The default is DMDR's (Jiang et al. 2025,
     https://arxiv.org/abs/2511.13649), of a classifier's log-probability beside DMD's loss."""

@@ -82,7 +82,7 @@ class SCFlow(Method):
     needs_data: ClassVar[bool] = True
 
     sampler: Sampler = FewStep(10.0, 2, rho=3.0)
-    """How the finished net generates, a `FewStep`; it starts at the latest time that is trained."""
+    """How the finished net generates, a `FewStep` from the latest time that is trained."""
     reach: float = 0.2
     """The longest step of the teacher, in flow time."""
     up: float = 0.1

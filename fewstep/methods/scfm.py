@@ -71,10 +71,10 @@ class SCFM(Method):
     shift: tuple[float, float] = (1.0, 2.0)
     """The least and largest shift of a grid to noise (published: 2.5 to 4.5, for FLUX)."""
     fast: float = 0.9
-    """Share of itself that the fast average, of the first step, keeps in a training step
-    (published: 0.99)."""
+    """What the first step's fast average keeps of itself in a training step (published: 0.99)."""
     slow: float = 0.99
-    """Share of itself that the slow average, of the second step, keeps (published: 0.999)."""
+    """What the second step's slow average keeps of itself in a training step (published:
+    0.999)."""
     kappa: float = 1.0
     """Guidance scale of the teacher, part of the result; 1: none."""
 

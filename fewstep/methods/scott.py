@@ -76,8 +76,7 @@ class SCott(Method):
     substeps: int = 3
     """h, the teacher's steps for one of the ladder, even in flow time."""
     gan: float = 0.4
-    """w, the weight of the adversarial loss against a square summed over a sample's dimensions;
-    0: without a discriminator."""
+    """w of the adversarial loss, against a square summed over dimensions; 0: no discriminator."""
     discriminator: Discriminator = Discriminator(None, "own", pool="learned", loss="hinge")
     """What tells the student's predictions from data, without noise."""
     decay: float = 0.95

@@ -85,8 +85,7 @@ class SLAM(Method):
     ladder: Ladder = Ladder(48)
     """The times of the teacher's steps, up to the sampler's first (published: 50 steps)."""
     noise: Literal["shared", "independent"] = "shared"
-    """How noisy points between are: on the line ("shared"), or as in the released code
-    ("independent")."""
+    """Noise of the points between: on the line ("shared"), or as released ("independent")."""
     c: float = 0.001
     """Size of an element's error at which the loss turns from a square to a modulus."""
     decay: float = 0.95

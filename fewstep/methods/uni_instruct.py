@@ -75,13 +75,13 @@ class UniInstruct(Method):
     times: TimeLaw = Karras(tmax=800.0)
     """Noise levels of the student's loss."""
     weight: Weight = L1()
-    """w of the divergence."""
+    """w, the weight of the divergence by noise level."""
     fake: Critic = Critic(average="sample")
     """The fake score and the discriminator."""
     gan: float = 1e-4
     """Weight of the student's adversarial loss (published: 0.01 / 100)."""
     gan_weight: Weight = L1()
-    """w of the adversarial loss."""
+    """w, the weight of the adversarial loss by noise level."""
     clip: tuple[float, float] = (0.1, 20.0)
     """The smallest and largest normalised density ratio; beyond, r has no gradient."""
     slope: float = 3.0

@@ -87,7 +87,7 @@ class Spikes:
     limit: float = 8.0
     """Distance from the median that is far, in robust standard deviations; inf: nothing is."""
     steps: int = 20
-    """Steps in a row with a value that is far, which make a spike."""
+    """Steps in a row that are far, which make a spike."""
     window: int = 200
     """Number of usual values whose median counts, 10 or more."""
     rollback: bool = False

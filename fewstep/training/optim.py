@@ -36,8 +36,8 @@ class Optim:
     warmup: int = 0
     """Steps from rate zero to `lr`."""
     decay: Literal["constant", "linear", "cosine"] = "constant"
-    """How the rate goes on from `lr`: constant, or down to zero at the last step, on a line or a
-    half cosine."""
+    """The rate after the warm-up: constant, or down to zero at the end, linearly or as a
+    cosine."""
     clip: float = math.inf
     """Largest gradient norm; larger gradients are scaled down to it."""
     clip_value: float = math.inf
@@ -45,8 +45,7 @@ class Optim:
     offload: bool = False
     """Keep the moments in main memory between updates, not on the accelerator."""
     bits: Literal[32, 8] = 32
-    """Bits of a number in the moments; 8 take a quarter of the memory and are nearly the same
-    (`fewstep.training.adam_8bit`)."""
+    """Bits of a number in the moments; 8 take a quarter of the memory and are nearly the same."""
 
     def __post_init__(self) -> None:
         if not (0 < self.lr < math.inf and self.warmup >= 0):
