@@ -92,9 +92,9 @@ class Corrected(Sampler):
     """Distillation++: x <- (1 - lam) x + lam f(alpha_s x + sigma_s eps, s) after the first calls.
 
     Attributes:
-        strength: lam.
+        strength: lam, how far predictions move to the teacher's: from 0, not at all, to 1.
         calls_corrected: how many of the calls, from the first on; each asks the teacher once.
-        sampler: the student's own.
+        sampler: how the student samples.
 
     f is the teacher, s the time of the student's next call, eps fresh noise. On Gaussians of
     variance V, with k = alpha_s^2 V / (alpha_s^2 V + sigma_s^2), the error of the mean is
@@ -146,10 +146,10 @@ class Handover(Sampler):
     """The teacher from noise to the student's second time, and the student from there.
 
     Attributes:
-        steps: the teacher's, by DPM-Solver++(2M) on times even in the noise share.
+        steps: of the teacher, by DPM-Solver++(2M) on times even in the noise share.
         at: which of the student's calls is its first, counted from 0.
         t_init: where the teacher starts; None: at the largest time of the path.
-        sampler: the student's own, a `FewStep` whose noise is not "fixed".
+        sampler: how the student samples, a `FewStep` whose noise is not "fixed".
 
     Variety is lost in a student's first call, which answers noise with one guess: on Gaussians of
     variance V a guess that is the mean leaves V sigma_2^2 / (V + sigma_2^2) of it at the end, and
@@ -241,7 +241,7 @@ class Agreement(Oracle):
     """How little the teacher would change: -|f(x_t, t) - x|^2, the mean over dimensions.
 
     Attributes:
-        level: sigma / alpha of the time t.
+        level: noise level sigma / alpha of the time t, which samples are noised to.
 
     Its mean over a law is smallest for samples that the teacher finds likely; it knows nothing of
     prompts. A reward model is the published oracle.
@@ -268,11 +268,12 @@ class Gated(Sampler):
     """Adaptive teacher and student: samples that score below a threshold are worked over.
 
     Attributes:
-        threshold: of the oracle's scores; None: `calibrated` is to find it for a share of samples.
-        level: sigma / alpha of the time that poor samples are noised to.
-        steps: the teacher's from there, by DPM-Solver++(2M).
-        oracle: what scores.
-        sampler: the student's own.
+        threshold: score below which a sample is worked over; None: `calibrated` is to find it for
+            a share of samples.
+        level: noise level sigma / alpha that poor samples are noised to, above 0.
+        steps: of the teacher from there, by DPM-Solver++(2M).
+        oracle: what scores the samples.
+        sampler: how the student samples.
 
     On Gaussians of variance V, with v that of the student's samples and s = level, an exact
     teacher's work multiplies the error of the mean by (V / (V + s^2))^(1/2) and makes the variance

@@ -55,8 +55,9 @@ class CFG(Sampler):
     Attributes:
         sampler: the sampler that calls f_kappa.
         kappa: the guidance scale; 0 is unconditional, 1 conditional without guidance.
-        above, upto: it guides at noise levels sigma / alpha in (above, upto] alone; elsewhere the
-            conditional prediction stands, for one call in place of two.
+        above: noise level sigma / alpha above which it guides, 0 or more.
+        upto: the largest noise level at which it guides. Outside of (above, upto] the conditional
+            prediction stands, for one call in place of two.
 
     A guidance interval keeps variety at high noise, where guidance decides too early, and saves
     calls at low noise, where it does little: Kynkaanniemi et al. 2024,

@@ -60,9 +60,10 @@ class LinearSolver(Sampler):
         t_init: t_1, the time of the first call; None: the largest of the path.
         shift: spacing of the times: they are even in v, with the noise level sigma / alpha =
             shift v / (1 - v); smaller values are closer near the data.
-        order: of the numbers that follow from the times: 1 for DDIM, 2 and 3 for DPM-Solver++.
+        order: of the solver whose numbers a and c follow from the times: 1 for DDIM, 2 and 3 for
+            DPM-Solver++.
         times: t_1 > ... > t_K themselves, in place of steps, t_init and shift.
-        told: the times that the network is told; () for `times`.
+        told: the times that the network is told; () for those of the calls.
         a: what states are multiplied by, K rows of 1, 2, ..., K numbers; () for those of `order`.
         c: what predictions are multiplied by, as a.
 

@@ -64,10 +64,13 @@ class Model:
     """
 
     net: Net
+    """The network that is built."""
     shape: tuple[int, ...]
     """Shape of one sample, without the batch."""
     classes: int = 0
+    """Number of labels; 0: unconditional."""
     path: NoisePath = VE()
+    """The noise path, which says what a time t means."""
     predicts: Literal["edm", "eps", "v", "velocity", "denoiser"] = "edm"
     """What the network's output is; "denoiser": the network is a whole one, with its own path."""
     sigma_data: float = 0.5

@@ -221,7 +221,9 @@ class VE(NoisePath):
     """alpha = 1, sigma = t: the EDM convention, t is the noise's standard deviation."""
 
     t_min: float = 0.002
+    """Smallest time that networks are called at, a sigma above 0."""
     t_max: float = 80.0
+    """Largest time that networks are called at, a sigma."""
 
     def alpha(self, t: Tensor) -> Tensor:
         """1, of t's shape."""
@@ -249,7 +251,9 @@ class Flow(NoisePath):
     """alpha = 1 - t, sigma = t: rectified flow; velocity v = eps - x_0."""
 
     t_min: float = 1e-3
+    """Smallest time that networks are called at; 0 is the data."""
     t_max: float = 1.0
+    """Largest time that networks are called at; 1 is pure noise."""
 
     def alpha(self, t: Tensor) -> Tensor:
         """1 - t."""
@@ -269,7 +273,9 @@ class TrigFlow(NoisePath):
     """alpha = cos t, sigma = sin t, t in [0, pi/2]; here for data of unit scale."""
 
     t_min: float = 1e-3
+    """Smallest time that networks are called at, an angle; 0 is the data."""
     t_max: float = math.pi / 2
+    """Largest time that networks are called at, an angle; pi/2 is pure noise."""
 
     def alpha(self, t: Tensor) -> Tensor:
         """cos t."""
@@ -300,7 +306,9 @@ class Bridge(NoisePath):
     std: float = 1.0
     """How far bridges spread: sigma is half of it in the middle."""
     t_min: float = 1e-3
+    """Smallest time that networks are called at; 0 is the data."""
     t_max: float = 0.999
+    """Largest time that networks are called at; 1 is the known end."""
 
     def __post_init__(self) -> None:
         if not 0 < self.std < math.inf:
@@ -331,10 +339,15 @@ class VP(NoisePath):
     """
 
     beta_start: float = 0.00085
+    """The first beta, between 0 and 1."""
     beta_end: float = 0.012
+    """The last beta, between 0 and 1."""
     steps: int = 1000
+    """Number of timesteps, 2 to 100,000."""
     schedule: Literal["linear", "scaled_linear"] = "scaled_linear"
+    """What runs evenly between the two: beta, or ("scaled_linear") its square root."""
     betas: tuple[float, ...] = ()
+    """All betas, in place of the other four fields; (): those of `schedule`."""
 
     def __post_init__(self) -> None:
         if self.steps > TIMESTEPS or len(self.betas) > TIMESTEPS:

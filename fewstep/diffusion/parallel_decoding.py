@@ -41,7 +41,8 @@ class ParallelDecoding(Sampler):
         t_init: t_0, the time of the first call, in units of the path.
         steps: the number of calls, which divides `intervals`.
         intervals: N, the heads of the network.
-        rho: spacing of the times of all intervals, as of `FewStep`, whose ladder of N steps it is.
+        rho: spacing of the times of all intervals, as of a `FewStep` of N steps; 1 is even, larger
+            values are closer near the data.
 
     Raises ValueError for values out of range, and in a call where the times do not fit the path or
     the network has other heads.

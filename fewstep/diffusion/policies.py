@@ -83,6 +83,7 @@ class DX(PolicyKind):
     """
 
     points: int = 10
+    """Number of times that x_0 is predicted at, each by a head; 2 or more."""
 
     def __post_init__(self) -> None:
         if self.points < 2:
@@ -117,6 +118,7 @@ class GMFlow(PolicyKind):
     """
 
     components: int = 8
+    """Number of Gaussians of a pixel's mixture, 1 or more."""
 
     def __post_init__(self) -> None:
         if self.components < 1:
@@ -176,9 +178,9 @@ class FollowPolicy(OnLadder):
     Attributes:
         t_init: t_1, the time of the first call, in units of the path.
         steps: K, the number of calls.
-        rho: spacing of their times, as of `FewStep`, whose ladder it is.
+        rho: spacing of their times; 1 is even, larger values are closer near the data (`FewStep`).
         policy: how the network's heads are read, as it was trained.
-        substeps: of Euler along the policy between two calls; they call no network.
+        substeps: Euler's steps along the policy between two calls; they call no network.
 
     The x_0 of a state is the one whose single step, `path.ddim`, leads where the policy does.
     Raises ValueError for values out of range, and in a call where the times do not fit the path or

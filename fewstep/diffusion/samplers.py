@@ -43,8 +43,8 @@ class FewStep(Sampler):
     Attributes:
         t_init: t_1, the time of the first call, in units of the path.
         steps: K, the number of calls.
-        noise: of the calls after the first: drawn anew ("fresh"), z again ("fixed"), or the noise
-            that the last input and output imply ("ddim").
+        noise: what noise calls after the first get: drawn anew ("fresh"), z again ("fixed"), or
+            that which the last input and output imply ("ddim").
         rho: spacing of the times; 1 is even, larger values are closer near the data.
         unit: whether the first input is z itself, not sigma z; for VP paths.
         times: t_1 > ... > t_K themselves, in place of t_init, steps and rho.
@@ -170,7 +170,7 @@ class Ancestral(OnLadder):
     Attributes:
         t_init: t_1, the time of the first call, in units of the path.
         steps: K, the number of calls.
-        rho: spacing of the times, as of `FewStep`, whose ladder it is.
+        rho: spacing of the times; 1 is even, larger values are closer near the data (`FewStep`).
 
     Of states with the law of noised data, predictions drawn from the law of x_0 given x_t make
     such states again. Ho et al. 2020, https://arxiv.org/abs/2006.11239, algorithm 2.
@@ -221,7 +221,7 @@ class JumpBack(OnLadder):
     Attributes:
         t_init: t_1, the time of the first call, in units of the path.
         steps: K, the number of calls.
-        rho: spacing of the times, as of `FewStep`, whose ladder it is.
+        rho: spacing of the times; 1 is even, larger values are closer near the data (`FewStep`).
 
     The sampler of guided students by Meng et al. 2022, https://arxiv.org/abs/2210.03142, section
     3.3, after Karras et al. 2022. Calls are made at all K times, but a step from t_k is that of a
@@ -268,7 +268,7 @@ class Jumps(OnLadder):
     Attributes:
         t_init: t_1, the time of the first call, in units of the path.
         steps: K, the number of calls.
-        rho: spacing of the times, as of `FewStep`, whose ladder it is.
+        rho: spacing of the times; 1 is even, larger values are closer near the data (`FewStep`).
 
     g is a denoiser that takes the second time s by name (`Denoiser`). The last jump is to s = 0,
     and its g is the sample: on a path of timesteps, whose index 0 still carries noise, that leaves
@@ -301,7 +301,7 @@ class Heun(Sampler):
     """The probability-flow ODE by Heun's method, Karras et al. 2022, algorithm 1.
 
     Attributes:
-        times: `times.quantile` of an even grid gives the ladder t_1 > ... > t_n.
+        times: the law whose quantiles on an even grid are the ladder t_1 > ... > t_n.
         steps: n, the number of times.
         order: 2 for Heun's method, 1 for DDIM (`NoisePath.ddim` between the times).
 
@@ -363,12 +363,13 @@ class MultiStep(Sampler):
     """The probability-flow ODE in one call a step, to higher order by the calls before it.
 
     Attributes:
-        times: `times.quantile` of an even grid gives the ladder t_1 > ... > t_n, as of `Heun`.
+        times: the law whose quantiles on an even grid are the ladder t_1 > ... > t_n, as
+            of `Heun`.
         steps: n, the number of calls.
         kind: "dpm++" is DPM-Solver++(2M), Lu et al. 2022, https://arxiv.org/abs/2211.01095,
             algorithm 2; "unipc" is UniPC with B_2(h), Zhao et al. 2023,
             https://arxiv.org/abs/2302.04867, algorithms 5 and 6.
-        order: 2, or for "unipc" 3.
+        order: of the solver: 2, or for "unipc" 2 or 3.
 
     In lambda = ln(alpha / sigma) a step of size h is that of DDIM, with x_0 moved to where the
     predictions x_i of other calls, at lambda_i, say that it goes:
@@ -447,8 +448,8 @@ class WithInput(Sampler):
 
     Attributes:
         sampler: the sampler that calls it.
-        name: of the input, such as "w" (`fewstep.diffusion.extra_inputs`).
-        value: what it is told.
+        name: that of the input, such as "w" (`fewstep.diffusion.extra_inputs`).
+        value: the number that the denoiser is told, in all calls.
 
     Raises ValueError where the value is not finite.
     """

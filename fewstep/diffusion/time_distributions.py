@@ -72,7 +72,9 @@ class LogNormal(TimeLaw):
     """ln t ~ N(mean, std^2); EDM's defaults."""
 
     mean: float = -1.2
+    """Mean of ln t."""
     std: float = 1.2
+    """Standard deviation of ln t, above 0."""
 
     def __post_init__(self) -> None:
         _positive(self, std=self.std)
@@ -91,9 +93,13 @@ class Karras(TimeLaw):
     """
 
     lo: float = 0.002
+    """Smallest time (sigma on EDM's path), 0 or more."""
     hi: float = 80.0
+    """Largest time (sigma on EDM's path), where tmax is 1000."""
     rho: float = 7.0
+    """Spacing, above 0; 1 is even, larger values draw times to `lo`."""
     tmax: float = 1000.0
+    """How much of the way from lo to hi is kept, in thousandths, above 0; 1000: all of it."""
 
     def __post_init__(self) -> None:
         _positive(self, rho=self.rho, tmax=self.tmax, **{"hi - lo": self.hi - self.lo})
@@ -112,7 +118,9 @@ class Uniform(TimeLaw):
     """t ~ U[lo, hi]."""
 
     lo: float = 0.0
+    """Smallest time, in units of the path."""
     hi: float = 1.0
+    """Largest time, in units of the path."""
 
     def __post_init__(self) -> None:
         _positive(self, **{"hi - lo": self.hi - self.lo})
@@ -127,7 +135,9 @@ class Whole(TimeLaw):
     """t uniform on the whole numbers lo .. hi, such as timesteps."""
 
     lo: int = 0
+    """Smallest time, such as the first timestep."""
     hi: int = 999
+    """Largest time, such as the last timestep."""
 
     def __post_init__(self) -> None:
         if not self.lo < self.hi:
@@ -143,7 +153,9 @@ class LogitNormal(TimeLaw):
     """t = sigmoid(n), n ~ N(mean, std^2)."""
 
     mean: float = 0.0
+    """Mean of logit t; 0 is t = 1/2, larger values draw times to 1."""
     std: float = 1.0
+    """Standard deviation of logit t, above 0."""
 
     def __post_init__(self) -> None:
         _positive(self, std=self.std)
@@ -159,6 +171,7 @@ class Discrete(TimeLaw):
     """t uniform on `values`, given in increasing order."""
 
     values: tuple[float, ...]
+    """The times, in increasing order, in units of the path."""
 
     def __post_init__(self) -> None:
         if not self.values or list(self.values) != sorted(self.values):
@@ -179,7 +192,9 @@ class Shifted(TimeLaw):
     """
 
     shift: float = 3.0
+    """Shift, above 0; 1 is none, larger values draw times to 1, the noise."""
     lo: float = 0.0
+    """Smallest v, below 1; the shift makes the smallest time of it."""
 
     def __post_init__(self) -> None:
         _positive(self, shift=self.shift, **{"1 - lo": 1 - self.lo})
@@ -200,9 +215,13 @@ class NoiseLevels(TimeLaw):
     """
 
     path: NoisePath = VE()
+    """The noise path whose times these are."""
     lo: float = 0.002
+    """Smallest noise level sigma / alpha, above 0."""
     hi: float = 80.0
+    """Largest noise level sigma / alpha."""
     rho: float = 7.0
+    """Spacing, above 0; 1 is even in l, larger values draw levels to `lo`, inf: even in ln l."""
 
     def __post_init__(self) -> None:
         if not (0 < self.lo < self.hi < math.inf and self.rho > 0):
@@ -231,7 +250,9 @@ class OfLevel(TimeLaw):
     """
 
     levels: TimeLaw
+    """The law of the noise level l = sigma / alpha."""
     path: NoisePath
+    """The noise path whose times these are."""
 
     def quantile(self, u: Tensor) -> Tensor:
         """The time of the level that has the share u of those on the path below it."""

@@ -41,8 +41,8 @@ class Critic:
 
     Attributes:
         times: the distribution of the noise levels of both losses.
-        weight: w of the denoising loss.
-        judging: w_D of the discriminator's loss.
+        weight: w, the weight of the denoising loss by noise level.
+        judging: w_D, the weight of the discriminator's loss by noise level.
         scale: weight of the discriminator against the denoising summed over pixels, where the fake
             score learns both at once; a discriminator with an update of its own needs none.
         average, pool, augment, features, layers, loss, penalty: as for `Discriminator`.

@@ -104,9 +104,9 @@ class Discriminator:
         features: what it reads: the encoder of the "fake" score, the frozen "teacher", the
             "frozen_fake" score, a network of its "own", or a frozen network of pictures.
         layers: names of modules of what is frozen whose outputs are read, each with a head, as in
-            `layer_features`; they have the shape of its encoder features. None: those alone.
+            `layer_features`; they have the shape of its encoder features. (): those alone.
         pool: how features make logits: their mean over "channels" or "space", or a "learned" head.
-        loss: "nonsaturating", "hinge", "least_squares" or "relativistic".
+        loss: the adversarial loss of both sides.
         penalty: gradient penalties, added to the loss of each sample before it is weighted.
         judging: w_D, the weight of its loss by noise level.
         average: whether weights multiply the loss of the whole "batch", or of each "sample".

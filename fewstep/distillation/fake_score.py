@@ -360,7 +360,7 @@ class FakeScore:
 
     Attributes:
         times: the distribution of its noise levels.
-        weight: w of its loss.
+        weight: w, the weight of its loss by noise level.
         augment: how samples are moved first, for a network with inputs for augmentation labels.
         logvar: learn the log-variance u of the loss with the network's head `logvar(t)`.
 

@@ -94,7 +94,9 @@ class OfFlowTime(TimeLaw):
     """The times of a path whose flow time has the law `taus`."""
 
     taus: TimeLaw
+    """The law of the flow time tau = sigma / (alpha + sigma), in (0, 1)."""
     path: NoisePath
+    """The noise path whose times these are."""
 
     def quantile(self, u: Tensor) -> Tensor:
         """u in (0, 1), of any shape -> times of that shape."""

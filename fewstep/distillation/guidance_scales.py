@@ -73,13 +73,13 @@ class Kappas(Guidance):
     """Four scales of choice, each the same for all samples."""
 
     fake_loss: float = 1.0
-    """kappa_1."""
+    """kappa_1, the fake score's guidance scale where it learns."""
     fake: float = 1.0
-    """kappa_2."""
+    """kappa_2, the fake score's where it is compared with the teacher."""
     own: float = 1.0
-    """kappa_3."""
+    """kappa_3, the fake score's where it is compared with the sample."""
     real: float = 1.0
-    """kappa_4."""
+    """kappa_4, the teacher's."""
     drop: float = 0.1
 
     def scales(self, batch: Batch) -> Scales:
@@ -97,6 +97,7 @@ class LSG(Guidance):
     """
 
     kappa: float = 1.5
+    """Guidance scale, kappa_1 to kappa_4 alike; 1: none."""
     drop: float = 0.1
 
     def scales(self, batch: Batch) -> Scales:
@@ -109,7 +110,9 @@ class RandomLSG(Guidance):
     """LSG with a scale for each sample, uniform on [low, high]."""
 
     low: float = 1.0
+    """Smallest guidance scale."""
     high: float = 4.5
+    """Largest guidance scale."""
     drop: float = 0.1
 
     def __post_init__(self) -> None:
@@ -137,6 +140,7 @@ class AntiCFG(Guidance):
     """The plain teacher against a negatively guided fake score."""
 
     kappa: float = -1.0
+    """The fake score's guidance scale, kappa_1 to kappa_3; below 0 leads away from conditions."""
     drop: float = 0.1
 
     def scales(self, batch: Batch) -> Scales:

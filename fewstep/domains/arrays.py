@@ -31,7 +31,7 @@ class Arrays(Domain):
     path: str = ""
     """An .npz with floats `x` (N, *), and if there integers `labels` (N,); empty: none at hand."""
     labels: bool = True
-    """Labels are those of the arrays; otherwise data-free methods draw them uniformly."""
+    """Whether labels are the arrays' own; otherwise data-free methods draw them uniformly."""
     sha256: str = ""
     """Fingerprint of the set, recorded by the run; another one in its place is refused."""
 

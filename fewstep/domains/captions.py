@@ -35,7 +35,7 @@ class Captions(Prompted):
     example: ClassVar[str] = "Captions('FOLDER')"
     places: ClassVar[tuple[str, ...]] = ("folder", "cache", "clip")
     folder: str = ""
-    """See fewstep.data.captions."""
+    """Folder of pictures with a metadata.jsonl of captions (see fewstep.data.captions)."""
     cache: str = ""
     """Where latents and embeddings are kept; by default beside the folder, FOLDER.encoded."""
     sha256: str = ""

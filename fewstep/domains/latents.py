@@ -22,9 +22,9 @@ class LatentMoments(Domain):
 
     places: ClassVar[tuple[str, ...]] = ("path",)
     path: str = ""
-    """A .zip; empty: none at hand, for data-free methods alone."""
+    """A .zip of latents; empty: none at hand, for data-free methods alone."""
     labels: bool = True
-    """Labels are those of the latents; otherwise data-free methods draw them uniformly."""
+    """Whether labels are the latents' own; otherwise data-free methods draw them uniformly."""
     sha256: str = ""
     """Fingerprint of the set, recorded by the run; another one in its place is refused."""
 

@@ -34,11 +34,11 @@ class Pictures(Domain):
     path: str = ""
     """A folder, .zip or .npz; empty: none at hand, for data-free methods alone."""
     resolution: int = 0
-    """0: as they are; otherwise cut to their middle square and resized to this."""
+    """Side in pixels to which pictures are resized, cut to their middle square; 0: as they are."""
     flip: bool = False
     """Mirror each picture half of the time."""
     labels: bool = True
-    """Labels are those of the pictures; otherwise data-free methods draw them uniformly."""
+    """Whether labels are the pictures' own; otherwise data-free methods draw them uniformly."""
     max_items: int = 0
     """Use that many, evenly spread over the set; 0: all."""
     sha256: str = ""

@@ -38,7 +38,7 @@ class Prompted(Domain):
     """A CLIP (folder, or my_file.py:Name) that tells at each look how well pictures fit their
     prompts: quick.clip in gauges.jsonl, which --best.metric can follow."""
     judged: int = 64
-    """Pictures that it is asked about, of the first prompts in turn."""
+    """Pictures that the CLIP is asked about, of the first prompts in turn."""
 
     negative: str = ""
     """A prompt that guidance leads away from, in place of no prompt: of the teacher, and of the
@@ -111,7 +111,7 @@ class Prompts(Prompted):
     example: ClassVar[str] = "Prompts('prompts.txt')"
     places: ClassVar[tuple[str, ...]] = ("file", "cache", "clip")
     file: str = "prompts.txt"
-    """.txt, .jsonl, .csv or .parquet (see fewstep.data.prompts)."""
+    """File of prompts: .txt, .jsonl, .csv or .parquet (see fewstep.data.prompts)."""
     cache: str = ""
     """Folder of their embeddings; by default beside the file, FILE.embeddings."""
     sha256: str = ""

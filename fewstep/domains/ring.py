@@ -22,8 +22,11 @@ class Ring(Domain):
     """Equal round Gaussians on a circle; exact samples serve as data."""
 
     count: int = 6
+    """Number of Gaussians."""
     radius: float = 1.0
+    """Radius of the circle, on which their means lie."""
     std: float = 0.2
+    """Standard deviation of each Gaussian."""
 
     def mixture(self) -> GaussianMixture:
         """The distribution as an exact Gaussian mixture."""

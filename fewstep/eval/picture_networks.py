@@ -27,7 +27,7 @@ class DigitFeatures(PictureFeatures):
     """
 
     name: Literal["digits", "mnist"] = "digits"
-    """Whose: S is 8 of "digits" and 16 of "mnist"."""
+    """Which digits it reads: those of "digits" are 8x8 pixels, those of "mnist" 16x16."""
 
     @property
     def shapes(self) -> Sequence[tuple[int, ...]]:
@@ -53,7 +53,7 @@ class LabelReward(Reward):
     """
 
     name: Literal["digits", "mnist"] = "digits"
-    """Whose: S is 8 of "digits" and 16 of "mnist"."""
+    """Which digits it reads: those of "digits" are 8x8 pixels, those of "mnist" 16x16."""
 
     def __call__(self, pictures: Tensor, cond: Cond) -> Tensor:
         """ln p(label | picture): (B,). ValueError without labels."""
@@ -74,7 +74,9 @@ class Ink(Reward):
     """
 
     target: float = 0.4
+    """The ink that is wanted, from 0 to 1; larger is thicker."""
     width: float = 0.05
+    """Standard deviation of the Gaussian around it, above 0; smaller is stricter."""
 
     def __post_init__(self) -> None:
         if not self.width > 0:
@@ -94,7 +96,9 @@ class Thickness(Reward):
     """
 
     mean: float = 0.305
+    """The ink whose thickness is 0."""
     width: float = 0.034
+    """How much more ink a thickness of 1 has, above 0."""
 
     def __post_init__(self) -> None:
         if not self.width > 0:
@@ -141,7 +145,7 @@ class VisionFeatures(PictureFeatures):
     layers: tuple[int, ...] = (2, 5, 8, 11)
     """Blocks whose outputs are read, from 0."""
     sha256: str = ""
-    """Of the weights; filled in when a run begins."""
+    """SHA-256 of the weights; filled in when a run begins."""
 
     def settled(self) -> PictureFeatures:
         """With the digest of the weights."""

@@ -202,9 +202,9 @@ class GradientPenalty:
     network (Sauer et al. 2023, https://arxiv.org/abs/2311.17042, equation 3).
 
     Attributes:
-        r1: the weight of real samples.
-        r2: the weight of generated samples.
-        step: s; 0: the exact gradient.
+        r1: weight of the penalty on real samples; 0: none.
+        r2: weight of the penalty on generated samples; 0: none.
+        step: s, the size of the noise that finds the gradient; 0: the exact gradient.
         of: what it is the gradient in: the "input" x_t, or the "features" that heads read.
 
     Raises ValueError for negative values. Mescheder et al. 2018,

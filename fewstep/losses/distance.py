@@ -76,6 +76,7 @@ class NormPower(Distance):
     """d = |y|^p, a power of the Euclidean norm; p >= 2 keeps the slope smooth at 0."""
 
     p: float = 4.0
+    """Power of the norm, 2 or more."""
 
     def __post_init__(self) -> None:
         if self.p < 2:
@@ -96,6 +97,7 @@ class SumOfPowers(Distance):
     """d = sum_i |y_i|^p; p >= 2 keeps the slope smooth at 0."""
 
     p: float = 4.0
+    """Power of each element, 2 or more."""
 
     def __post_init__(self) -> None:
         if self.p < 2:
@@ -119,6 +121,7 @@ class Exponential(Distance):
     """
 
     beta: float = 0.01
+    """Factor of |y|^2 in the exponent, above 0."""
 
     def __post_init__(self) -> None:
         if self.beta <= 0:
@@ -138,6 +141,7 @@ class PseudoHuber(Distance):
     """d = sqrt(|y|^2 + c^2) - c: quadratic near 0, linear far out, so it normalises itself."""
 
     c: float = 0.03
+    """Norm at which d turns from quadratic to linear, above 0."""
 
     def __post_init__(self) -> None:
         if self.c <= 0:

@@ -38,8 +38,11 @@ class Power(Weight):
     """
 
     a: float = 0.0
+    """Power of alpha, the signal's factor."""
     s: float = 0.0
+    """Power of sigma, the noise's factor."""
     scale: float = 1.0
+    """Constant factor."""
 
     def __call__(self, x: Tensor, real: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         return (self.scale * alpha**self.a * sigma**self.s).detach()
@@ -53,6 +56,7 @@ class SNR(Weight):
     """
 
     offset: float = 4.0
+    """What is added to alpha^2 / sigma^2."""
 
     def __call__(self, x: Tensor, real: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         return (self.offset + alpha**2 / sigma**2).detach()
@@ -78,6 +82,7 @@ class TruncatedSNR(Weight):
     """
 
     floor: float = 1.0
+    """The smallest weight."""
 
     def __call__(self, x: Tensor, real: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         return (alpha**2 / sigma**2).clamp_min(self.floor).detach()
@@ -91,6 +96,7 @@ class MinSNR(Weight):
     """
 
     most: float = 5.0
+    """The largest weight."""
 
     def __call__(self, x: Tensor, real: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         return (alpha**2 / sigma**2).clamp_max(self.most).detach()
@@ -101,6 +107,7 @@ class EDMWeight(Weight):
     """(alpha^2 sd^2 + sigma^2) / (sigma sd)^2 = 1 / c_out^2, Karras et al. 2022, table 1."""
 
     sigma_data: float = 0.5
+    """Standard deviation of the data, sd."""
 
     def __call__(self, x: Tensor, real: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         sd2 = self.sigma_data**2
@@ -115,6 +122,7 @@ class L1(Weight):
     """
 
     floor: float = 1e-5
+    """The smallest mean |x - real| that is divided by."""
 
     def __call__(self, x: Tensor, real: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         gap = (x - real).detach()

@@ -74,7 +74,7 @@ class ADD(Method):
     times: TimeLaw = Karras(tmax=800.0)
     """Noise levels of the distillation (published: uniform over the teacher's timesteps)."""
     weight: Weight = Power(1, 0)
-    """c of the distillation."""
+    """c, the weight of the distillation by noise level."""
     pictures: bool = False
     """Whether the distillation compares decoded pictures, as published, or samples as they are."""
 

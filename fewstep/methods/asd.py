@@ -51,12 +51,13 @@ class ASD(Method):
     """
 
     sampler: Sampler = FewStep(t_init=2.5, steps=4)
-    """Of N calls, the most that the student makes."""
+    """How the finished net generates, in N calls, the most that the student makes."""
     times: TimeLaw = Karras(tmax=800.0)
     """Noise levels of the student's score loss."""
     weight: Weight = L1()
     """w of the student's direction; L1 is 1 / mean |x - f_phi|."""
     fake: FakeScore = FakeScore()
+    """How the fake score learns: the noise levels and the weight of its loss."""
     ratio: Updates = 5
     """Updates of the fake score for one of the student."""
     judge: Discriminator = Discriminator(
@@ -69,7 +70,7 @@ class ASD(Method):
     alpha: float = 0.1
     """Weight of the adversarial loss."""
     guidance: Guidance = Unguided()
-    """kappa_1 .. kappa_4, for a teacher that knows conditions; kappa_3 has no part here."""
+    """Guidance scales kappa_1 .. kappa_4, for conditional teachers; kappa_3 has no part here."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -76,7 +76,7 @@ class AYF(Method):
     r: float = 1.0
     """The last value of r, of "emd" (published: 0.99)."""
     c: float = 0.1
-    """Of the tangent's normalisation, against the norm over a sample."""
+    """c of T / (|T| + c), which bounds the push, |T| being a norm over a sample; above 0."""
     kappa: float = 1.0
     """Guidance scale of the teacher, part of the result; 1: none."""
     derivative: Literal["forward", "difference"] = "forward"

@@ -95,10 +95,11 @@ class CDM(Method):
     times: TimeLaw = Karras(tmax=500.0)
     """Noise levels of both matching terms, up to where the sampler starts."""
     weight: Weight = L1(0.1)
-    """w of all terms."""
+    """w, the weight of all terms by noise level."""
     off: float = 1.0
     """Weight of the term off the trajectory; 0 leaves it out."""
     fake: FakeScore = FakeScore(Karras(), EDMWeight())
+    """How the fake score learns: the noise levels and the weight of its loss."""
     ratio: Updates = 2
     """Updates of the fake score for one of the student."""
     pull: float = 0.999

@@ -57,15 +57,17 @@ class ConsistencyDistillation(Method):
 
     sampler: Sampler = FewStep(2.5)
     ladder: Ladder = Ladder(17)
-    """The times, up to the sampler's first; 18 of them, as for CIFAR-10 (40 for ImageNet 64)."""
+    """The times of the teacher's steps, up to the sampler's first; 18 of them, as for CIFAR-10
+    (40 for ImageNet 64)."""
     order: Literal[1, 2] = 2
-    """Of the teacher's solver: 2 is Heun's method, 1 DDIM."""
+    """Order of the teacher's solver: 2 is Heun's method, 1 DDIM."""
     decay: float = 0.95
-    """Of the target's average in a step; 0: the student itself (published: 0.95, or 0)."""
+    """Share of itself that the target's average keeps in a step; 0: it is the student
+    (published: 0.95, or 0)."""
     distance: Distance = SquaredL2()
     """d, of differences over the root of a sample's dimension: by default the mean square."""
     weight: Weight = Power()
-    """w, at t_{n+1}."""
+    """w, the weight of the loss at t_{n+1}, the larger of its two times."""
     kappa: float = 1.0
     """Guidance scale of the teacher, part of the result; 1: none."""
 

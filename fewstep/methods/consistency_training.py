@@ -66,6 +66,7 @@ class ConsistencyTraining(Method):
     b: float = 1.0
     """Where it widens: around t = 1 / b."""
     stages: int = 8
+    """Number of stages; from each to the next the noise levels of a pair close up."""
     stage_steps: int = 200
     """Training steps of a stage, the last of which does not end (published: 25,000)."""
     distance: Distance = PseudoHuber(0.00054)

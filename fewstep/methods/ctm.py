@@ -82,21 +82,21 @@ class CTM(Method):
     most: int = 4
     """The largest number of solver steps from t to u (published: 17, all of the ladder)."""
     order: Literal[1, 2] = 2
-    """Of the teacher's solver: 2 is Heun's method, 1 DDIM."""
+    """Order of the teacher's solver: 2 is Heun's method, 1 DDIM."""
     compare: Literal["data", "state"] = "data"
     """What d compares: both sides carried to the data, or the states at s."""
     decay: float = 0.95
-    """Of the target's average in a step (published: 0.999)."""
+    """Share of itself that the target's average keeps in a step (published: 0.999)."""
     distance: Distance = SquaredL2()
     """d, of differences over the root of a sample's dimension: by default the mean square."""
     weight: Weight = Power()
-    """w, at t."""
+    """w, the weight of the consistency loss at t."""
     denoising: float = 0.1
-    """c, of score matching; 0: none."""
+    """c, the weight of score matching; 0: none."""
     times: TimeLaw = LogNormal()
     """The law of the noise level sigma / alpha in score matching, as EDM has it."""
     denoising_weight: Weight = EDMWeight()
-    """w'."""
+    """w', the weight of score matching by noise level."""
     kappa: float = 1.0
     """Guidance scale of the teacher, part of the result; 1: none."""
 

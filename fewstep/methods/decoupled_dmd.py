@@ -55,12 +55,13 @@ class DecoupledDMD(Method):
     times: TimeLaw = Karras(0.00316, 71.6)
     """Noise levels of the matching: 20 to 980 of a thousand."""
     weight: Weight = L1()
-    """w of the matching."""
+    """w, the weight of the matching by noise level."""
     augmentation_times: TimeLaw = Karras(0.00316, 71.6)
     """Noise levels of the augmentation, of which those below the call's own are taken."""
     augmentation_weight: Weight = L1()
-    """w of the augmentation."""
+    """w, the weight of the augmentation by noise level."""
     fake: FakeScore = FakeScore(Karras(), EDMWeight())
+    """How the fake score learns: the noise levels and the weight of its loss."""
     ratio: Updates = 5
     """Updates of the fake score for one of the student."""
     matching: Matching = "uniform"

@@ -42,10 +42,11 @@ class DiffInstruct(Method):
     weight: Weight = Power()
     """w of the student's direction."""
     fake: FakeScore = FakeScore()
+    """How the fake score learns: the noise levels and the weight of its loss."""
     ratio: Updates = 1
     """Updates of the fake score for one of the student."""
     guidance: Guidance = Unguided()
-    """kappa_1 .. kappa_4, for a teacher that knows conditions; kappa_3 has no part here."""
+    """Guidance scales kappa_1 .. kappa_4, for conditional teachers; kappa_3 has no part here."""
     matching: Matching = "uniform"
     """Which of a few-step student's outputs are matched: each in turn, or the "final" one."""
 

@@ -66,7 +66,8 @@ class Diffusion2GAN(Method):
     gan: float = 0.1
     """Weight of the student's adversarial loss."""
     every: int = 16
-    """Gradient penalties are of every so-manieth update of the discriminator, times as large."""
+    """Updates of the discriminator to one with gradient penalties, which are as many times
+    larger."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -60,17 +60,18 @@ class DisBack(Method):
     weight: Weight = L1()
     """w of the student's direction; L1 is 1 / mean |x - f_target|."""
     fake: FakeScore = FakeScore()
-    """How the copy of the teacher decays, and how it follows the student afterwards."""
+    """How the fake score learns while it decays from the teacher, and while it follows the
+    student."""
     targets: int = 3
     """M - 1, the laws between teacher and student that are kept."""
     record_steps: int = 20
-    """Training steps from one of them to the next."""
+    """Training steps from one recorded law to the next."""
     target_steps: int = 100
-    """Training steps for which the student follows each."""
+    """Training steps for which the student follows each recorded law."""
     ratio: Updates = 1
     """Updates of the fake score for one of the student, once it moves."""
     guidance: Guidance = Unguided()
-    """kappa_1 .. kappa_4, for a teacher that knows conditions; kappa_3 has no part here."""
+    """Guidance scales kappa_1 .. kappa_4, for conditional teachers; kappa_3 has no part here."""
     matching: Matching = "uniform"
     """Which of a few-step student's outputs are matched: each in turn, or the "final" one."""
 

@@ -85,8 +85,9 @@ class DistillationDPO(Method):
     scale: float | None = None
     """The second sample's noise over the first's, 1.1 in the released code; None: its own."""
     fake: FakeScore = FakeScore()
+    """How the fake score learns: the noise levels and the weight of its loss."""
     guidance: Guidance = Unguided()
-    """kappa_1 .. kappa_4, for a teacher that knows conditions; kappa_3 has no part here."""
+    """Guidance scales kappa_1 .. kappa_4, for conditional teachers; kappa_3 has no part here."""
     matching: Matching = "uniform"
     """Which of a few-step student's outputs are matched: each in turn, or the "final" one."""
 

@@ -47,6 +47,7 @@ class DMD(Method):
     weight: Weight = L1()
     """w of the student's direction; L1 is 1 / mean |x - f_phi|."""
     fake: FakeScore = FakeScore(Karras(), EDMWeight())
+    """How the fake score learns: the noise levels and the weight of its loss."""
     pairs: Pairs = Pairs()
     """The teacher's samples that are regressed on."""
     regression: float = 0.25
@@ -54,7 +55,7 @@ class DMD(Method):
     distance: AnyDistance = SquaredL2()
     """d of the regression, a mean over dimensions, or a distance in features of pictures."""
     guidance: Guidance = Unguided()
-    """kappa_1 .. kappa_4, for a teacher that knows conditions; kappa_3 has no part here."""
+    """Guidance scales kappa_1 .. kappa_4, for conditional teachers; kappa_3 has no part here."""
     matching: Matching = "uniform"
     """Which of a few-step student's outputs are matched: each in turn, or the "final" one."""
 

@@ -55,13 +55,14 @@ class DMD2(Method):
     fake: Critic = Critic(
         Karras(), judging=Power(), scale=245.76, average="sample", pool="learned"
     )
-    """Its scale is the published 0.01, twice (real and fake are summed) times 64 * 64 * 3."""
+    """The fake score and the discriminator; the scale is the published 0.01, twice (real and fake
+    are summed) times 64 * 64 * 3."""
     ratio: Updates = 5
     """Updates of the fake score for one of the student."""
     gan: float = 3e-3
     """Weight of the student's adversarial loss."""
     guidance: Guidance = Unguided()
-    """kappa_1 .. kappa_4, for a teacher that knows conditions; kappa_3 has no part here."""
+    """Guidance scales kappa_1 .. kappa_4, for conditional teachers; kappa_3 has no part here."""
     matching: Matching = "uniform"
     """Which of a few-step student's outputs are matched: each in turn, or the "final" one."""
 

@@ -54,8 +54,11 @@ class FlowBeta(TimeLaw):
     """
 
     path: NoisePath
+    """The noise path whose times these are."""
     a: float = 1.0
+    """a of the law, 1 or more; larger values draw flow times to the noise."""
     b: float = 1.0
+    """b of the law, 1 or more; larger values draw flow times to the data."""
 
     def __post_init__(self) -> None:
         if not min(self.a, self.b) >= 1:
@@ -96,7 +99,7 @@ class DMDR(Method):
     reward: Reward = field(kw_only=True)
     """What is raised, such as `LabelReward`."""
     reward_weight: float = 0.05
-    """Of the reward in the student's loss, whose score term is a mean over dimensions."""
+    """Weight of the reward in the student's loss, whose score term is a mean over dimensions."""
     cold: int = 600
     """The first step with a reward; 20,000 as published."""
     dynamic: int = 300
@@ -112,7 +115,7 @@ class DMDR(Method):
     ratio: Updates = 5
     """Updates of the fake score for one of the student."""
     guidance: Guidance = Unguided()
-    """kappa_1 .. kappa_4, for a teacher that knows conditions; kappa_3 has no part here."""
+    """Guidance scales kappa_1 .. kappa_4, for conditional teachers; kappa_3 has no part here."""
     matching: Matching = "uniform"
     """Which of a few-step student's outputs are matched: each in turn, or the "final" one."""
 

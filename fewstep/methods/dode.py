@@ -72,7 +72,7 @@ class DODE(Method):
     """Steps of the teacher for each of the solver's, even in the noise share sigma / (alpha +
     sigma); published: 10."""
     order: Literal[1, 2] = 2
-    """Of the teacher's steps: 1 is DDIM (published), 2 is Heun's method, of twice the calls."""
+    """Order of the teacher's steps: 1 is DDIM (published), 2 Heun's method, of twice the calls."""
     batches: int = 1
     """Steps of the run for each number; published: 1."""
     kappa: float = 1.0

@@ -80,16 +80,17 @@ class EMD(Method):
     steps: int = 8
     """K, Langevin steps (published: 8 and 16)."""
     eps_rate: float = 0.1
-    """gamma_eps."""
+    """gamma_eps, the size of a Langevin step of eps, above 0 and at most 1."""
     z_rate: float = 0.02
-    """gamma_z at high noise; 0: z rests."""
+    """gamma_z, the size of a Langevin step of z at high noise, from 0 (z rests) to 1."""
     sigma_data: float = 0.5
     """How far samples move with z, below which noise makes z stiff."""
     cancel: bool = True
     """Whether the noise that eps carries is taken off."""
     fake: FakeScore = FakeScore()
+    """How the fake score learns: the noise levels and the weight of its loss."""
     guidance: Guidance = Unguided()
-    """kappa_1 .. kappa_4, for a teacher that knows conditions; kappa_3 has no part here."""
+    """Guidance scales kappa_1 .. kappa_4, for conditional teachers; kappa_3 has no part here."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

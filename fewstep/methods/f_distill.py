@@ -74,7 +74,7 @@ class FDistill(Method):
     rate: float = 0.0
     """What the statistics keep of their old value in a step (published: 0, or 0.5)."""
     guidance: Guidance = Unguided()
-    """kappa_1 .. kappa_4, for a teacher that knows conditions; kappa_3 has no part here."""
+    """Guidance scales kappa_1 .. kappa_4, for conditional teachers; kappa_3 has no part here."""
     matching: Matching = "uniform"
     """Which of a few-step student's outputs are matched: each in turn, or the "final" one."""
 

@@ -63,7 +63,7 @@ class FlashDiffusion(Method):
     teacher_times: int = 32
     """K, the times of the teacher's solver, spaced as the student's; a multiple of J."""
     width: float = 0.5
-    """Of the peaks of the law of times, twice their variance; in steps of the solver."""
+    """Width of the peaks of the law of times: twice their variance, in steps of the solver."""
     shares: tuple[tuple[float, ...], ...] = (
         *((0.0, 0.0, 0.5, 0.5), (0.1, 0.3, 0.3, 0.3)),
         *((0.25, 0.25, 0.25, 0.25), (0.4, 0.2, 0.2, 0.2)),
@@ -88,6 +88,7 @@ class FlashDiffusion(Method):
     weight: Weight = L1()
     """w of the KL direction; L1 is 1 / mean |x - f_phi|."""
     fake: FakeScore = FakeScore()
+    """How the fake score learns: the noise levels and the weight of its loss."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -70,6 +70,7 @@ class FlashDMD(Method):
     weight: Weight = L1()
     """w of the student's direction; L1 is 1 / mean |x - f_phi|."""
     fake: FakeScore = FakeScore(Karras(), EDMWeight())
+    """How the fake score learns: the noise levels and the weight of its loss."""
     ratio: Updates = 1
     """Updates of the fake score for one of the student; published: 1 or 2."""
     keep: float = 0.999
@@ -86,7 +87,7 @@ class FlashDMD(Method):
     share: int = 5
     """Steps of preferences to one of distillation in the second stage."""
     guidance: Guidance = Unguided()
-    """kappa_1 .. kappa_4, for a teacher that knows conditions; kappa_3 has no part here."""
+    """Guidance scales kappa_1 .. kappa_4, for conditional teachers; kappa_3 has no part here."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

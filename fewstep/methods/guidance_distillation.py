@@ -54,7 +54,7 @@ class GuidanceDistillation(Method):
     times: TimeLaw = LogNormal()
     """Noise levels of the data."""
     weight: Weight = TruncatedSNR()
-    """omega."""
+    """omega, the weight of the loss by noise level."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -56,11 +56,11 @@ class IBMD(Method):
     weight: Weight = L1()
     """w of the student's loss; L1, 1 / mean |x - f_phi|, is SiD's."""
     fake: FakeScore = FakeScore(Uniform(0.02, 0.98))
-    """How f_psi learns."""
+    """How f_psi, the fake score, learns: the times and the weight of its loss."""
     ratio: Updates = 1
     """Updates of f_psi for one of the student."""
     guidance: Guidance = Unguided()
-    """kappa_1 .. kappa_4, for a teacher that also knows labels; kappa_3 has no part here."""
+    """Guidance scales kappa_1 .. kappa_4, for teachers of labels; kappa_3 has no part here."""
     matching: Matching = "uniform"
     """Which of a few-step student's outputs are matched: each in turn, or the "final" one."""
 

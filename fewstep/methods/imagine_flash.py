@@ -59,11 +59,11 @@ class ImagineFlash(Method):
     sampler: Sampler = FewStep(10.0, 3, "ddim", rho=3.0)
     """Its calls are those that are trained; the paper has one to three."""
     shift: float | None = None
-    """Of the shifted reconstruction; None: the teacher goes on from the student's own state."""
+    """Exponent of the time t' of the shifted reconstruction; None: backward distillation alone."""
     steps: int = 4
-    """Of the teacher's solver, even in flow time; 0: its prediction in one call."""
+    """Steps of the teacher's solver, even in flow time; 0: its prediction in one call."""
     order: Literal[1, 2] = 2
-    """Of the teacher's solver: 2 is Heun's method, 1 DDIM."""
+    """Order of the teacher's solver: 2 is Heun's method, 1 DDIM."""
     kappa: float = 1.0
     """Guidance scale of the teacher, part of the result; 1: none."""
     matching: Matching = "uniform"

@@ -89,11 +89,11 @@ class InvertibleConsistency(Method):
     preserve: float = 1.5
     """Weight of the two terms that tie the directions to one another."""
     c: float = 0.001
-    """Where d turns from a square to a modulus, of each element."""
+    """Size of an element's error at which d turns from a square to a modulus."""
     order: Literal[1, 2] = 1
-    """Of the teacher's solver: 1 is DDIM, 2 Heun's method."""
+    """Order of the teacher's solver: 1 is DDIM, 2 Heun's method."""
     decay: float = 0.0
-    """Of the target's average in a step; 0: the student itself."""
+    """Share of itself that the target's average keeps in a step; 0: it is the student."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

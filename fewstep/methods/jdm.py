@@ -68,10 +68,12 @@ class JDM(Method):
     weight: Weight = L1()
     """w of the student's direction, which says what a strength of 1 means; L1 is DMD's."""
     fake: FakeScore = FakeScore()
+    """How the fake score learns: the noise levels and the weight of its loss."""
     ratio: Updates = 1
     """Updates of the fake score for one of the student."""
     guidance: Guidance = Kappas(real=0.0)
-    """kappa_1 .. kappa_4; kappa_4 = 0 tells the teacher nothing, and kappa_3 has no part here."""
+    """Guidance scales kappa_1 .. kappa_4; at kappa_4 = 0 the teacher is told no condition, and
+    kappa_3 has no part here."""
     matching: Matching = "uniform"
     """Which of a few-step student's outputs are matched: each in turn, or the "final" one."""
 

@@ -74,15 +74,15 @@ class LADD(Method):
     pairs: Pairs = Pairs()
     """The teacher's samples, which are the real ones."""
     judge: Discriminator = Discriminator(LogNormal(-0.3, 1.2))
-    """What tells them from the student's, at which noise levels."""
+    """What tells the teacher's samples from the student's, at which noise levels."""
     shares: Shares = ()
     """How often each of the student's calls is trained, the noisiest first; (): all alike."""
     early_shares: Shares = ()
-    """The same before step `early`."""
+    """The same shares before training step `early`."""
     early: int = 0
-    """The first step with `shares`."""
+    """The first training step with `shares`."""
     rate: float = 0.1
-    """The student's learning rate, over that of what judges."""
+    """The student's learning rate over the discriminator's."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

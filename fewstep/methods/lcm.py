@@ -57,17 +57,17 @@ class LCM(Method):
     needs_data: ClassVar[bool] = True
 
     sampler: Sampler = WithInput(FewStep(2.5, 4), "w", 0.0)
-    """Its w is kappa - 1 of the samples."""
+    """How the finished net generates; its input w is the guidance scale of the samples less 1."""
     ladder: Ladder = Ladder(48)
-    """The times, up to the sampler's first."""
+    """The times of the teacher's steps, up to the sampler's first."""
     kappa: tuple[float, float] = (1.0, 15.0)
     """The least and largest guidance scale (published: 3 to 15, for text to image)."""
     c: float = 0.001
-    """Where the loss turns from a square to a modulus, of each element."""
+    """Size of an element's error at which the loss turns from a square to a modulus."""
     decay: float = 0.95
-    """Of the target's average in a step; 0: the student itself."""
+    """Share of itself that the target's average keeps in a step; 0: it is the student."""
     order: Literal[1, 2] = 1
-    """Of the teacher's solver: 1 is DDIM, 2 Heun's method."""
+    """Order of the teacher's solver: 1 is DDIM, 2 Heun's method."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -55,10 +55,11 @@ class MeanFlow(Method):
     diagonal: float = 0.75
     """Share of samples with s = t, whose target is the velocity itself."""
     velocity: Literal["teacher", "data"] = "teacher"
-    """Whose velocity v is."""
+    """Where the velocity v comes from: the teacher, or the data and their noise."""
     p: float = 1.0
     """The loss of a sample is divided by (|u - target|^2 + c)^p."""
     c: float = 1e-3
+    """What that divisor adds to the squared error, above 0."""
     kappa: float = 1.0
     """Guidance scale of the teacher's velocity, part of the result; 1: none."""
     derivative: Literal["forward", "difference"] = "forward"

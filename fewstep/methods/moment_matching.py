@@ -73,7 +73,7 @@ class MomentMatching(Method):
     weight: Weight = Power()
     """w of the student's direction."""
     auxiliary_weight: Weight = EDMWeight()
-    """w_a of the auxiliary network."""
+    """w_a, the weight of the auxiliary network's loss by noise level."""
     anchor: float = 1.0
     """How much the auxiliary network is pulled to the teacher; 0: a fake score at z_s."""
     kappa: float = 1.0

@@ -75,7 +75,7 @@ class MSD(Method):
     ratio: Updates = 1
     """Updates of the fake score for one of the students (published with its GAN: 5)."""
     guidance: Guidance = Unguided()
-    """kappa_1 .. kappa_4, for a teacher that knows conditions; kappa_3 has no part here."""
+    """Guidance scales kappa_1 .. kappa_4, for conditional teachers; kappa_3 has no part here."""
     matching: Matching = "uniform"
     """Which of few-step students' outputs are matched: each in turn, or the "final" one."""
 

@@ -75,15 +75,15 @@ class NCT(Method):
     control: Reward = field(kw_only=True)
     """What is read off pictures, one number each, such as `Thickness`; no gradient is used."""
     blur: float = 0.0
-    """Standard deviation of the noise with which it is read, tau."""
+    """Standard deviation tau of the noise that is added to what is read."""
     levels: int = 32
-    """K."""
+    """K, the steps of the path from z to noise that knows nothing of it."""
     strength: float = 1.0
-    """lambda at the start."""
+    """lambda at the start, the weight of staying at the picture that the control was read off."""
     bound: float = 0.0
-    """What d(f(z, c), x) may be."""
+    """Distance d(f(z, c), x) from that picture which is allowed; lambda rises above it."""
     rate: float = 0.01
-    """Of lambda; 0: it stays as it is."""
+    """How fast lambda changes, per step and unit of distance; 0: it stays as it is."""
     distance: Distance = SquaredL2()
     """d, of root mean squares; the paper's are this one and `PseudoHuber`."""
 

@@ -63,7 +63,7 @@ class PDD(Method):
     """The fewest and most calls that the weights can be sampled in; the former divides the
     latter, and the sampler's number lies between."""
     order: Literal[1, 2] = 2
-    """Of the teacher's step across an interval: 1 is Euler's, 2 the midpoint rule."""
+    """Order of the teacher's step across an interval: 1 is Euler's, 2 the midpoint rule."""
     kappa: float = 1.0
     """Guidance scale of the teacher, part of the result; 1: none."""
 

@@ -76,20 +76,21 @@ class PhasedConsistency(Method):
     needs_data: ClassVar[bool] = True
 
     sampler: Sampler = FewStep(2.5, 4, "ddim", 2.0)
-    """Of the finished student, whose calls make the phases: a `FewStep` with noise "ddim", or
+    """How the finished net generates; its calls make the phases: a `FewStep` with noise "ddim", or
     `Jumps`, where s is any time of the phase."""
     phases: tuple[int, ...] = ()
     """Numbers of phases, the sampler's calls at last; (): these alone (Hyper-SD: 8, 4, 2, 1)."""
     stage_steps: int = 450
     """Training steps with one number of phases, the last of which does not end."""
     steps: int = 12
-    """Of the solver, in a phase."""
+    """Steps of the teacher's solver in a phase."""
     order: Literal[1, 2] = 1
-    """Of the teacher's solver: 1 is DDIM, 2 Heun's method."""
+    """Order of the teacher's solver: 1 is DDIM, 2 Heun's method."""
     c: float = 0.001
-    """Where the loss turns from a square to a modulus, of each element."""
+    """Size of an element's error at which the loss turns from a square to a modulus."""
     decay: float = 0.95
-    """Of the target's average in a step, as Hyper-SD has one; 0: the student itself (PCM)."""
+    """Share of itself that the target's average keeps in a step, as Hyper-SD has one; 0: it is the
+    student (PCM)."""
     kappa: float = 1.0
     """Guidance scale of the teacher, part of the result; 1: none (published: 5 to 6)."""
 

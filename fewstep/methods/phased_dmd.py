@@ -86,6 +86,7 @@ class PhasedDMD(Method):
     sampler: Sampler = FewStep(t_init=2.5, steps=4, noise="ddim")
     """A `FewStep` with noise "ddim"; its calls are divided among the phases."""
     phases: int = 2
+    """Number of phases, each with an expert of its own; it divides the sampler's calls."""
     phase_steps: int = 400
     """Training steps of each phase but the last, which goes on until the run ends."""
     times: TimeLaw = Karras(0.00316, 71.6)
@@ -93,7 +94,7 @@ class PhasedDMD(Method):
     weight: Weight = L1()
     """w of the student's direction; L1 is 1 / mean |x - f_phi|."""
     fake_weight: Weight = EDMWeight()
-    """w of the fake score's loss."""
+    """w, the weight of the fake score's loss by noise level."""
     clip: float = 10.0
     """The largest 1 / share^2 in the fake score's loss."""
     fake_rate: float = 1.0
@@ -101,7 +102,7 @@ class PhasedDMD(Method):
     ratio: Updates = 1
     """Updates of the fake score for one of the student (published: 5)."""
     guidance: Guidance = Unguided()
-    """kappa_1 .. kappa_4, for a teacher that knows conditions; kappa_3 has no part here."""
+    """Guidance scales kappa_1 .. kappa_4, for conditional teachers; kappa_3 has no part here."""
     matching: Matching = "uniform"
     """Which calls of a phase learn: each in turn, or its "final" one."""
 

@@ -39,7 +39,9 @@ class Pretrain(Method):
 
     sampler: Sampler = Heun()
     times: TimeLaw = LogNormal()
+    """Noise levels of the data."""
     weight: Weight = EDMWeight()
+    """w, the weight of the loss by noise level."""
     scales: tuple[int, ...] = (1,)
     """How many times smaller the data of a step are, in turn: (1, 2) for all of two sizes."""
 

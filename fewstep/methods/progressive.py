@@ -77,7 +77,7 @@ class ProgressiveDistillation(Method):
     stage_steps: int = 450
     """Training steps of a stage."""
     weight: Weight = TruncatedSNR()
-    """w of the loss in x_0."""
+    """w, the weight of the loss in x_0 by noise level."""
     kappa: float = 1.0
     """Guidance scale of the first teacher, part of the result; 1: none. With `scales` the one that
     the result is sampled with unless another is asked for."""

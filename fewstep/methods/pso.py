@@ -54,11 +54,11 @@ class PSO(Method):
     reward: Reward = field(kw_only=True)
     """Which of two pictures is preferred; its gradient is not used."""
     beta: float = 50.0
-    """How much a difference of mean log-ratios says; of the sum over D dimensions beta / D."""
+    """Factor of a difference of mean log-ratios, above 0 (beta / D for sums over D dimensions)."""
     low: float = 0.9
-    """Below this ratio of likelihoods nothing is pushed."""
+    """Ratio of likelihoods, below 1, under which nothing is pushed."""
     high: float = 1.1
-    """Above this ratio of likelihoods nothing is pushed."""
+    """Ratio of likelihoods, above 1, over which nothing is pushed."""
     labels: Literal["hard", "soft"] = "hard"
     """Whether the better one always wins, as published, or with sigmoid(r_1 - r_2) only."""
 

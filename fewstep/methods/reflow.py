@@ -51,7 +51,7 @@ class Reflow(Method):
     pairs: Pairs = Pairs()
     """The teacher's noise and samples, z and y."""
     times: TimeLaw = Uniform()
-    """tau, a flow time in (0, 1)."""
+    """The law of tau, a flow time in (0, 1)."""
     reflow_steps: int = 900
     """Training steps on the straight lines, before the distillation."""
     distil_steps: int = 900

@@ -59,9 +59,9 @@ class Rewarded(Method):
     method: Method
     """What distils, and holds the student near its teacher."""
     reward: Reward
-    """What is raised."""
+    """What is raised, such as `LabelReward`."""
     weight: float = 0.05
-    """Of the reward in the student's loss. The default is DMDR's (Jiang et al. 2025,
+    """Weight of the reward in the student's loss. The default is DMDR's (Jiang et al. 2025,
     https://arxiv.org/abs/2511.13649), of a classifier's log-probability beside DMD's loss."""
     start: int = 0
     """The first step with a reward; DMDR distils for 20,000 steps before."""

@@ -82,25 +82,25 @@ class SCFlow(Method):
     needs_data: ClassVar[bool] = True
 
     sampler: Sampler = FewStep(10.0, 2, rho=3.0)
-    """A `FewStep`; it starts at the latest time that is trained."""
+    """How the finished net generates, a `FewStep` from the latest time that is trained."""
     reach: float = 0.2
     """The longest step of the teacher, in flow time."""
     up: float = 0.1
-    """w_up."""
+    """w_up, the weight of consistency with later times."""
     line: float = 0.1
-    """w_line."""
+    """w_line, the weight of consistency along the straight line of the student's own sample."""
     gan: float = 0.1
-    """w_gan; 0: without a discriminator."""
+    """w_gan, the weight of the adversarial loss; 0: without a discriminator."""
     discriminator: Discriminator = Discriminator(
         None, "own", penalty=GradientPenalty(r1=0.5), pool="learned"
     )
     """What tells G(z) from data: a network of its own on clean samples, as published."""
     c: float = 0.01
-    """Where d turns from a square to a modulus, of each element."""
+    """Size of an element's error at which d turns from a square to a modulus."""
     truncate: float = 0.0
     """The flow time below which the target is the datum (released code: 0.5)."""
     decay: float = 0.95
-    """Of the target's average in a step; 0: the student itself."""
+    """Share of itself that the target's average keeps in a step; 0: it is the student."""
     kappa: float = 1.0
     """Guidance scale of the teacher, part of the result; 1: none."""
 

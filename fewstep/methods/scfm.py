@@ -67,13 +67,14 @@ class SCFM(Method):
     teacher_steps: int = 32
     """K of the grid whose first step is the teacher's."""
     teacher_share: float = 0.4
-    """How often that is, of all training steps."""
+    """Share of the training steps that are on this grid."""
     shift: tuple[float, float] = (1.0, 2.0)
     """The least and largest shift of a grid to noise (published: 2.5 to 4.5, for FLUX)."""
     fast: float = 0.9
-    """Of the first step's average in a step of training (published: 0.99)."""
+    """What the first step's fast average keeps of itself in a training step (published: 0.99)."""
     slow: float = 0.99
-    """Of the second step's (published: 0.999)."""
+    """What the second step's slow average keeps of itself in a training step (published:
+    0.999)."""
     kappa: float = 1.0
     """Guidance scale of the teacher, part of the result; 1: none."""
 

@@ -53,13 +53,13 @@ class SCM(Method):
     times: TimeLaw = LogNormal(-1.0, 1.4)
     """The law of the noise level sigma / alpha; what is above the sampler's start is set to it."""
     sigma_data: float = 0.5
-    """s_d, the data's scale."""
+    """Standard deviation of the data, s_d."""
     velocity: Literal["teacher", "data"] = "teacher"
-    """Whose velocity v is."""
+    """Where the velocity v comes from: the teacher, or the data and their noise."""
     warmup: int = 200
     """Steps in which r goes from 0 to 1 (published: 10,000)."""
     c: float = 0.1
-    """Of g's normalisation, against the norm over a sample."""
+    """c of g / (|g| + c), which bounds the push, |g| being a norm over a sample; above 0."""
     bins: int = 16
     """Noise levels that the loss is brought to one size at; 0: none."""
     kappa: float = 1.0

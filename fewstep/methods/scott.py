@@ -68,19 +68,19 @@ class SCott(Method):
     needs_data: ClassVar[bool] = True
 
     sampler: Sampler = FewStep(10.0, 2, rho=3.0)
-    """It starts at the latest time that is trained."""
+    """How the finished net generates; it starts at the latest time that is trained."""
     ladder: Ladder = Ladder(42)
-    """The times, up to the sampler's first."""
+    """The times of the teacher's steps, up to the sampler's first."""
     eta: float = 0.2
     """The share of fresh noise in a step, from 0, DDIM, to 0.3."""
     substeps: int = 3
     """h, the teacher's steps for one of the ladder, even in flow time."""
     gan: float = 0.4
-    """w, against the square summed over a sample's dimensions; 0: without a discriminator."""
+    """w of the adversarial loss, against a square summed over dimensions; 0: no discriminator."""
     discriminator: Discriminator = Discriminator(None, "own", pool="learned", loss="hinge")
     """What tells the student's predictions from data, without noise."""
     decay: float = 0.95
-    """Of the target's average in a step; 0: the student itself."""
+    """Share of itself that the target's average keeps in a step; 0: it is the student."""
     kappa: float = 1.0
     """Guidance scale of the teacher, part of the result; 1: none."""
 

@@ -113,9 +113,10 @@ class SelfE(Method):
     auxiliary_from: int = 0
     """First step with the auxiliary term (published, from scratch: 550,000 of 710,000)."""
     decay: float = 0.9999
-    """Of the average that says f_c; 0: the student itself."""
+    """Share of itself that the average, which says f_c, keeps in a step; 0: it is the student."""
     weight: Weight = EDMWeight()
-    """w_t (published: 1 / t^2 on a flow, `Power(0, -2)`)."""
+    """w_t, the weight of the loss by noise level (published: 1 / t^2 on a flow,
+    `Power(0, -2)`)."""
     renormalise: bool = True
     """Whether targets have the norm of their data."""
     drop: float = 0.1

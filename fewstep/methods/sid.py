@@ -49,21 +49,19 @@ class SiD(Method):
 
     sampler: Sampler = FewStep(t_init=2.5)
     alpha: float = 1.2
-    """0.5 is half the exact Fisher gradient, 1.0 is SIM with squared distance."""
+    """alpha: 0.5 is half the exact Fisher gradient, 1.0 is SIM with squared distance."""
     times: TimeLaw = Karras(tmax=800.0)
     """Noise levels of the student's loss."""
     weight: Weight = L1()
-    """w of the student's loss."""
+    """w, the weight of the student's loss by noise level."""
     fake: FakeScore = FakeScore()
+    """How the fake score learns: the noise levels and the weight of its loss."""
     guidance: Guidance = Unguided()
-    """kappa_1 .. kappa_4, for a teacher that knows conditions."""
+    """Guidance scales kappa_1 .. kappa_4, for conditional teachers."""
     matching: Matching = "uniform"
     """Which of a few-step student's outputs are matched: each in turn, or the "final" one."""
     shared: bool = False
-    """Whether both halves of a step learn on the same samples, which are made once.
-
-    A step is cheaper by the student's calls, and its batches are half as many different samples.
-    """
+    """Whether both halves of a step learn on the same samples: cheaper, but with half as many."""
     ratio: Updates = 1
     """Updates of the fake score for one of the student."""
 

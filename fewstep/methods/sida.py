@@ -57,24 +57,26 @@ class SiDA(Method):
 
     sampler: Sampler = FewStep(t_init=2.5)
     alpha: float = 1.0
-    """As for SiD."""
+    """alpha: 0.5 is half the exact Fisher gradient, 1.0 is SIM with squared distance."""
     times: TimeLaw = Karras(tmax=800.0)
     """Noise levels of the student's loss."""
     weight: Weight = L1()
-    """w of the score loss."""
+    """w, the weight of the score loss by noise level."""
     fake: Critic = Critic()
+    """How the fake score learns to denoise and to judge: noise levels and weights of both
+    losses."""
     gan: float = 1e-4
     """Weight of the adversarial term: the published scales 0.01 / 100."""
     gan_weight: Weight = L1()
-    """w' of the adversarial term."""
+    """w', the weight of the adversarial term by noise level."""
     share: float = 0.5
-    """The adversarial term's share once it has begun."""
+    """Share of the adversarial term in the loss once it has begun, 0 to 1."""
     student_from: int = 0
     """First step that updates the student (published: after 100,000 pictures)."""
     adversarial_from: int = 0
     """First step with the adversarial term (published: after 200,000 pictures)."""
     guidance: Guidance = Unguided()
-    """kappa_1 .. kappa_4, for a teacher that knows conditions."""
+    """Guidance scales kappa_1 .. kappa_4, for conditional teachers."""
     matching: Matching = "uniform"
     """Which of a few-step student's outputs are matched: each in turn, or the "final" one."""
     ratio: Updates = 1

@@ -38,15 +38,17 @@ class SIM(Method):
 
     sampler: Sampler = FewStep(t_init=2.5)
     distance: Distance = PseudoHuber()
+    """d of the difference between the fake score's prediction and the teacher's."""
     scale: Weight = Power()
     """k, the units in which the distance measures: Power() for x_0, Power(1, -2) for scores."""
     weight: Weight = Power()
-    """w, a further factor."""
+    """w, a further weight of the loss by noise level."""
     times: TimeLaw = Karras(tmax=800.0)
     """Noise levels of the student's loss."""
     fake: FakeScore = FakeScore()
+    """How the fake score learns: the noise levels and the weight of its loss."""
     guidance: Guidance = Unguided()
-    """kappa_1 .. kappa_4, for a teacher that knows conditions."""
+    """Guidance scales kappa_1 .. kappa_4, for conditional teachers."""
     matching: Matching = "uniform"
     """Which of a few-step student's outputs are matched: each in turn, or the "final" one."""
     ratio: Updates = 1

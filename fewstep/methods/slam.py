@@ -81,15 +81,15 @@ class SLAM(Method):
     needs_signal: ClassVar[bool] = True
 
     sampler: Sampler = WithInput(FewStep(10.0, 4, rho=3.0), "gamma", 1.0)
-    """Its gamma is 1, a point of the trajectory itself."""
+    """How the finished net generates; its input gamma is 1, a point of the trajectory itself."""
     ladder: Ladder = Ladder(48)
-    """The times, up to the sampler's first (published: 50 steps)."""
+    """The times of the teacher's steps, up to the sampler's first (published: 50 steps)."""
     noise: Literal["shared", "independent"] = "shared"
-    """The level sigma_gamma: on the line, or as in the released code."""
+    """Noise of the points between: on the line ("shared"), or as released ("independent")."""
     c: float = 0.001
-    """Where the loss turns from a square to a modulus, of each element."""
+    """Size of an element's error at which the loss turns from a square to a modulus."""
     decay: float = 0.95
-    """Of the target's average in a step; 0: the student itself."""
+    """Share of itself that the target's average keeps in a step; 0: it is the student."""
     kappa: float = 1.0
     """Guidance scale of the teacher, part of the result; 1: none."""
 

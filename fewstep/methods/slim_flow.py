@@ -63,13 +63,13 @@ class SlimFlow(Method):
     pairs: Pairs = Pairs()
     """The teacher's noise and samples, z and y."""
     times: TimeLaw = Uniform()
-    """tau, a flow time in (0, 1)."""
+    """The law of tau, a flow time in (0, 1)."""
     reflow_steps: int = 900
     """Training steps on the straight lines, before the distillation."""
     anneal_steps: int = 540
     """Training steps in which b falls from 1 to 0 ("exp": to 1 / e)."""
     schedule: Literal["linear", "cos", "exp"] = "linear"
-    """How b falls."""
+    """How b falls from 1: on a line, as half a cosine, or exponentially."""
     distil_steps: int = 900
     """Training steps of the distillation, after which the run ends."""
     guide: float = 1.0

@@ -98,13 +98,14 @@ class SwD(Method):
     kernel: Kernel = "linear"
     """"linear" compares the mean of patches, "rbf" their law."""
     width: float = 100.0
-    """Of the rbf kernel."""
+    """Width of the rbf kernel, in units of the encoder's features."""
     fake: FakeScore = FakeScore()
+    """How the fake score learns: the noise levels and the weight of its loss."""
     ratio: Updates = 5
     """Updates of the fake score for one of the student."""
     guidance: Guidance = Unguided()
-    """kappa_1 .. kappa_4, for a teacher that knows conditions (published: 7, the teacher's alone);
-    kappa_3 has no part here."""
+    """Guidance scales kappa_1 .. kappa_4, for conditional teachers (published: 7, the teacher's
+    alone); kappa_3 has no part here."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

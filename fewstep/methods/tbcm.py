@@ -54,15 +54,15 @@ class TBCM(Method):
     """
 
     sampler: Sampler = FewStep(10.0)
-    """It starts where the trajectories do."""
+    """How the finished net generates; it starts where the trajectories do."""
     ladder: Ladder = Ladder(16)
     """The times between which states are drawn, up to the sampler's first."""
     sigma_data: float = 0.5
-    """s_d, the data's scale."""
+    """Standard deviation of the data, s_d."""
     warmup: int = 200
     """Steps in which r goes from 0 to 1."""
     c: float = 0.1
-    """Of g's normalisation, against the norm over a sample."""
+    """c of g / (|g| + c), which bounds the push, |g| being a norm over a sample; above 0."""
     kappa: float = 1.0
     """Guidance scale of the teacher, part of the result; 1: none."""
     derivative: Literal["forward", "difference"] = "forward"

@@ -70,17 +70,18 @@ class TDD(Method):
     calls: tuple[int, int] = (4, 8)
     """The least and the largest K of the targets."""
     steps: int = 48
-    """Of the solver's ladder (published: 250)."""
+    """Steps of the solver's ladder (published: 250)."""
     window: float = 0.26
     """How far below m targets may be, as a share of the ladder."""
     rho: float = 0.3
     """How far below a target s may be, as a share of it."""
     order: Literal[1, 2] = 1
-    """Of the teacher's solver: 1 is DDIM, 2 Heun's method."""
+    """Order of the teacher's solver: 1 is DDIM, 2 Heun's method."""
     c: float = 0.001
-    """Where the loss turns from a square to a modulus, of each element."""
+    """Size of an element's error at which the loss turns from a square to a modulus."""
     decay: float = 0.95
-    """Of the target's average in a step; 0: the student itself, as published."""
+    """Share of itself that the target's average keeps in a step; 0: it is the student, as
+    published."""
     kappa: float = 1.0
     """Guidance scale of the teacher, part of the result; 1: none (published: 4.5)."""
     drop: float = 0.0

@@ -73,7 +73,7 @@ class TDM(Method):
     ratio: Updates = 1
     """Updates of the fake score for one of the student."""
     guidance: Guidance = Unguided()
-    """kappa_1 .. kappa_4, for a teacher that knows conditions; kappa_3 has no part here."""
+    """Guidance scales kappa_1 .. kappa_4, for conditional teachers; kappa_3 has no part here."""
     matching: Matching = "uniform"
     """Which states are matched: of each call in turn, or of the "final" one alone."""
 

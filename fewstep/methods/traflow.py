@@ -88,7 +88,7 @@ class TraFlow(Method):
     needs_data: ClassVar[bool] = True
 
     sampler: Sampler = Jumps(10.0, 2, 3.0)
-    """It starts at the latest time that is trained."""
+    """How the finished net generates; it starts at the latest time that is trained."""
     endpoint: float = 1.0
     """w_1, of the distance from the solver's end."""
     velocity: float = 1.0
@@ -100,7 +100,7 @@ class TraFlow(Method):
     steps: int = 2
     """Steps of the teacher's solver from t to u, and again from u to s."""
     order: Literal[1, 2] = 2
-    """Of the teacher's solver: 2 is Heun's method, 1 DDIM."""
+    """Order of the teacher's solver: 2 is Heun's method, 1 DDIM."""
     kappa: float = 1.0
     """Guidance scale of the teacher, part of the result; 1: none."""
     derivative: Literal["forward", "difference"] = "forward"

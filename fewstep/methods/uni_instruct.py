@@ -70,18 +70,18 @@ class UniInstruct(Method):
 
     sampler: Sampler = FewStep(t_init=2.5)
     divergence: Family = "jeffreys"
-    """reverse_kl (SiD's at alpha = 1/2), kl, jeffreys, pearson (chi-squared), js, softened,
-    hellinger or neyman."""
+    """The divergence: reverse_kl (SiD's at alpha = 1/2), kl, jeffreys, pearson (chi-squared), js,
+    softened, hellinger or neyman."""
     times: TimeLaw = Karras(tmax=800.0)
     """Noise levels of the student's loss."""
     weight: Weight = L1()
-    """w of the divergence."""
+    """w, the weight of the divergence by noise level."""
     fake: Critic = Critic(average="sample")
     """The fake score and the discriminator."""
     gan: float = 1e-4
     """Weight of the student's adversarial loss (published: 0.01 / 100)."""
     gan_weight: Weight = L1()
-    """w of the adversarial loss."""
+    """w, the weight of the adversarial loss by noise level."""
     clip: tuple[float, float] = (0.1, 20.0)
     """The smallest and largest normalised density ratio; beyond, r has no gradient."""
     slope: float = 3.0
@@ -97,7 +97,7 @@ class UniInstruct(Method):
     """First step with the divergence, after SiD's loss at alpha = 1 (published: after 200,000
     pictures)."""
     guidance: Guidance = Unguided()
-    """kappa_1 .. kappa_4, for a teacher that knows conditions."""
+    """Guidance scales kappa_1 .. kappa_4, for conditional teachers."""
     matching: Matching = "uniform"
     """Which of a few-step student's outputs are matched: each in turn, or the "final" one."""
 

@@ -63,7 +63,7 @@ class VelocityMatching(Method):
     normalise: Literal["whole", "rate", "none"] = "whole"
     """What is divided by its norm plus c: u* - u, du/dtau alone (as released), or nothing."""
     c: float = 0.1
-    """Against the norm over a sample."""
+    """What is added to that norm, which is one over a sample; above 0."""
     kappa: float = 1.0
     """Guidance scale of the teacher, part of the result; 1: none."""
     derivative: Literal["forward", "difference"] = "forward"

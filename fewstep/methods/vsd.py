@@ -49,10 +49,11 @@ class VSD(Method):
     weight: Weight = SignalNoise()
     """w of the student's direction, alpha sigma where alpha^2 + sigma^2 = 1."""
     fake: FakeScore = FakeScore(Karras(), EDMWeight())
+    """How the fake score learns: the noise levels and the weight of its loss."""
     fake_rate: float = 1.0
     """Learning rate of the fake score over the student's (published: 1000, of adapters)."""
     guidance: Guidance = Unguided()
-    """kappa_1 .. kappa_4, for a teacher that knows conditions; kappa_3 has no part here."""
+    """Guidance scales kappa_1 .. kappa_4, for conditional teachers; kappa_3 has no part here."""
     matching: Matching = "uniform"
     """Which of a few-step student's outputs are matched: each in turn, or the "final" one."""
 

@@ -50,6 +50,7 @@ class Beside(Net):
     """`net` for twice the channels, the second half being the condition "start"."""
 
     net: Net
+    """The network inside, built for twice the channels."""
 
     def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
         """`BesideNet` around a new network."""

@@ -67,6 +67,7 @@ class Experts(Net):
     """Networks like `net`: one for labels above bounds[0], one between it and the next, ..."""
 
     net: Net
+    """What each network is."""
     bounds: tuple[float, ...]
     """Where one network's noise levels end and the next one's begin, in labels of the path
     (t itself for whole denoisers), decreasing."""

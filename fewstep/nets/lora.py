@@ -61,6 +61,7 @@ class LoRA:
     """
 
     rank: int = 64
+    """Rank r of the adapters, 1 or more."""
     alpha: float | None = None
     """Adapters are multiplied by alpha / rank; None: by 1."""
     targets: tuple[str, ...] = ()

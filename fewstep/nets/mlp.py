@@ -111,7 +111,9 @@ class MLP(Net):
     """A residual MLP: `width` of its layers and number of residual `blocks`."""
 
     width: int = 256
+    """Width of its layers, 4 or more."""
     blocks: int = 4
+    """Number of residual blocks."""
 
     def __post_init__(self) -> None:
         if self.width < 4 or self.blocks < 0:

@@ -109,6 +109,7 @@ class PatchUNet(Net):
     patch: int = 2
     """Side of the patches; 1 for pixels."""
     dropout: float = 0.0
+    """Share of activations dropped in training, below 1."""
 
     def __post_init__(self) -> None:
         if self.width < 4 or self.blocks < 0 or self.patch < 1 or not 0 <= self.dropout < 1:

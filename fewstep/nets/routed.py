@@ -71,7 +71,9 @@ class Routed(Net):
     """`students` networks like `net`; label c is for number c mod `students`."""
 
     net: Net
+    """What each network is."""
     students: int = 2
+    """Number of networks, 1 or more."""
 
     def __post_init__(self) -> None:
         if self.students < 1:

@@ -85,10 +85,11 @@ class Spikes:
     """
 
     limit: float = 8.0
-    """Robust deviations from the median that are far; inf: nothing is."""
+    """Distance from the median that is far, in robust standard deviations; inf: nothing is."""
     steps: int = 20
-    """Steps in a row that make a spike of it."""
+    """Steps in a row that are far, which make a spike."""
     window: int = 200
+    """Number of usual values whose median counts, 10 or more."""
     rollback: bool = False
     """Go back to the last checkpoint before the spike, and on with other samples; at most
     three times."""

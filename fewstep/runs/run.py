@@ -61,9 +61,9 @@ class Run:
     patience: int = 10
     """Non-finite updates in a row that are skipped before the run stops."""
     precision: Precision = "fp32"
-    """Of the networks' matrix products while training; weights and losses stay in float32."""
+    """Precision of matrix products while training; weights and losses stay in float32."""
     frozen: Held = "fp32"
-    """How weights that are never trained are held: the teacher's, with adapters all but these."""
+    """Precision of weights that are never trained: the teacher's, with adapters all but these."""
     recompute: bool = False
     """Compute activations again when a gradient needs them: less memory, the same numbers."""
     compile: bool = False

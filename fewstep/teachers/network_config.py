@@ -26,7 +26,9 @@ class SnapshotNet(Net):
     """A network by its published class name and its constructor arguments as JSON text."""
 
     class_name: str
+    """Published name of its class, such as EDMPrecond; Precond is EDM2's."""
     arguments: str
+    """Arguments of its constructor, a JSON object."""
 
     def build(self, shape: tuple[int, ...], classes: int) -> Preconditioned:
         """The denoiser with newly drawn weights, in evaluation mode."""

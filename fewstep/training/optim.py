@@ -26,12 +26,18 @@ class Optim:
     """
 
     lr: float = 1e-3
+    """Learning rate after the warm-up, above 0."""
     betas: tuple[float, float] = (0.0, 0.999)
+    """Decay of Adam's first and second moments in a step, each in [0, 1)."""
     eps: float = 1e-8
+    """What Adam adds to the root of the second moment, above 0."""
     weight_decay: float = 0.0
+    """Weights shrink by this times the rate in each step (AdamW), 0 or more."""
     warmup: int = 0
     """Steps from rate zero to `lr`."""
     decay: Literal["constant", "linear", "cosine"] = "constant"
+    """The rate after the warm-up: constant, or down to zero at the end, linearly or as a
+    cosine."""
     clip: float = math.inf
     """Largest gradient norm; larger gradients are scaled down to it."""
     clip_value: float = math.inf
@@ -39,10 +45,7 @@ class Optim:
     offload: bool = False
     """Keep the moments in main memory between updates, not on the accelerator."""
     bits: Literal[32, 8] = 32
-    """Of a moment.
-
-    8 take a quarter of the memory and are nearly the same (`fewstep.training.adam_8bit`).
-    """
+    """Bits of a number in the moments; 8 take a quarter of the memory and are nearly the same."""
 
     def __post_init__(self) -> None:
         if not (0 < self.lr < math.inf and self.warmup >= 0):

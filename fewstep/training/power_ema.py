@@ -43,7 +43,7 @@ class PowerEMA:
     """
 
     sigma_rel: tuple[float, ...] = ()
-    """Lengths as parts of the training, such as (0.05, 0.10)."""
+    """Lengths of the averages as shares of the training, such as (0.05, 0.10)."""
 
     def __post_init__(self) -> None:
         for sigma in self.sigma_rel:

@@ -51,11 +51,11 @@ class DiffusersNet(Net):
     """A network by the name of its class in diffusers."""
 
     class_name: str
-    """One of `ADAPTERS`."""
+    """Name of its class in diffusers, one of `fewstep.teachers.diffusers.adapters.ADAPTERS`."""
     config: str
     """The arguments of its constructor, and its sample_size, a JSON object."""
     tokens: int
-    """Length of a prompt's embedding."""
+    """Length of a prompt's embedding, in tokens."""
     pixels: int
     """Height of the decoded picture at the sample size that the configuration names."""
 
