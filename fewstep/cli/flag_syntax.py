@@ -127,7 +127,7 @@ def part(
 
 
 def _meant(cls: Any, text: str) -> Iterator[tuple[Any, str]]:
-    """cls(field=text), and how it is written: for each field that it may be of, likeliest first."""
+    """cls(field=text), and how it is written: for every field it may be of, likeliest first."""
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError):
@@ -161,9 +161,8 @@ def opened(hint: Any, value: Any) -> bool:
     Of a type that is a union, only values of its own concrete parts do.
     """
     kinds = config.options(hint)
-    return is_dataclass(value) and (
-        len(kinds) == 1 or any(is_dataclass(k) and isinstance(value, k) for k in kinds)
-    )
+    own = any(isinstance(k, type) and is_dataclass(k) and isinstance(value, k) for k in kinds)
+    return is_dataclass(value) and (own or len(kinds) == 1)
 
 
 def short(text: str) -> str:

@@ -12,6 +12,7 @@ import dataclasses
 import difflib
 import io
 import re
+import shutil
 import textwrap
 from collections.abc import Sequence
 from dataclasses import replace
@@ -32,6 +33,8 @@ from fewstep.runs.run import Run
 
 MARKERS = (tyro.conf.AvoidSubcommands, tyro.conf.SuppressFixed)
 """How flags are made: of what a run has now, and of no field that is given whole."""
+MEANING = 8
+"""The least indentation of what a flag means, where it stands below the flag."""
 SHORT = {"--prompts": "--domain.file"}
 """Shorter names of fields."""
 
@@ -174,7 +177,30 @@ def help_text(run: Run, prog: str) -> str:
         for name, full in SHORT.items()
         if flag_syntax.field_of(run, _path(full))
     ]
-    return "\n".join([out.getvalue().partition("\n\n")[2].rstrip(), "", _whole(run), *short])
+    shown = _flowing(out.getvalue().partition("\n\n")[2].rstrip())
+    return "\n".join([shown, "", _whole(run), *short])
+
+
+def _flowing(text: str) -> str:
+    """tyro's page of flags, each meaning one paragraph: it keeps the line breaks of the source."""
+    lines, columns = [""], [0]
+    for line in map(str.rstrip, text.splitlines()):
+        body = line.strip()
+        indent = len(line) - len(body)
+        if body and indent == columns[-1] > 0:
+            split = lines[-1].endswith(",") and body.startswith("000")  # 10,000 at a line's end
+            lines[-1] += body if split else f" {body}"
+            continue
+        beside = re.match(r"  --?\w.*?\s{2,}(?=\S)", line)
+        columns.append(beside.end() if beside else indent if indent >= MEANING else 0)
+        lines.append(line)
+    width = shutil.get_terminal_size().columns - 1
+    wrap = partial(textwrap.wrap, width=width, break_long_words=False, break_on_hyphens=False)
+    return "\n".join(
+        part
+        for line, column in zip(lines[1:], columns[1:], strict=True)
+        for part in (wrap(line, subsequent_indent=column * " ") if column else [line])
+    )
 
 
 def _whole(run: Run) -> str:

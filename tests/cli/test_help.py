@@ -13,6 +13,7 @@ import tyro
 from tyro._docstrings import get_field_docstring
 
 from fewstep import config
+from tests.command import fewstep
 
 
 @dataclass(frozen=True)
@@ -68,3 +69,20 @@ def test_fields_without_one_are_seen() -> None:
     assert "--steps INT Number of network calls. (default: 3)" in text
     assert "--lam FLOAT lambda. (default: 2.0)" in text
     assert "--silent INT (default: 4)" in text
+
+
+def test_help_is_that_of_the_run_as_it_is_flagged() -> None:
+    """The fields of the method given, each meaning one paragraph, whole numbers in one piece."""
+    found = fewstep("distill", "digits", "--method", "SCM()", "--steps", "7", "--help")
+    assert (found.code, found.err) == (0, "")
+    assert "--method.warmup INT      Steps in which r goes from 0 to 1" in found.out
+    assert "--method.alpha" not in found.out
+    assert "Training steps. (default: 7)" in found.out
+    assert "(published:\n                           10,000). (default: 200)" in found.out
+    assert "\n\n method options\n" in found.out
+    paragraphs = re.findall(r"\n((?: {27}\S.*\n)+)", found.out)
+    ends = [line for text in paragraphs for line in text.splitlines()[:-1] if len(line) < 50]
+    assert ends == []  # no line ends early because one of the source did
+    refused = fewstep("distill", "digits", "--method", "SCN()", "--help")
+    assert (refused.code, refused.out) == (2, "")
+    assert "there is no 'SCN'; did you mean 'SCM'?" in refused.err
