@@ -1,12 +1,13 @@
-"""Parameters whose repetitions are slow: of a class the first, of pipelines three families."""
+"""Parameters without repetitions, or with slow ones: the first of a class, three pipelines."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
+Thing = TypeVar("Thing")
 FAMILIES = ("sd", "sd3", "flux2")
 """A U-Net, and transformers of two generations."""
 
@@ -19,6 +20,11 @@ def once_a_class(things: Iterable[object]) -> list[Any]:
         found.append(pytest.param(thing, marks=[pytest.mark.slow] * (type(thing) in seen)))
         seen.add(type(thing))
     return found
+
+
+def firsts(things: Iterable[Thing]) -> list[Thing]:
+    """The first of each class."""
+    return list({type(thing): thing for thing in reversed(list(things))}.values())[::-1]
 
 
 def families(kinds: Iterable[str]) -> list[Any]:

@@ -161,7 +161,7 @@ WRONG: dict[str, tuple[tuple[str, ...], str]] = {
         ("--lora", "LoRA(4, targets=('*',), teacher='0123')"),
         "the adapters belong to a teacher with the digest 0123..., and this one has",
     ),
-    "not LoRA": (("--lora", "SiD()"), "expected a fewstep.nets.lora.LoRA | None, got SiD"),
+    "not LoRA": (("--lora", "SiD()"), "expected a LoRA, got SiD"),
 }
 
 

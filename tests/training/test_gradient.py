@@ -22,6 +22,7 @@ from fewstep.plan.meta_memory import AsOnDevice, MetaMemory
 from fewstep.recipes.digits import digits
 from fewstep.training.gradient import _after
 from tests.instances import METHODS
+from tests.parameters import firsts
 from tests.waiting import Waits
 
 MODEL = Model(MLP(8, 1), (1, 4, 4), 3, VE())
@@ -79,7 +80,7 @@ ALLOWED = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", METHODS, ids=repr)
+@pytest.mark.parametrize("method", firsts(METHODS), ids=repr)
 def test_no_method_waits_beside(method: Method) -> None:
     try:
         found = waits(method)
