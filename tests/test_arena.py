@@ -27,13 +27,13 @@ pytest.importorskip("scipy")
 
 from benchmarks.arena import (  # noqa: E402
     __main__ as arena,
-    baselines,
     budget,
     entries,
     leaderboard,
     pages,
     records,
     scenes,
+    solvers,
 )
 from fewstep.teachers.gaussian import GaussianMixture  # noqa: E402
 from tests.mixture import energy_distance  # noqa: E402
@@ -352,9 +352,9 @@ def test_noise_is_the_deviation_of_one_draw() -> None:
 
 def test_solvers_make_the_calls_they_are_asked_for() -> None:
     """Heun's are odd: the most that are not more."""
-    for solver, calls in baselines.asked():
+    for solver, calls in solvers.asked():
         for trial in range(3):
-            made = baselines.sampler_of(solver, calls, trial).calls
+            made = solvers.sampler_of(solver, calls, trial).calls
             assert made == (2 * ((calls + 1) // 2) - 1 if solver == "Heun" else calls)
 
 

@@ -8,7 +8,8 @@
     scenes.py       teachers and how samples are measured
     budget.py       how many steps the budget of forward passes pays for
     trials.py       one trial: train, score on two draws of noise
-    baselines.py    solvers of the teacher, and students that nothing was taught
+    solvers.py      solvers of the teacher, and students that nothing was taught
+    baselines.py    their trials
     records.py      trials as files that cannot be mistaken for others
     leaderboard.py  what the trials say, with intervals
     pages.py        docs/arena.md and docs/choosing.md, made of the leaderboard

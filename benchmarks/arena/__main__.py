@@ -24,6 +24,7 @@ from benchmarks.arena.budget import Cost, affordable
 from benchmarks.arena.entries import BETWEEN, CALLS, ENTRIES, Ask, Entry, entry, points
 from benchmarks.arena.leaderboard import chosen
 from benchmarks.arena.scenes import NAMES, Scene, scene
+from benchmarks.arena.solvers import STARTS, asked
 from benchmarks.arena.trials import conduct
 from fewstep.storage.files import write_json
 
@@ -100,8 +101,8 @@ def measure_baselines(on: Scene) -> None:
     kept = records.read(on, "baselines")
     kept["records"] = [r for r in kept["records"] if r["teacher"] == on.teacher_digest]
     known = {(r["solver"], r["calls"], r["trial"]) for r in kept["records"]}
-    for solver, calls in baselines.asked():
-        for trial in range(len(baselines.STARTS)):
+    for solver, calls in asked():
+        for trial in range(len(STARTS)):
             if (solver, calls, trial) not in known:
                 kept["records"].append(baselines.conduct(on, solver, calls, trial))
                 save(on, "baselines", kept)

@@ -16,10 +16,11 @@ from typing import Any
 
 import torch
 
-from benchmarks.arena import baselines, records
+from benchmarks.arena import records
 from benchmarks.arena.entries import BETWEEN, CALLS, ENTRIES, Ask, Entry, points
 from benchmarks.arena.records import Record
 from benchmarks.arena.scenes import MIXTURE, NAMES, Scene, of_points, scene
+from benchmarks.arena.solvers import STARTS, asked
 from fewstep.compare.table import Interval, interval, plain
 from fewstep.plan.meta_step import size
 
@@ -160,7 +161,7 @@ def by_calls(one: Entry, found: Sequence[Record], on: Scene) -> dict[str, Any] |
 def solvers(found: Sequence[Record], on: Scene) -> list[dict[str, Any]]:
     """The rows of the baselines, each with its best start."""
     rows = []
-    for solver, calls in baselines.asked():
+    for solver, calls in asked():
         mine = [r for r in found if (r["solver"], r["calls"]) == (solver, calls)]
         if not mine:
             continue
@@ -171,7 +172,7 @@ def solvers(found: Sequence[Record], on: Scene) -> list[dict[str, Any]]:
                 "calls": calls,
                 "made": best["made"],
                 "tuned": len(mine),
-                "start": baselines.STARTS[best["trial"]],
+                "start": STARTS[best["trial"]],
                 "scores": best["test"],
             }
         )

@@ -21,6 +21,7 @@ from typing import Any
 
 from benchmarks.arena.entries import SPACES, Ask, Point, entry, points
 from benchmarks.arena.scenes import ROOT, Scene
+from benchmarks.arena.solvers import sampler_of
 from fewstep.storage.files import read_json
 from fewstep.training.ema import EMA
 from fewstep.training.optim import Optim
@@ -78,6 +79,12 @@ def settings_of(
     }
 
 
+def settings_of_solver(on: Scene, solver: str, calls: int, trial: int) -> dict[str, Any]:
+    """What a trial of a solver is, in words."""
+    sampler = sampler_of(solver, calls, trial)
+    return {"scene": on.name, "sampler": concise(sampler), "samples": on.samples}
+
+
 def sha(value: Any) -> str:
     """SHA-256 of a JSON value."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
@@ -127,8 +134,6 @@ def read(on: Scene, name: str, folder: Path | None = None) -> dict[str, Any]:
 def expected_of(on: Scene, record: Record) -> dict[str, Any]:
     """The settings that the entry of a record's name gives for it."""
     if "solver" in record:
-        from benchmarks.arena.baselines import settings_of_solver
-
         return settings_of_solver(on, record["solver"], record["calls"], record["trial"])
     name, calls, trial, seed = (record[key] for key in ("name", "calls", "trial", "seed"))
     return settings_of(on, name, calls, trial, seed, record["settings"]["steps"])
@@ -141,7 +146,7 @@ def code_version() -> dict[str, str]:
     package = ROOT / "fewstep"
     files = [p for room in MAKES_NUMBERS for p in sorted((package / room).rglob("*.py"))]
     here = Path(__file__).parent
-    files += [here / f"{name}.py" for name in ("budget", "entries", "scenes", "trials")]
+    files += [here / f"{name}.py" for name in ("budget", "entries", "scenes", "solvers", "trials")]
     for path in files:
         total.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes())
     command = ["git", "-C", str(ROOT), "rev-parse", "--short=12", "HEAD"]
