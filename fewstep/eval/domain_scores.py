@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fewstep.diffusion.generator import Generator
 from fewstep.eval.metric_table import Compared, as_few, sized, values
+from fewstep.eval.metrics import NEIGHBOURS
 from fewstep.eval.neighbours import Reference
 
 
@@ -45,7 +46,7 @@ class SampleMetrics:
     @cached_property
     def real(self) -> Reference:
         """The features of the reference pictures, the same for all samples."""
-        return Reference(self.measure(self.reference)[0])
+        return Reference(self.measure(self.reference)[0], (NEIGHBOURS,))
 
 
 Scores = dict[str, float]

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from fewstep.diffusion.generator import Generator
 from fewstep.diffusion.pixels import to_uint8
+from fewstep.eval import neighbours
 from fewstep.eval.features import SAMPLES, Features, metric_title
 from fewstep.eval.frechet import MomentSum, frechet_distance
 from fewstep.eval.metrics import (
@@ -185,9 +186,10 @@ def neighbourhoods(real: Tensor, fake: Tensor) -> dict[str, float]:
 
     Density and coverage are left out where there are too few real points for a fifth neighbour.
     """
-    scores = dict(zip(("precision", "recall"), precision_recall(real, fake), strict=True))
+    known = neighbours.Reference(real, (NEIGHBOURS,))
+    scores = dict(zip(("precision", "recall"), precision_recall(known, fake), strict=True))
     if len(real) > NEIGHBOURS:
-        scores |= zip(("density", "coverage"), density_coverage(real, fake), strict=True)
+        scores |= zip(("density", "coverage"), density_coverage(known, fake), strict=True)
     return scores
 
 

@@ -152,7 +152,7 @@ def precision_recall(real: Tensor | Reference, fake: Tensor, k: int = 3) -> tupl
         raise ValueError(f"precision and recall need more than k = {k} points in each set")
     known = real if isinstance(real, Reference) else Reference(real)
     real, fake, reach = known.beside(fake, k)
-    return _inside(fake, real, reach), _inside(real, fake, radii(fake, k))
+    return _inside(fake, real, reach), _inside(real, fake, *radii(fake, k))
 
 
 def _inside(x: Tensor, centres: Tensor, reach: Tensor) -> float:

@@ -10,7 +10,7 @@ squared.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -80,35 +80,41 @@ class _Quick:
         return square, 4 * (x.shape[1] + 4) * EPS * reach.square() + (2 * reach + lost) * lost
 
 
-def radii(x: Tensor, k: int) -> Tensor:
-    """Distance of each point of x: (N, D), N > k, to its k-th nearest other point: (N,)."""
+def radii(x: Tensor, *ks: int) -> tuple[Tensor, ...]:
+    """Distance of each point of x: (N, D) to its k-th nearest other one, for each k < N: (N,)."""
     quick = _Quick(x)
-    return torch.cat([_radii(x, quick, first, k) for first in range(0, len(x), CHUNK)])
+    parts = [_radii(x, quick, first, ks) for first in range(0, len(x), CHUNK)]
+    return torch.cat(parts, 1).unbind()
 
 
-def _radii(x: Tensor, quick: _Quick, first: int, k: int) -> Tensor:
-    """`radii` of the points first, ..., first + CHUNK - 1 of x."""
+def _radii(x: Tensor, quick: _Quick, first: int, ks: tuple[int, ...]) -> Tensor:
+    """`radii` of the points first, ..., first + CHUNK - 1 of x, a row for each k."""
     rows = x[first : first + CHUNK]
     own = torch.arange(len(rows), device=x.device)
     square, error = quick.distances(rows)
     square[own, first + own] = torch.inf
-    nearest = square.topk(min(k + SPARE, len(x) - 1), dim=1, largest=False).indices
+    nearest = square.topk(min(max(ks) + SPARE, len(x) - 1), dim=1, largest=False).indices
     pairs = rows.repeat_interleave(nearest.shape[1], 0), x[nearest.flatten()]
-    out = _gaps(*pairs).view_as(nearest).kthvalue(k, dim=1).values
-    # Whether another point may be nearer than the k-th of those.
+    index = torch.tensor(ks, device=x.device) - 1
+    out = _gaps(*pairs).view_as(nearest).sort(dim=1).values[:, index]
+    # Whether another point may be nearer than the farthest of those that are asked for.
     least = (square - error).scatter(1, nearest, torch.inf).amin(1)
-    for row in (least < out).nonzero().flatten().tolist():
+    for row in (least < out.amax(1)).nonzero().flatten().tolist():
         all_gaps = _gaps(rows[row].expand_as(x), x)
         all_gaps[first + row] = torch.inf
-        out[row] = all_gaps.kthvalue(k).values
-    return out
+        out[row] = all_gaps.sort().values[index]
+    return out.T
 
 
 class Reference:
-    """Features (N, D) that many sets are compared with: their radii are computed once."""
+    """Features (N, D) that many sets are compared with: their radii are computed once.
 
-    def __init__(self, features: Tensor) -> None:
+    ks: the neighbours that will be asked for, whose radii come of the same distances.
+    """
+
+    def __init__(self, features: Tensor, ks: Sequence[int] = ()) -> None:
         self.features = features
+        self.ks = ks
         self._radii: dict[int, Tensor] = {}
 
     def __len__(self) -> int:
@@ -123,7 +129,8 @@ class Reference:
         features = exact_products(self.features)
         power = _exponent(features)
         if k not in self._radii:
-            self._radii[k] = radii(torch.ldexp(features, -power), k)
+            ks = [k, *(each for each in self.ks if each < len(features))]
+            self._radii |= zip(ks, radii(torch.ldexp(features, -power), *ks), strict=True)
         moved = 2 * (power - _exponent(features, exact_products(other)))
         return own, others, torch.ldexp(self._radii[k], moved.clamp_max(0))  # of a point: 0
 

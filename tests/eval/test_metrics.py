@@ -268,13 +268,15 @@ def test_neighbourhood_scores_are_those_of_all_pairs(
 def test_a_reference_is_looked_at_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its radii serve every set that it is compared with, of whatever scale."""
     real, fake = HOSTILE[name](1), HOSTILE[name](2)[:17]
-    known, seen, found = Reference(real), list[int](), neighbours.radii
-    monkeypatch.setattr(neighbours, "radii", lambda x, k: seen.append(k) or found(x, k))
+    known, seen, found = Reference(real, (1, 99)), list[int](), neighbours.radii
+    monkeypatch.setattr(neighbours, "radii", lambda x, *ks: seen.extend(ks) or found(x, *ks))
     for factor in (1.0, 3.0, 2.0**-10, 2.0**30):
         other = (fake.double() * factor).to(fake.dtype)
         scores = (*precision_recall(known, other), *density_coverage(known, other, 3))
         assert scores == pytest.approx(all_pairs(real, other, 3), abs=1e-12), factor
-    assert seen == [3]  # those of the others are metrics' own
+    scores = (*precision_recall(known, fake, 1), *density_coverage(known, fake, 1))
+    assert scores == pytest.approx(all_pairs(real, fake, 1), abs=1e-12)
+    assert seen == [3, 1]  # both at once, none of 99 others; those of the others are metrics' own
     constant, near = Reference(torch.ones(9, 2)), 1 + torch.zeros(9, 2).double()
     assert precision_recall(constant, near) == (1.0, 1.0)
 
