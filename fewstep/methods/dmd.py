@@ -40,8 +40,8 @@ class DMD(Method):
 
     The defaults are those of ImageNet 64: from sigma = 80, levels 20 to 980 of EDM's 1000, a
     regression of weight 0.25. Of several calls the first is regressed, which alone knows a pair's
-    noise. It needs a teacher, whose samples are made first, and no data. ValueError where regression is negative. Yin et al. 2023,
-    https://arxiv.org/abs/2311.18828.
+    noise. It needs a teacher, whose samples are made first, and no data. ValueError where
+    regression is negative. Yin et al. 2023, https://arxiv.org/abs/2311.18828.
     """
 
     sampler: Sampler = FewStep(t_init=80.0)
