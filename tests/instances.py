@@ -234,6 +234,7 @@ METHODS: tuple[Method, ...] = (
         fake=Critic(judging=SNR(), average="sample", pool="space"),
         guidance=LSG(3.0),
         gan_weight=SNR(),
+        adversarial_from=0,
     ),
     SIM(),
     SIM(guidance=RandomLSG(1.5, 4.5)),
@@ -252,7 +253,11 @@ METHODS: tuple[Method, ...] = (
         ratio=1,
         gan=0.1,
     ),
-    SiDA(fake=Critic(loss="least_squares", penalty=GradientPenalty(r1=0.1)), gan=0.1),
+    SiDA(
+        fake=Critic(loss="least_squares", penalty=GradientPenalty(r1=0.1)),
+        gan=0.1,
+        adversarial_from=0,
+    ),
     SiDA(
         fake=Critic(
             average="sample",
@@ -263,6 +268,7 @@ METHODS: tuple[Method, ...] = (
         ),
         guidance=ZeroCFG(),
         gan=0.1,
+        adversarial_from=0,
     ),
     Pretrain(),
     FDistill(),

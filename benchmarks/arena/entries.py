@@ -310,7 +310,7 @@ ENTRIES: tuple[Entry, ...] = (
     Entry(VelocityMatching, "trajectories", _few(VelocityMatching)),
     Entry(BOOT, "trajectories", _jumps(BOOT), calls=(1,)),
     Entry(SFD, "trajectories", _few(SFD, "ddim")),
-    Entry(ImagineFlash, "trajectories", _few(ImagineFlash, "ddim")),
+    Entry(ImagineFlash, "trajectories", _few(ImagineFlash)),
     Entry(Reflow, "trajectories", _reflow),
     Entry(SlimFlow, "trajectories", _slim_flow, calls=(1,)),
     Entry(PairRegression, "trajectories", _few(PairRegression, "ddim")),

@@ -7,8 +7,10 @@ the teacher's deterministic sample from it (equation 9):
     (f_psi - f_phi) / mean |x - f_phi|  on x = G(z'),    regression * d(G(z) - y).
 
 The divergence alone knows the distribution but not which noise makes which picture: the mirrored
-student G(-z) has the same law. The regression fixes that, and keeps modes; of a student of several
-calls it is on the last one. Student first, then one update of the fake score, as published.
+student G(-z) has the same law. The regression fixes that, and keeps modes. Of a student of several
+calls, which the paper does not have, it is on the first: y belongs to z, and noise that is drawn
+anew between calls makes what follows a matter of chance, so that the last call's best fit to y is
+a mean of samples. Student first, then one update of the fake score, as published.
 
 d is a mean over pixels or latents, or a distance in features of decoded pictures, as the paper's
 LPIPS is, or in the teacher's own (`fewstep.distillation.feature_distance`).
@@ -23,7 +25,7 @@ from functools import partial
 from fewstep.diffusion.samplers import FewStep
 from fewstep.diffusion.time_distributions import Karras, TimeLaw
 from fewstep.diffusion.types import Batch, Denoiser, Sampler
-from fewstep.distillation.fake_score import FakeScore, Matching, Rollout, generate, kl_direction
+from fewstep.distillation.fake_score import FakeScore, Matching, Rollout, kl_direction
 from fewstep.distillation.feature_distance import AnyDistance, sample_distance
 from fewstep.distillation.guidance_scales import Guidance, Unguided
 from fewstep.distillation.method import Loss, Method, Nets, Turn
@@ -37,8 +39,9 @@ class DMD(Method):
     """Distribution matching distillation with regression on pairs, one update of each net.
 
     The defaults are those of ImageNet 64: from sigma = 80, levels 20 to 980 of EDM's 1000, a
-    regression of weight 0.25. It needs a teacher, whose samples are made first, and no data.
-    ValueError where regression is negative. Yin et al. 2023, https://arxiv.org/abs/2311.18828.
+    regression of weight 0.25. Of several calls the first is regressed, which alone knows a pair's
+    noise. It needs a teacher, whose samples are made first, and no data. ValueError where
+    regression is negative. Yin et al. 2023, https://arxiv.org/abs/2311.18828.
     """
 
     sampler: Sampler = FewStep(t_init=80.0)
@@ -75,7 +78,7 @@ class DMD(Method):
         return Turn("student", partial(self.student_loss, rollout)), fake
 
     def student_loss(self, rollout: Rollout, nets: Nets, teacher: Denoiser, batch: Batch) -> Loss:
-        """The student's loss: the KL direction, and the regression on pairs.
+        """The student's loss: the KL direction, and the regression of the first call on pairs.
 
         Args:
             rollout: makes the student's samples x, (B, *).
@@ -93,7 +96,7 @@ class DMD(Method):
         if not self.regression:
             return Loss(score)
         pair = pair_of(self, batch)
-        made = generate(nets, self.sampler, batch._replace(z=pair.z, cond=pair.cond))
+        made = Rollout(self.sampler, 1)(nets, batch._replace(z=pair.z, cond=pair.cond))
         two = made, pair.x0
         apart = sample_distance(self.distance, teacher, *two, batch, pair.cond).mean()
         return Loss(score + self.regression * apart, {"score": score, "regression": apart})

@@ -14,7 +14,9 @@ derivative is `fewstep.diffusion.derivative.jvp`.
 
 v is the teacher's, guided by `kappa`, or that of data and noise, v = eps - x_0 (training without a
 teacher, in expectation the same). With `p` > 0 the loss is divided by its own size (section 4.3),
-which is biased for the latter.
+which is biased for the latter. Published is p = 1, for networks that begin at random and whose
+errors have a floor. A student that begins as its teacher has no error at s = t, so that p = 1
+weighs those samples up by 1 / c, and long jumps, whose errors are large, by next to nothing.
 """
 
 from __future__ import annotations
@@ -42,7 +44,8 @@ from fewstep.losses.distance import squared_norm
 class MeanFlow(Method):
     """MeanFlow: one update of a student that jumps between any two times.
 
-    The defaults are those of ImageNet 256, with the teacher's velocity. It needs data, and a
+    The defaults are those of ImageNet 256, with the teacher's velocity and plain squared errors,
+    since p = 1 holds a student that starts as its teacher where it is. It needs data, and a
     teacher unless `velocity` is "data". ValueError for values out of range. Geng et al. 2025,
     https://arxiv.org/abs/2505.13447.
     """
@@ -56,8 +59,8 @@ class MeanFlow(Method):
     """Share of samples with s = t, whose target is the velocity itself."""
     velocity: Literal["teacher", "data"] = "teacher"
     """Where the velocity v comes from: the teacher, or the data and their noise."""
-    p: float = 1.0
-    """The loss of a sample is divided by (|u - target|^2 + c)^p."""
+    p: float = 0.0
+    """The loss of a sample is divided by (|u - target|^2 + c)^p (published: 1)."""
     c: float = 1e-3
     """What that divisor adds to the squared error, above 0."""
     kappa: float = 1.0

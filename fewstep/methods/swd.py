@@ -15,6 +15,10 @@ size with the teacher, which must know samples of all of them:
    have one law (`fewstep.losses.mmd`). Both have the same time and noise, and the gradient flows
    through the encoder.
 
+The second is of one sample and one datum that have nothing to do with each other, which is sound
+where a law is that of many patches. Features of one place, as an `MLP` has them, are no law: the
+"linear" kernel would pull each sample to any datum, and so to the mean, and leaves them out.
+
 The encoder is the teacher's, as in the paper's words; the released code reads the fake score's.
 The published loss has a third, adversarial term, weighed 0.005, which is left out here; so are
 sizes that are not a whole factor of one another.
@@ -79,8 +83,8 @@ class SwD(Method):
 
     The default is two calls, the first at half the size. It needs data, and a teacher whose
     network takes all sizes, has encoder features and was trained at all of them
-    (`Pretrain(scales=(1, 2))`). ValueError for another sampler, and for values out of range.
-    Starodubcev et al. 2025, https://arxiv.org/abs/2503.16397.
+    (`Pretrain(scales=(1, 2))`); a network without places, such as an `MLP`, has no patches to
+    compare. ValueError for another sampler, and for values out of range. Starodubcev et al. 2025, https://arxiv.org/abs/2503.16397.
     """
 
     needs_data: ClassVar[bool] = True
@@ -92,7 +96,7 @@ class SwD(Method):
     weight: Weight = L1()
     """w of the student's direction; L1 is 1 / mean |x - f_phi|."""
     mmd: float = 1.0
-    """Weight of the discrepancy of patches; 0: none."""
+    """Weight of the discrepancy of patches; 0: none, as for features of one place."""
     mmd_times: TimeLaw = Karras(0.00316, 2.5)
     """Noise levels of the patches (published: the cleaner 10 of those 16)."""
     kernel: Kernel = "linear"
@@ -150,15 +154,19 @@ class SwD(Method):
         return Loss(score + self.mmd * apart, {"mmd": apart})
 
     def discrepancy(self, call: Call, teacher: Denoiser, batch: Batch, x: Tensor) -> Tensor:
-        """The discrepancy of the patches of x and of the data at its size: (B,)."""
+        """The discrepancy of the patches of x and of the data at its size: (B,), 0 without any."""
         encoder = require_encoder_features(teacher)
         same = batch._replace(draws=need_draws(batch).under("mmd"))
         real = reduced(need_data(self, batch), call.scale)
-        a, b = (
-            tokens(encoder.encode(n.xt, n.t, batch.cond))
-            for n in (add_noise(teacher.path, y, self.mmd_times, same) for y in (x, real))
-        )
-        return linear_mmd(a, b) if self.kernel == "linear" else rbf_mmd(a, b, self.width)
+
+        def patches(y: Tensor) -> Tensor:
+            n = add_noise(teacher.path, y, self.mmd_times, same)
+            return tokens(encoder.encode(n.xt, n.t, batch.cond))
+
+        b = patches(real)
+        if self.kernel == "rbf":
+            return rbf_mmd(patches(x), b, self.width)
+        return linear_mmd(patches(x), b) if b.shape[1] > 1 else x.new_zeros(len(x))
 
 
 def _student(nets: Nets) -> Any:

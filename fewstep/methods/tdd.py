@@ -2,7 +2,7 @@
 
 Of all jumps that a consistency trajectory model learns, few are ever made: from one call's time to
 the next one's, for the few numbers of calls that one uses. So the ends s of training are drawn
-from those times alone, the targets of K calls for K from 4 to 8 together,
+from those times alone, the targets of K calls for K from 4 to 8 together for a student of four,
 
     s = (1 - rho U) s',    s' one of the targets in [m - window, m],
 
@@ -18,7 +18,9 @@ prediction for all the ends of a time.
 
 Guidance is decoupled (section 3.2): the teacher is guided by one scale, and a share `drop` of
 samples is distilled without a condition, so that the student can be guided once more where it is
-sampled. The window is a share of the ladder, 260 of a thousand timesteps. The variant with a
+sampled. The window is a share of the ladder, published 260 of a thousand timesteps: a little more
+than a call of four. A student of another number of calls has the targets of that many and more and
+as much of its own call, or it would never learn the jumps that it makes. The variant with a
 discriminator is left out.
 """
 
@@ -58,8 +60,9 @@ from fewstep.distillation.named_inputs import model_with, net_with
 class TDD(Method):
     """Target-driven distillation: one update of a student that jumps to times of few calls.
 
-    It needs a teacher and data. ValueError for values out of range. Wang et al. 2024,
-    https://arxiv.org/abs/2409.01347.
+    Targets and window are the published ones for a sampler of four calls, and alike for others:
+    from so many calls to twice as many, and the end alone for one call. It needs a teacher and
+    data. ValueError for values out of range. Wang et al. 2024, https://arxiv.org/abs/2409.01347.
     """
 
     needs_data: ClassVar[bool] = True
@@ -67,12 +70,12 @@ class TDD(Method):
     sampler: Sampler = FewStep(2.5, 4, "ddim", 2.0)
     """A `FewStep` with noise "ddim", or `Jumps`, which tells the student s. Times of other numbers
     of calls are spaced alike."""
-    calls: tuple[int, int] = (4, 8)
-    """The least and the largest K of the targets."""
-    steps: int = 48
+    calls: tuple[int, int] | None = None
+    """The least and the largest K of the targets; None: the sampler's and twice that, 1 for 1."""
+    steps: int = 24
     """Steps of the solver's ladder (published: 250)."""
-    window: float = 0.26
-    """How far below m targets may be, as a share of the ladder."""
+    window: float | None = None
+    """How far below m targets may be, as a share of the ladder; None: 1.04 over the least K."""
     rho: float = 0.3
     """How far below a target s may be, as a share of it."""
     order: Literal[1, 2] = 1
@@ -93,13 +96,25 @@ class TDD(Method):
         require_path_of_calls(self, self.sampler)
         if self.steps < 1 or self.c <= 0:
             raise ValueError(f"TDD needs steps >= 1 and c > 0, got {self.steps} and {self.c:g}")
-        if not 1 <= self.calls[0] <= self.calls[1]:
+        low, high = self.counts
+        if not 1 <= low <= high:
             raise ValueError(f"TDD.calls is two numbers of 1 or more in order, got {self.calls}")
-        if not (0 <= self.window <= 1 and 0 <= self.rho < 1 and 0 <= self.drop < 1):
+        if not (0 <= self.reach <= 1 and 0 <= self.rho < 1 and 0 <= self.drop < 1):
             raise ValueError(
                 "TDD.window, rho and drop are shares, the last two below 1; got "
-                f"{self.window:g}, {self.rho:g} and {self.drop:g}"
+                f"{self.reach:g}, {self.rho:g} and {self.drop:g}"
             )
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """The least and the largest K of the targets: `calls`, or what the sampler means."""
+        own = self.sampler.calls
+        return self.calls or (own, 2 * own if own > 1 else 1)
+
+    @property
+    def reach(self) -> float:
+        """How far below m targets may be: `window`, or a little over a call of the least K."""
+        return min(1.0, 1.04 / self.counts[0]) if self.window is None else self.window
 
     def result(self, model: Model) -> Model:
         """`model`, with a second time where the sampler tells it."""
@@ -144,7 +159,7 @@ class TDD(Method):
 
     def targets(self) -> list[float]:
         """Where calls lead, as shares of the ladder, from 0 up."""
-        low, high = self.calls
+        low, high = self.counts
         return sorted(
             float(k) for k in {Fraction(k, n) for n in range(low, high + 1) for k in range(n)}
         )
@@ -155,9 +170,9 @@ class TDD(Method):
         n = draws.integers("t", self.steps)
         t, u = (self.time(path, (n + k).to(x0) / self.steps) for k in (1, 0))
         targets = constant(self.targets(), x0)
-        reach = n.to(x0) / self.steps + 1e-6
-        last = torch.searchsorted(targets, reach) - 1
-        first = torch.searchsorted(targets, targets[last] - self.window - 1e-6)
+        lower = n.to(x0) / self.steps + 1e-6
+        last = torch.searchsorted(targets, lower) - 1
+        first = torch.searchsorted(targets, targets[last] - self.reach - 1e-6)
         share = draws.uniform("target").to(x0)
         chosen = first + (share * (last - first + 1)).long().minimum(last - first)
         s = self.time(path, targets[chosen]) * (1 - self.rho * draws.uniform("s").to(x0))

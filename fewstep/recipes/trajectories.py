@@ -337,7 +337,8 @@ def pcm_sd15() -> Run:
 
 def tdd_sdxl() -> Run:
     """TDD on SDXL, as published (needs --domain "Captions('FOLDER')")."""
-    method = TDD(FewStep(999.0, 4, "ddim", unit=True), steps=250, decay=0.0, kappa=4.5, drop=0.2)
+    sampler = FewStep(999.0, 4, "ddim", unit=True)
+    method = TDD(sampler, (4, 8), 250, 0.26, decay=0.0, kappa=4.5, drop=0.2)
     return _text(method, 5000, 64, 1e-6, rank=64)
 
 

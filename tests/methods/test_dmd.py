@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -76,6 +77,25 @@ def test_descent_from_the_wrong_side(regression: float, sign: int) -> None:
         step = gradient(loss(a, b, regression))
         a, b = a - 0.1 * float(step[0]), b - 0.1 * float(step[1])
     assert b == pytest.approx(sign * 0.5, abs=0.02)
+
+
+class Call(Line):
+    """The student of the first call, and something else at lower noise."""
+
+    def forward(self, xt: Tensor, t: Tensor, cond: Any = None) -> Tensor:
+        return super().forward(xt, t, cond) + (80.0 - t[:, None])
+
+
+@pytest.mark.parametrize("k", [1, 2])
+def test_of_several_calls_the_first_is_regressed(k: int) -> None:
+    """Exact in the first call: the second, from fresh noise, has no part in the regression."""
+    m = DMD(FewStep(80.0, 2), Discrete((SIGMA,)), Power(2, -2), regression=1.0)
+    z = quantiles(50)[:, None].repeat_interleave(50, 0)
+    pair = {"pair_z": z, "pair_x0": EXACT[0] + EXACT[1] * z}
+    nets = Nets({"student": Call(*EXACT), "fake": gaussian(1.0, 0.25)})
+    rollout = Rollout(m.sampler, k)
+    found = m.student_loss(rollout, nets, gaussian(1.0, 0.25), batch(50, **pair))
+    assert found.logs["regression"].item() < 1e-12
 
 
 def test_a_negative_weight_is_refused() -> None:

@@ -156,7 +156,7 @@ LEARNS: tuple[tuple[Method, float], ...] = (
     (TBCM(FewStep(2.5), Ladder(8), warmup=50), 0.02),
     (SLAM(WithInput(FewStep(2.5, 2), "gamma", 1.0)), 0.03),
     (SCott(FewStep(2.5, 2), gan=0.0), 0.012),
-    (ImagineFlash(FewStep(2.5, 2, "ddim")), 0.025),
+    (ImagineFlash(FewStep(2.5, 2)), 0.025),
     (SelfE(Jumps(2.5, 2)), 0.09),
     (PhasedConsistency(), 0.006),
     (SCFM(), 0.014),

@@ -141,6 +141,27 @@ def test_patches_meet_the_data_of_their_size(k: int, kernel: str, by_hand: Measu
     assert float(found) == pytest.approx(float(high - low) / (2 * h), rel=1e-5)
 
 
+class OnePlace(Slope):
+    """Features without places: a vector for each sample."""
+
+    def encode(self, xt: Tensor, t: Tensor, cond: Any = None) -> Tensor:
+        return super().encode(xt, t, cond).flatten(1)
+
+
+def test_features_of_one_place_are_no_patches() -> None:
+    """The linear kernel leaves them out, as mmd = 0 does; the other refuses them."""
+    m, own = method(mmd_times=Discrete((0.7,))), nets()
+    found = m.student_loss(Call(m, 1), own, OnePlace(0.5), BATCH)
+    plain = method(mmd=0.0).student_loss(Call(m, 1), own, OnePlace(0.5), BATCH)
+    assert float(found.logs["mmd"]) == 0
+    assert found.total is not None
+    assert plain.total is not None
+    assert found.total.item() == plain.total.item()
+    rbf = method(kernel="rbf")
+    with pytest.raises(ValueError, match="there is one only"):
+        rbf.student_loss(Call(rbf, 1), own, OnePlace(0.5), BATCH)
+
+
 def test_data_have_no_discrepancy_to_themselves() -> None:
     m = method(mmd_times=Discrete((0.7,)))
     assert BATCH.x0 is not None

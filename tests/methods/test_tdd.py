@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -87,7 +88,7 @@ def test_untold_a_straight_flow_is_the_fixed_point(name: str) -> None:
 
 def test_targets_of_timesteps() -> None:
     """The times of four to eight calls, within 26 % below the largest that is not above u."""
-    m = TDD(FewStep(999.0, 4, "ddim"), rho=0.0)
+    m = TDD(FewStep(999.0, 4, "ddim"), steps=48, rho=0.0)
     _, batch = scene(VP(), count=4000)
     at = m.pair(VP(), batch)
     every = {t for k in range(4, 9) for t in times_of_calls(FewStep(999.0, k, "ddim"), VP())} - {
@@ -104,6 +105,27 @@ def test_targets_of_timesteps() -> None:
     kept = lower.s[at.s > 0] / at.s[at.s > 0]
     assert 0.69 < float(kept.min()) < 0.72
     assert 0.98 < float(kept.max()) <= 1
+
+
+@pytest.mark.parametrize(
+    ("calls", "counts", "reach"),
+    [(1, (1, 1), 1.0), (2, (2, 4), 0.52), (4, (4, 8), 0.26), (8, (8, 16), 0.13)],
+)
+def test_targets_are_those_of_the_samplers_calls(
+    calls: int, counts: tuple[int, int], reach: float
+) -> None:
+    """Published for four; every call that is made has its own end among its targets."""
+    m = TDD(FewStep(80.0, calls, "ddim", 3.0), steps=48, rho=0.0)
+    assert m.counts == counts
+    assert m.reach == pytest.approx(reach)
+    assert replace(m, calls=(4, 8), window=0.2).counts == (4, 8)
+    assert replace(m, calls=(4, 8), window=0.2).reach == 0.2
+    _, batch = scene(VE(), count=4000)
+    at, made = m.pair(VE(), batch), times_of_calls(FewStep(80.0, calls, "ddim", 3.0), VE())
+    for end, start in pairwise(made):
+        ends = at.s[torch.isclose(at.t, at.t.new_full((), start))]
+        assert bool(torch.isclose(ends, at.s.new_full((), end)).any())
+    assert calls > 1 or set(at.s.tolist()) == {VE().t_min}
 
 
 def test_without_conditions_by_hand() -> None:
