@@ -138,7 +138,8 @@ def _cards(f: RunData, samples: sample_images.Samples) -> list[tuple[str, str, s
     student = f.role == "student"
     if calls == calls:
         beside = f"teacher {teacher:,.0f}" if student and teacher == teacher else ""
-        cards.append((f"{calls:,.0f}", "network calls a picture", beside))
+        noun = "network call" if calls == 1 else "network calls"
+        cards.append((f"{calls:,.0f}", f"{noun} a picture", beside))
     distance = f.score(f.role, f.distance)
     if distance == distance:
         other = f.score("teacher" if student else "real", f.distance)

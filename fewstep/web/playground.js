@@ -10,7 +10,7 @@ let timer = 0;
 
 const kind = () => document.querySelector("input[name=kind]:checked").value;
 const words = (count, noun) => `${count.toLocaleString("en")} ${noun}${count === 1 ? "" : "s"}`;
-const time = (ms) => (ms < 1000 ? `${ms < 10 ? ms.toFixed(1) : ms.toFixed(0)} ms` : `${(ms / 1000).toFixed(1)} s`);
+const time = (ms) => (ms < 1000 ? `${ms < 10 ? ms.toFixed(1) : ms.toFixed(0)}\u00a0ms` : `${(ms / 1000).toFixed(1)}\u00a0s`);
 
 function say(text) { at("status").textContent = text; }
 
@@ -224,7 +224,7 @@ class Panel {
 
   state(event) {
     this.count(event);
-    if (event.png || event.points) this.add(event, `t = ${Number(event.t.toPrecision(3))}`);
+    if (event.png || event.points) this.add(event, `t = ${Number(event.t.toPrecision(event.t < 1 ? 2 : 3))}`);
   }
 
   made(event) {
@@ -261,7 +261,7 @@ class Panel {
 
   add(event, name) {
     const place = this.shown.length;
-    this.shown.push({ ...event, name: `step ${place + 1}, ${name}, ${Math.round(100 * event.share)} % noise` });
+    this.shown.push({ ...event, name: `step ${place + 1}, ${name}, ${Math.round(100 * event.share)}\u00a0% noise` });
     const figure = document.createElement("figure");
     const caption = document.createElement("figcaption");
     caption.textContent = name;
