@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from importlib.resources import files
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +46,16 @@ def page(summary: Row, texts: Sequence[str], charts: Mapping[str, Chart]) -> str
         "LEAD": inline(lead),
         "CARDS": "\n".join(_cards(summary)),
         "LINKS": "".join(f'<a href="#{name}">{head}</a>' for name, head, _ in sections if name),
-        "BODY": "\n".join(html for _, _, html in sections),
+        "BODY": _numbered("\n".join(html for _, _, html in sections)),
     }
     template = TEMPLATE.read_text(encoding="utf-8")
     return re.sub(r"\{\{ (\w+) \}\}", lambda found: parts[found[1]], template)
+
+
+def _numbered(html: str) -> str:
+    """With a number in the name of each table, for them to differ."""
+    numbers = count(1)
+    return re.sub('aria-label="Table', lambda found: f"{found[0]} {next(numbers)}", html)
 
 
 def inline(text: str) -> str:
@@ -120,7 +127,7 @@ def table(lines: Sequence[Sequence[str]]) -> str:
     )
     tall = " tall" if len(rows) > TALL else ""
     inner = f"<table class='plain'><thead><tr>{top}</tr></thead><tbody>\n{body}</tbody></table>"
-    label = escape(f"Table of {', '.join(heads[:3])}")
+    label = escape(f"Table: {', '.join(heads[:3])}")
     return (
         f'<div class="scroll{tall}" tabindex="0" role="region" aria-label="{label}">{inner}</div>'
     )

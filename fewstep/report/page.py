@@ -23,7 +23,7 @@ from fewstep.eval.metric_table import as_few
 from fewstep.report import plots, reasons, sample_images, svg_chart, tables
 from fewstep.report.checks import checks
 from fewstep.report.formatting import about, count, duration, short
-from fewstep.report.headline import headline, kept, measuring
+from fewstep.report.headline import headline, kept, measuring, quick
 from fewstep.report.repeats import seeds, with_repeats
 from fewstep.report.run_data import RunData, read_run, whole
 from fewstep.report.run_progress import progress
@@ -80,7 +80,7 @@ def render(f: RunData, making: Making | None = UNASKED) -> str:
     context: dict[str, Any] = {
         "name": str(f.facts.get("recipe", "run")),
         "f": f,
-        "headline": headline(f, asked, few := _few(f, samples)),
+        "headline": headline(f, asked, few := _few(f, samples), live),
         "kept": kept(f),
         "live": live,
         "progress": progress(f),
@@ -145,6 +145,10 @@ def _cards(f: RunData, samples: sample_images.Samples) -> list[tuple[str, str, s
         other = f.score("teacher" if student else "real", f.distance)
         beside = f"{'teacher' if student else 'held-out data'} {short(other)}"
         cards.append((short(distance), f.distance, beside))
+    elif look := quick(f.last):
+        first = next(filter(None, map(quick, f.gauges)))
+        beside = f"first {short(first.value)}, on {first.samples:,} samples only"
+        cards.append((short(look.value), f"{look.name} at the last look", beside))
     speed, slow = f.score(f.role, "ms_per_image"), f.score("teacher", "ms_per_image")
     if speed > 0:
         beside = f"{short(slow / speed, 2)} times faster than the teacher" if student else ""

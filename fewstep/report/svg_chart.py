@@ -254,13 +254,23 @@ def _legend(axes: Any) -> None:
             labels,
             loc="lower left",
             bbox_to_anchor=(-0.02, 1.0),
-            ncols=4 if len(labels) <= 4 else 3,
+            ncols=_columns(labels),
             fontsize=8.5,
             handlelength=2.2,
             handletextpad=0.6,
             columnspacing=1.2,
             borderpad=0.2,
         )
+
+
+def _columns(labels: Sequence[str], most: float = 285.0) -> int:
+    """The columns of a legend: as many as are at most so wide together, by the letters in them."""
+    for count in (4, 3, 2) if len(labels) <= 4 else (3, 2):
+        rows = -(-len(labels) // count)
+        columns = [labels[i : i + rows] for i in range(0, len(labels), rows)]
+        if sum(34 + 4.7 * max(map(len, column)) for column in columns) <= most:
+            return count
+    return 1
 
 
 def _summary(lines: Sequence[Series]) -> str:

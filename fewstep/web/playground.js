@@ -71,7 +71,9 @@ function arrange() {
   const count = at("count");
   count.min = low;
   count.max = high;
-  const usual = card.points ? 64 : { picture: 1, grid: high < 16 ? high : 16, walk: 8, variations: 8 }[now];
+  const rows = card.classes > 1 && card.classes <= 16 ? Math.floor(Math.min(high, 60) / card.classes) : 0;
+  const grid = rows ? rows * card.classes : Math.min(high, 16); // whole rows, a column for each class
+  const usual = card.points ? 64 : { picture: 1, grid, walk: 8, variations: 8 }[now];
   if (count.dataset.kind !== now || !count.value) count.value = Math.min(high, usual);
   count.dataset.kind = now;
   at("count-name").textContent = card.points ? "Points" : "Pictures";
