@@ -9,7 +9,7 @@ DEV := $(VENV)/.installed-dev
 # tests start the command a hundred times: keep its bytecode, whatever the environment says
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test test-slow lint mutants drill test-all claims arena browser emoji scenes site release asset clean
+.PHONY: demo test test-slow lint mutants drill test-all claims arena browser page-pictures emoji scenes site release asset clean
 
 demo: $(STAMP)
 	$(BIN)/fewstep demo
@@ -75,6 +75,10 @@ scenes: $(STAMP)
 RUN ?= runs/demo
 browser: $(DEV)
 	PYTHONPATH=. $(BIN)/python benchmarks/browser.py $(RUN) $(if $(AXE),--axe $(AXE))
+
+# docs/images/serve.png and watch.png, of the same run
+page-pictures: $(DEV)
+	PYTHONPATH=. $(BIN)/python benchmarks/page_pictures.py $(RUN)
 
 asset: $(DEV)
 	$(BIN)/python tools/train_features.py digits

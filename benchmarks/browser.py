@@ -1,15 +1,17 @@
-"""The four pages in a real browser: a student's run of digits, its teacher beside it, as JSON.
+"""The pages in a real browser: a student's run of digits, its teacher beside it, as JSON.
 
     make browser RUN=runs/sid        # or: PYTHONPATH=. python benchmarks/browser.py runs/sid
 
-drives headless Chromium over watch, serve, compare and report: load, generate, slide, enlarge,
-compare, download, wrong input, a server that is gone, by the keyboard; each page light and dark at
-390 and 1,400 pixels. Times of loading are told by the clock on the wall, which other work of the
-machine lengthens, and by the processor's of the page alone. It writes
-benchmarks/results/browser.json, and screenshots to --pictures. An axe-core script (npm install
-axe-core; --axe FILE) judges how accessible the pages are; without one that part is left out and
-said so. `--slowing N` measures instead what watching costs a run, in N pairs of trainings, and
-adds that to the file.
+drives headless Chromium over watch, serve, compare, report and the arena: load, generate, slide,
+enlarge, compare, download, wrong input, a server that is gone, by the keyboard; each page light
+and dark at 390 and 1,400 pixels, watch of a finished run and of one in progress. Words that are
+cut off or leave their place are listed, and a fault that is planted in each page must be. Times
+of loading are told by the clock on the wall, which other work of the machine lengthens, and by the
+processor's of the page alone. It writes benchmarks/results/browser.json, and screenshots to
+--pictures.
+An axe-core script (npm install axe-core; --axe FILE) judges how accessible the pages are; without
+one that part is left out and said so. `--slowing N` measures instead what watching costs a run, in
+N pairs of stretches of one training, watched and alone in turns, and adds that to the file.
 """
 
 from __future__ import annotations
@@ -32,7 +34,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from benchmarks.arena import html_page, pages
 from benchmarks.serve import processor
+from fewstep.report.run_data import last_lines
 from fewstep.storage.files import read_json, write_json
 from tests.browser import Browser
 from tests.hostile_requests import Door
@@ -48,6 +52,53 @@ axe.run(document, {resultTypes: ["violations"]}).then((found) => JSON.stringify(
   found.violations.map((v) =>
     [v.impact, v.id, v.nodes.slice(0, 3).map((n) => n.html.slice(0, 120))])
 ))
+"""
+CUT = """
+(() => {
+  const found = [], walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  const told = (text, why) => found.push(`${why}: ${text.trim().slice(0, 60)}`);
+  for (let node = walk.nextNode(); node; node = walk.nextNode()) {
+    const own = node.parentElement;
+    if (!node.data.trim()) continue;
+    if (own.closest("script, style, template, option, title, .skip")) continue;
+    const range = document.createRange();
+    range.selectNodeContents(node);
+    const boxes = [...range.getClientRects()].filter((box) => box.width > 1 && box.height > 1);
+    if (!boxes.length || getComputedStyle(own).visibility === "hidden") continue;
+    let hidden = false, scrolls = false, block = null;
+    for (let up = own; up && up !== document.body; up = up.parentElement) {
+      const style = getComputedStyle(up);
+      hidden ||= style.clipPath !== "none" && !(up instanceof SVGElement);
+      if (!block && !["inline", "contents"].includes(style.display)) block = up;
+      if (up instanceof SVGElement) block = up.closest("figure") || up.closest("svg");
+      if (style.overflowX === "auto" || style.overflowX === "scroll") scrolls = true;
+      const box = up.getBoundingClientRect();
+      if (["hidden", "clip"].includes(style.overflowX) && !(up instanceof SVGElement)
+          && boxes.some((one) => one.right > box.right + 2 || one.left < box.left - 2)) {
+        told(node.data, "cut off");
+      }
+    }
+    if (hidden) continue;
+    if (!scrolls && boxes.some((one) => one.right > innerWidth + 1 || one.left < -1)) {
+      told(node.data, "beyond the window");
+    }
+    const free = block && !["auto", "scroll"].includes(getComputedStyle(block).overflowX);
+    const place = free && block.getBoundingClientRect();
+    if (place && boxes.some((one) => one.right > place.right + 2 || one.left < place.left - 2)) {
+      told(node.data, "out of its place");
+    }
+  }
+  return found.slice(0, 20);
+})()
+"""
+CUT_PLANTED = """
+(() => {
+  const part = document.createElement("p");
+  part.textContent = "planted";
+  part.style.width = "12px";
+  part.style.overflow = "hidden";
+  document.querySelector("main").append(part);
+})()
 """
 PLANTED = """
 document.querySelector("main").insertAdjacentHTML("beforeend", '<img src="data:,">')
@@ -80,14 +131,14 @@ def main() -> None:
 
 def visited(home: Path, axe: str, pictures: Path) -> dict[str, Any]:
     """What was found on each page."""
-    pages = {}
+    seen = {}
     for name, (opened, visit) in PAGES.items():
         with opened(home) as address:
             found = looked_at(name, address, axe, pictures)
             found["steps"], found["console"] = visit(address, home)
-        pages[name] = found
+        seen[name] = found
         print(name, json.dumps(found), flush=True)
-    return pages
+    return seen
 
 
 @contextmanager
@@ -96,6 +147,34 @@ def served(home: Path, verb: str) -> Iterator[str]:
     with Served(home, "sid", verb=verb) as page:
         SERVING[page.address] = page
         yield page.address
+
+
+@contextmanager
+def in_progress(home: Path, share: float = 0.6) -> Iterator[str]:
+    """The address of `fewstep watch` of a run that has come so far."""
+    run = home / "going"
+    shutil.copytree(home / "sid", run, ignore=shutil.ignore_patterns("student", "metrics.json"))
+    last = share * read_json(run / "run.json")["run"]["steps"]
+    for name in ("log.jsonl", "gauges.jsonl"):
+        lines = (run / name).read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [line for line in lines if json.loads(line)["step"] <= last]
+        (run / name).write_text("".join(kept), encoding="utf-8")
+    for picture in (run / "grids").glob("step-*.png"):
+        if int(picture.stem.removeprefix("step-")) > last:
+            picture.unlink()
+    with Served(home, "going", verb="watch") as page:
+        SERVING[page.address] = page
+        yield page.address
+
+
+@contextmanager
+def arena(home: Path) -> Iterator[str]:
+    """The address of the arena's page, made of the committed summary."""
+    summary = read_json(pages.SUMMARY)
+    texts = pages.arena(summary), pages.choosing(read_json(pages.CHOICES))
+    out = home / "arena.html"
+    out.write_text(html_page.page(summary, texts, pages.pictures(summary)), encoding="utf-8")
+    yield out.as_uri()
 
 
 SERVING: dict[str, Served] = {}
@@ -117,7 +196,7 @@ def written(home: Path, *args: str, page: str) -> Iterator[str]:
 def looked_at(name: str, address: str, axe: str, pictures: Path) -> dict[str, Any]:
     """Load times, faults, requests to elsewhere, width and axe's findings, in four settings."""
     loaded, busy, served, faults, away, wide = [], [], [], [], [], []
-    findings, seen = {}, []
+    findings, seen, cut, cuts_seen = {}, [], [], []
     pid = SERVING[address].process.pid if address in SERVING else 0
     for width, height in PLACES:
         for dark in (False, True):
@@ -132,6 +211,7 @@ def looked_at(name: str, address: str, axe: str, pictures: Path) -> dict[str, An
                     browser.wait(DONE, 120)
                 if browser.ask("document.documentElement.scrollWidth") > width:
                     wide.append(width)
+                cut += [f"{width}: {one}" for one in browser.ask(CUT)]
                 mode = "dark" if dark else "light"
                 browser.screenshot(pictures / f"{name}-{width}-{mode}.png")
                 if axe:
@@ -143,6 +223,8 @@ def looked_at(name: str, address: str, axe: str, pictures: Path) -> dict[str, An
                 if axe:
                     browser.ask(PLANTED)
                     seen.append(any(x[1] == "image-alt" for x in json.loads(browser.ask(AXE))))
+                browser.ask(f"{CUT_PLANTED}; null")
+                cuts_seen.append("cut off: planted" in browser.ask(CUT))
     return {
         "loads": len(loaded),
         "load_ms": round(statistics.median(loaded), 1),
@@ -152,6 +234,8 @@ def looked_at(name: str, address: str, axe: str, pictures: Path) -> dict[str, An
         "faults": faults,
         "outside_requests": away,
         "wider_than_the_window": wide,
+        "cut_text": sorted(set(cut)),
+        "cut_text_sees_a_planted_fault": all(cuts_seen),
         "axe_sees_a_planted_fault": all(seen) if seen else None,
         "axe_serious": {
             rule: one for rule, one in findings.items() if one["impact"] in ("serious", "critical")
@@ -305,61 +389,108 @@ def visit_compare(address: str, _: Path) -> tuple[Steps, list[str]]:
         return done, browser.faults()
 
 
+def visit_in_progress(address: str, _: Path) -> tuple[Steps, list[str]]:
+    """The pictures so far come first, and the time left is told."""
+    with Browser(1400, 1000) as browser:
+        browser.open(address)
+        text = str(browser.wait("document.getElementById('live-text').textContent"))
+        first = browser.ask("Boolean(document.querySelector('#samples #frame'))")
+        return {"progress in words": "%" in text, "pictures first": first}, browser.faults()
+
+
+def visit_arena(address: str, _: Path) -> tuple[Steps, list[str]]:
+    """Links to its parts, and tables that the keyboard scrolls."""
+    with Browser(1400, 1000) as browser:
+        browser.open(address)
+        found = "document.getElementById(link.hash.slice(1))"
+        links = f"[...document.querySelectorAll('a')].every((link) => {found})"
+        done = {"links lead to its parts": browser.ask(links)}
+        done["keyboard reaches a table"] = tab_to(browser, "matches('.scroll')")
+        return done, browser.faults()
+
+
 Visit = Callable[[str, Path], tuple[Steps, list[str]]]
 PAGES: dict[str, tuple[Callable[[Path], Any], Visit]] = {
     "serve": (lambda home: served(home, "serve"), visit_playground),
     "watch": (lambda home: served(home, "watch"), visit_watch),
+    "in_progress": (in_progress, visit_in_progress),
     "report": (lambda home: written(home, "report", "sid", page="sid/report.html"), visit_report),
     "compare": (
         lambda home: written(home, "compare", "sid", "sid/teacher", page="compare.html"),
         visit_compare,
     ),
+    "arena": (arena, visit_arena),
 }
 
 
-def slowing(home: Path, pairs: int, steps: int = 120) -> dict[str, Any]:
-    """Seconds of processor time of the same training, alone and watched, in turns.
+def slowing(home: Path, pairs: int, seconds: float = 4.0) -> dict[str, Any]:
+    """Processor time of a step of one training, alone and watched, in stretches that take turns.
 
-    A reader asks for the state twice a second, four times as often as a page does, and reads the
-    page whenever it is new.
+    The watcher serves all the while, and has its page drawn before. In watched stretches a reader
+    asks for the state twice a second, four times as often as a page does, and reads the page
+    whenever it is new. A stretch goes from a line of the log to another, and neighbours are
+    compared, for what else the machine does to be in both. The watcher's own processor time is
+    told as a share of the watched time: on a machine without a core to spare it is taken from the
+    training, up to what the lowest priority gets.
     """
-    times: dict[str, list[float]] = {"alone": [], "watched": []}
-    for pair in range(pairs):
-        for kind in ("alone", "watched") if pair % 2 == 0 else ("watched", "alone"):
-            times[kind].append(trained(home, f"{kind}{pair}", steps, kind == "watched"))
-    changes = [b / a - 1 for a, b in zip(times["alone"], times["watched"], strict=True)]
+    command = [sys.executable, "-m", "fewstep", "distill", "digits", "--teacher", "sid/teacher"]
+    command += ["--out", "long", "--steps", "100000", "--batch", "64"]
+    command += ["--sample-every", "100", "--quiet"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, cwd=home, env=env)
+    log = home / "long" / "log.jsonl"
+    paces: dict[bool, list[float]] = {False: [], True: []}
+    own: list[float] = []
+    try:
+        while not log.exists() or not last_lines(log):
+            assert process.poll() is None
+            time.sleep(0.2)
+        with Served(home, "long", verb="watch") as page:
+            for stretch in range(2 * pairs):
+                watched = stretch % 4 in (1, 2)
+                pace, share = paced(process.pid, log, page, seconds, watched)
+                paces[watched].append(pace)
+                own += [share] * watched
+    finally:
+        process.kill()
+        process.wait()
+    changes = [b / a - 1 for a, b in zip(paces[False], paces[True], strict=True)]
     return {
         "pairs": pairs,
-        "steps": steps,
-        "alone_s": times["alone"],
-        "watched_s": times["watched"],
+        "seconds": seconds,
+        "step_processor_ms_alone": [round(1000 * pace, 3) for pace in paces[False]],
+        "step_processor_ms_watched": [round(1000 * pace, 3) for pace in paces[True]],
         "slower_median": statistics.median(changes),
-        "slower": changes,
+        "slower_mean": statistics.fmean(changes),
+        "slower_standard_error": statistics.stdev(changes) / pairs**0.5,
+        "watcher_share_of_a_core": statistics.fmean(own),
     }
 
 
-def trained(home: Path, name: str, steps: int, watched: bool) -> float:
-    """Processor time of one training, as the system counts it for that process alone."""
-    command = [sys.executable, "-m", "fewstep", "distill", "digits", "--teacher", "sid/teacher"]
-    command += ["--out", name, "--steps", str(steps), "--batch", "64"]
-    command += ["--sample-every", "20", "--quiet"]
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, cwd=home, env=env)
+def paced(pid: int, log: Path, page: Served, seconds: float, watched: bool) -> tuple[float, float]:
+    """Processor seconds of a step in one stretch, and the watcher's share of a core in it."""
     over = threading.Event()
+    reader = threading.Thread(target=read, args=(page.door, over))
     if watched:
-        while not (home / name / "log.jsonl").exists():
-            time.sleep(0.2)
-        with Served(home, name, verb="watch") as page:
-            reader = threading.Thread(target=read, args=(page.door, over))
-            reader.start()
-            _, status, used = os.wait4(process.pid, 0)
-            over.set()
-            reader.join()
-    else:
-        _, status, used = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    assert process.returncode == 0, name
-    return used.ru_utime + used.ru_stime
+        reader.start()
+        time.sleep(0.6)  # its first question
+    first, used = fresh(log), processor(pid)
+    began, own = time.monotonic(), processor(page.process.pid)
+    time.sleep(seconds)
+    last, then = fresh(log), processor(pid)
+    share = (processor(page.process.pid) - own) / (time.monotonic() - began)
+    over.set()
+    if watched:
+        reader.join()
+    return (then - used) / (last - first), share
+
+
+def fresh(log: Path) -> int:
+    """The step of the next line of a log, waited for."""
+    size = log.stat().st_size
+    while log.stat().st_size == size:
+        time.sleep(0.001)
+    return int(last_lines(log)[-1]["step"])
 
 
 def read(door: Door, over: threading.Event) -> None:

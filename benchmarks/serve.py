@@ -1,13 +1,14 @@
 """How fast the playground is, and what hostile requests do to it: a student's run, as JSON.
 
     export PYTHONPATH=.
-    python benchmarks/serve.py runs/sid            # writes benchmarks/results/serve.json
-    python benchmarks/serve.py runs/sid --picture  # writes docs/images/serve.png instead
+    python benchmarks/serve.py runs/sid     # writes benchmarks/results/serve.json
 
 The browser tells its own times: until the page is loaded, and from a click to the student's
 picture and to the teacher's. Normal requests are timed alone and beside hostile ones in turns, so
 that what else the machine does is in both; and by the server's own clock of processor time, in
 which only its work counts: for the normal request itself, and for all it was made to wait for.
+What a hostile request is given with status 200 must be one of the page's own files, its card, or
+the events of a picture; anything else is counted as from outside.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ from typing import Any
 
 from fewstep.storage.files import write_json
 from tests.browser import Browser
-from tests.hostile_requests import ask, hostile, normal
+from tests.hostile_requests import Door, ask, hostile, normal
 from tests.web.served import Served
 
 ROOT = Path(__file__).parent.parent
 OUT = ROOT / "benchmarks" / "results" / "serve.json"
-PICTURE = ROOT / "docs" / "images" / "serve.png"
+FILES = ROOT / "fewstep" / "web"
 DONE = "document.getElementById('status').textContent.startsWith('done')"
 CLICK = """
 new Promise((resolve) => {
@@ -50,20 +51,18 @@ new Promise((resolve) => {
 
 
 def main() -> None:
-    """Measure, or draw the picture of the documentation."""
+    """Measure, and write what was measured."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path, help="a finished run of digits, its teacher beside it")
     parser.add_argument("--requests", type=int, default=10_000, help="hostile ones")
-    parser.add_argument("--picture", action="store_true")
+    parser.add_argument("--out", type=Path, default=OUT)
     flags = parser.parse_args()
     with Served(flags.run.parent, flags.run.name) as served:
-        if flags.picture:
-            draw(served)
-            return
         result = {"browser": browse(served), **under_fire(served, flags.requests)}
         code, err = served.stop()
     result["server"] = {"exit_code": code, "errors": err.count("Error")}
-    write_json(OUT, result)
+    write_json(flags.out, result)
+    print(err)
     print(json.dumps(result, indent=2))
 
 
@@ -84,6 +83,7 @@ def browse(served: Served, visits: int = 5, clicks: int = 10) -> dict[str, Any]:
         "page_ms": statistics.median(pages),
         "page_ms_worst": max(pages),
         "first_picture_ms": statistics.median(t["student"] for t in times),
+        "first_picture_ms_p95": statistics.quantiles([t["student"] for t in times], n=20)[-1],
         "first_picture_ms_worst": max(t["student"] for t in times),
         "both_pictures_ms": statistics.median(t["teacher"] for t in times),
     }
@@ -92,16 +92,18 @@ def browse(served: Served, visits: int = 5, clicks: int = 10) -> dict[str, Any]:
 def under_fire(served: Served, count: int, blocks: int = 40, alone: int = 5) -> dict[str, Any]:
     """Statuses of hostile requests, and times of normal ones alone and beside them."""
     statuses: Counter[int] = Counter()
-    door, leaks = served.door, 0
+    door, leaks, outside = served.door, 0, 0
+    own = known(door)
     quiet: list[tuple[float, float]] = []
     beside: list[tuple[float, float]] = []
 
     def fire(numbers: range) -> None:
-        nonlocal leaks
+        nonlocal leaks, outside
         for number in numbers:
             answer = ask(door, hostile(number, door))
             statuses[answer.status] += 1
             leaks += b"Traceback" in answer.body or b"root:" in answer.body
+            outside += answer.status == 200 and not is_own(answer.body, own)
 
     for block in range(blocks):
         quiet += [timed(served, block * 1000 + i) for i in range(alone)]
@@ -111,7 +113,7 @@ def under_fire(served: Served, count: int, blocks: int = 40, alone: int = 5) -> 
         while attack.is_alive():
             beside.append(timed(served, len(beside)))
         attack.join()
-    p95, own = (
+    p95, worked = (
         [statistics.quantiles([t[clock] for t in times], n=20)[-1] for times in (quiet, beside)]
         for clock in (0, 1)
     )
@@ -121,6 +123,7 @@ def under_fire(served: Served, count: int, blocks: int = 40, alone: int = 5) -> 
             "statuses": {str(k): v for k, v in sorted(statuses.items())},
             "server_errors": sum(v for k, v in statuses.items() if k >= 500),
             "leaks": leaks,
+            "from_outside": outside,
         },
         "normal": {
             "requests_alone": len(quiet),
@@ -128,11 +131,41 @@ def under_fire(served: Served, count: int, blocks: int = 40, alone: int = 5) -> 
             "p95_ms_alone": 1000 * p95[0],
             "p95_ms_beside": 1000 * p95[1],
             "p95_ratio": p95[1] / p95[0],
-            "p95_cpu_ms_alone": 1000 * own[0],
-            "p95_cpu_ms_beside": 1000 * own[1],
-            "p95_cpu_ratio": own[1] / own[0],
+            "p95_cpu_ms_alone": 1000 * worked[0],
+            "p95_cpu_ms_beside": 1000 * worked[1],
+            "p95_cpu_ratio": worked[1] / worked[0],
         },
     }
+
+
+def known(door: Door) -> set[bytes]:
+    """All that is served as it is: the files of the page, and the card of its models."""
+    names = ("playground.html", "playground.css", "playground.js")
+    head = f"Host: 127.0.0.1:{door.port}\r\nX-Fewstep-Token: {door.token}\r\nConnection: close"
+    card = ask(door, f"GET /card HTTP/1.1\r\n{head}\r\n\r\n".encode())
+    assert card.status == 200
+    return {b"", card.body, *((FILES / name).read_bytes() for name in names)}
+
+
+def is_own(body: bytes, own: set[bytes]) -> bool:
+    """Whether an answer is one of these, or the events of a picture, a line of JSON each."""
+    if body in own:
+        return True
+    try:
+        events = [json.loads(line)["event"] for line in events_of(body).splitlines()]
+    except (ValueError, KeyError, TypeError):
+        return False
+    return events[:1] == ["waiting"]
+
+
+def events_of(body: bytes) -> bytes:
+    """A body that came in chunks, as one."""
+    whole = b""
+    while body:
+        size, _, rest = body.partition(b"\r\n")
+        length = int(size, 16)
+        whole, body = whole + rest[:length], rest[length + 2 :]
+    return whole
 
 
 def timed(served: Served, seed: int) -> tuple[float, float]:
@@ -150,15 +183,6 @@ def processor(pid: int) -> float:
     By the clock of that process, as clock_getcpuclockid(3) names it on Linux.
     """
     return time.clock_gettime((~pid << 3) | 2)
-
-
-def draw(served: Served) -> None:
-    """The page as it is, of a student in four steps."""
-    with Browser(1000, 1000) as browser:
-        browser.open(f"{served.address}#kind=picture&seed=4&label=3&steps=4")
-        browser.wait(DONE)
-        time.sleep(0.3)
-        browser.screenshot(PICTURE)
 
 
 if __name__ == "__main__":

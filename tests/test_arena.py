@@ -29,6 +29,7 @@ from benchmarks.arena import (  # noqa: E402
     __main__ as arena,
     budget,
     entries,
+    html_page,
     leaderboard,
     pages,
     records,
@@ -445,3 +446,36 @@ def test_a_picture_stands_alone(summary: dict[str, Any]) -> None:
     assert used <= set(re.findall(r"--(\w+):", text))
     assert "prefers-color-scheme: dark" in text
     assert not re.search(r"(href|url\()=?.?http", text)
+
+
+def test_the_page_for_a_browser_holds_all_and_refers_to_nothing_outside(
+    summary: dict[str, Any],
+) -> None:
+    texts = pages.arena(summary), pages.choosing(read_json(pages.CHOICES))
+    html = html_page.page(summary, texts, pages.pictures(summary))
+    links = re.findall(r'(?:href|src)="([^"]*)"', html)
+    ids = set(re.findall(r' id="([^"]+)"', html))
+    assert len(links) > 6
+    assert all(link[0] == "#" and link[1:] in ids for link in links)
+    tables = sum(text.count("| --- |") > 0 for text in "\n".join(texts).split("\n\n"))
+    assert html.count("<table") == tables
+    assert len(set(re.findall(r'aria-label="(Table[^"]*)"', html))) == tables
+    for scene in summary:
+        best = next(row["name"] for row in summary[scene]["rows"] if row["calls"] == 1)
+        assert f"<b>{best}</b><span>{scene}, one call</span>" in html
+    assert "{{" not in html
+
+
+def test_a_table_for_a_browser_tells_numbers_from_words() -> None:
+    rows = [["place", "method", "distance", "failed"], ["---"] * 4]
+    rows += [["1", "`SiD`", "2.5 (1 to 4)", "0 of 5"], ["2=", "`DMD2`", "diverged", "1 of 5"]]
+    html = html_page.table(rows)
+    assert '<th scope="col">place</th><th scope="col" class="name">method</th>' in html
+    dot = '<i class="dot score-identity" title="score identity"></i>'
+    assert f'<td class="name">{dot}<code>SiD</code></td>' in html
+    spread = '2.5 <span class="between">1 to 4</span>'
+    assert f'<td class="number spread">{spread}</td><td class="number">0 of 5</td>' in html
+    assert "tall" not in html
+    assert 'class="scroll tall"' in html_page.table([*rows, *rows[2:] * 10])
+    inline = html_page.inline("[a](choosing.md#x) [b](other.md) `c<d` **e**")
+    assert inline == '<a href="#choosing-a-method">a</a> b <code>c&lt;d</code> <b>e</b>'

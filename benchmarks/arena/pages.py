@@ -12,7 +12,6 @@ none but settings. tests/test_arena.py renders the pages again and compares them
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Any, NamedTuple
 
 from benchmarks.arena import leaderboard, records
 from benchmarks.arena.entries import ABSENT, ENTRIES, SPACES, unmeasured
+from benchmarks.arena.html_page import page
 from benchmarks.arena.scenes import NAMES, ROOT
 from fewstep.recipes.choosing import FROM, SHOWN, Wish, answer, largest
 from fewstep.report.svg_chart import Anchor, Axis, Chart, Series, chart
@@ -318,8 +318,8 @@ def of_scene(scene: str, data: Row) -> str:
         word = "One call" if calls == 1 else "Four calls"
         parts.append(f"### {word}")
         parts.append(f"![{word}, by distance](images/arena-{scene}-ranks-{calls}.svg)")
-        parts.append(markdown(leaders(scene, data, calls)))
         parts.append(f"![{word}, against compute](images/arena-{scene}-compute-{calls}.svg)")
+        parts.append(markdown(leaders(scene, data, calls)))
         table = speeds(data, calls)
         if table.rows:
             parts.append(
@@ -448,69 +448,6 @@ def choosing(table: Row) -> str:
     return template("choosing.md").format(answers="\n\n".join(parts))
 
 
-def html(summary: Row, table: Row, shown: Mapping[str, Chart]) -> str:
-    """Both pages as one file that refers to nothing outside it."""
-    from html import escape
-
-    def inline(text: str) -> str:
-        text = escape(text, quote=False)
-        text = re.sub(r"`([^`]+)`", r"<code>\1</code>", text)
-        text = re.sub(r"\*\*([^*]+)\*\*", r"<b>\1</b>", text)
-        return re.sub(r"\[([^\]]+)\]\([^)]*\)", r"\1", text)
-
-    def block(text: str) -> str:
-        lines = text.split("\n")
-        picture = re.fullmatch(r"!\[.*\]\(images/(.*)\)", text)
-        if picture:
-            one = shown[picture[1]]
-            return f"<figure><h3>{escape(one.title)}</h3>{one.svg}</figure>"
-        if lines[0].startswith("|"):
-            return _html_table([line[2:-2].split(" | ") for line in lines], inline)
-        if lines[0].startswith("#"):
-            level = len(lines[0]) - len(lines[0].lstrip("#"))
-            return f"<h{level}>{inline(lines[0].lstrip('# '))}</h{level}>"
-        if lines[0].startswith("```"):
-            return f"<pre>{escape(chr(10).join(lines[1:-1]))}</pre>"
-        if lines[0].startswith("- "):
-            items = re.split(r"\n- ", text[2:])
-            return f"<ul>{''.join(f'<li>{inline(item)}</li>' for item in items)}</ul>"
-        return f"<p>{inline(text)}</p>"
-
-    body = "\n".join(
-        block(part)
-        for page in (arena(summary), choosing(table))
-        for part in re.split(r"\n{2,}(?!\S* *\n?```$)", page.strip())
-    )
-    css = (files("fewstep.report") / "style.css").read_text(encoding="utf-8")
-    return PAGE.replace("CSS", css).replace("BODY", body)
-
-
-def _html_table(lines: Sequence[Sequence[str]], inline: Any) -> str:
-    head = "".join(f'<th scope="col">{inline(cell)}</th>' for cell in lines[0])
-    rows = "".join(
-        f"<tr>{''.join(f'<td>{inline(cell)}</td>' for cell in line)}</tr>" for line in lines[2:]
-    )
-    table = f'<table class="plain"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
-    return f'<div class="scroll" tabindex="0" role="region" aria-label="Table">{table}</div>'
-
-
-PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark"><title>fewstep: the arena</title>
-<style>CSS
-main { max-width: 1240px; padding: 24px 20px 60px; }
-h2 { margin-top: 44px; } h3 { margin-top: 26px; } figure { max-width: 760px; margin: 14px 0; }
-table.plain { min-width: 860px; } td code { white-space: nowrap; }
-td:last-child code { white-space: normal; } td { padding-right: 14px; }
-td { overflow-wrap: normal; vertical-align: top; } ul { max-width: 76ch; }
-</style></head><body><main>
-BODY
-</main></body></html>
-"""
-
-
 def write_all() -> None:
     """Write the summary, the pages, the pictures and the table of the package."""
     summary = leaderboard.summarise()
@@ -524,5 +461,5 @@ def write_all() -> None:
     write(ROOT / "docs" / "choosing.md", choosing(table))
     out: Path = ROOT / "runs" / "arena" / "index.html"
     out.parent.mkdir(parents=True, exist_ok=True)
-    write(out, html(summary, table, shown))
+    write(out, page(summary, (arena(summary), choosing(table)), shown))
     print(f"docs/arena.md, docs/choosing.md and {out.relative_to(ROOT)}")

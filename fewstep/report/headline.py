@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from fewstep.config import decode
 from fewstep.eval.metric_table import as_few
 from fewstep.report.checks import RATIO, Check, Headline
 from fewstep.report.formatting import count, short
-from fewstep.report.run_data import RunData, number, on_prompts, whole
+from fewstep.report.run_data import Line, RunData, number, on_prompts, whole
 from fewstep.runs.command_line import command_line
 from fewstep.runs.early_stopping import Best
 
@@ -18,13 +19,19 @@ FAR = 3.0
 WORDS = {1: "one", 2: "two", 3: "three", 4: "four"}
 
 
-def headline(f: RunData, checks: Sequence[Check], few: int = 0) -> Headline:
-    """What happened, in words. `few` counts the held-out samples, where the models had more."""
+def headline(f: RunData, checks: Sequence[Check], few: int = 0, live: bool = False) -> Headline:
+    """What happened, in words.
+
+    `few` counts the held-out samples, where the models had more; `live` says that somebody watches
+    the run go on.
+    """
     warned = sum(check.passed is False for check in checks)
     if not f.finished:
         share = f.done / f.steps if f.steps else 0.0
-        title = f"Not finished: step {f.done:,} of {f.steps:,} ({share:.0%})."
-        text = f"Run the same command again to continue it. {_quick(f)}"
+        state = "In progress" if live else "Not finished"
+        title = f"{state}: step {f.done:,} of {f.steps:,} ({share:.0%})."
+        text = "" if live else "Run the same command again to continue it. "
+        text += _quick(f)
         return Headline("mixed" if warned else "open", title, text.strip())
     if math.isnan(f.score(f.role, f.distance)):
         if sentence := _protocol(f):
@@ -145,15 +152,32 @@ def _warnings(warned: int) -> str:
     return count(warned, "warning")
 
 
+class Quick(NamedTuple):
+    """The first score of a quick look."""
+
+    name: str
+    value: float
+    samples: int
+
+
+def quick(look: Line | None) -> Quick | None:
+    """What a look said; None where it measured nothing."""
+    scores = look.get("quick") if look else None
+    if not isinstance(scores, dict):
+        return None
+    name = next((key for key in scores if key.startswith("fd") or key == "clip"), "")
+    value = number(scores, name)
+    if math.isnan(value):
+        return None
+    called = "the CLIP score" if name == "clip" else name
+    return Quick(called, value, whole(scores, "samples"))
+
+
 def _quick(f: RunData) -> str:
     """What the last quick look said."""
-    quick = f.last.get("quick") if f.last else None
-    if not isinstance(quick, dict):
+    last = quick(f.last)
+    if last is None:
         return ""
-    name = next((key for key in quick if key.startswith("fd") or key == "clip"), "")
-    value = number(quick, name)
-    if math.isnan(value):
-        return ""
-    samples = f"{number(quick, 'samples'):,.0f}"
-    called = "the CLIP score" if name == "clip" else name
-    return f"At the last look {called} was {short(value)}, on {samples} samples only."
+    return (
+        f"At the last look {last.name} was {short(last.value)}, on {last.samples:,} samples only."
+    )

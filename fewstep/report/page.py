@@ -23,7 +23,7 @@ from fewstep.eval.metric_table import as_few
 from fewstep.report import plots, reasons, sample_images, svg_chart, tables
 from fewstep.report.checks import checks
 from fewstep.report.formatting import about, count, duration, short
-from fewstep.report.headline import headline, kept, measuring
+from fewstep.report.headline import headline, kept, measuring, quick
 from fewstep.report.repeats import seeds, with_repeats
 from fewstep.report.run_data import RunData, read_run, whole
 from fewstep.report.run_progress import progress
@@ -80,7 +80,7 @@ def render(f: RunData, making: Making | None = UNASKED) -> str:
     context: dict[str, Any] = {
         "name": str(f.facts.get("recipe", "run")),
         "f": f,
-        "headline": headline(f, asked, few := _few(f, samples)),
+        "headline": headline(f, asked, few := _few(f, samples), live),
         "kept": kept(f),
         "live": live,
         "progress": progress(f),
@@ -138,12 +138,17 @@ def _cards(f: RunData, samples: sample_images.Samples) -> list[tuple[str, str, s
     student = f.role == "student"
     if calls == calls:
         beside = f"teacher {teacher:,.0f}" if student and teacher == teacher else ""
-        cards.append((f"{calls:,.0f}", "network calls a picture", beside))
+        noun = "network call" if calls == 1 else "network calls"
+        cards.append((f"{calls:,.0f}", f"{noun} a picture", beside))
     distance = f.score(f.role, f.distance)
     if distance == distance:
         other = f.score("teacher" if student else "real", f.distance)
         beside = f"{'teacher' if student else 'held-out data'} {short(other)}"
         cards.append((short(distance), f.distance, beside))
+    elif look := quick(f.last):
+        first = next(filter(None, map(quick, f.gauges)))
+        beside = f"first {short(first.value)}, on {first.samples:,} samples only"
+        cards.append((short(look.value), f"{look.name} at the last look", beside))
     speed, slow = f.score(f.role, "ms_per_image"), f.score("teacher", "ms_per_image")
     if speed > 0:
         beside = f"{short(slow / speed, 2)} times faster than the teacher" if student else ""

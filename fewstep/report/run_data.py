@@ -7,6 +7,7 @@ A folder that is no run is refused with a sentence.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from fewstep.config import conform, known
 from fewstep.eval.features import retitled
 from fewstep.runs.run import Run
 from fewstep.runs.run_folder import RunFolder
+from fewstep.storage.bounded_reading import json_value
 from fewstep.storage.files import Damaged, digest, read_json
 from fewstep.teachers.diffusers.network import DiffusersNet
 
@@ -193,6 +195,33 @@ def read_run(path: Path) -> RunData:
     )
     evaluations = _evaluations(path / "evaluation")
     return RunData(path, facts, log, gauges, metrics, protocol, evaluations, folder.finished)
+
+
+def read_state(path: Path) -> RunData:
+    """How far the run has come: its settings and the last lines of its log, and nothing else.
+
+    It costs the same however long the run is; a `Damaged` (ValueError) says what is wrong with it.
+    """
+    folder = RunFolder(path)
+    log = [x for x in last_lines(path / "log.jsonl") if math.isfinite(number(x, "step"))]
+    return RunData(path, folder.facts(), log, [], {}, {}, {}, folder.finished)
+
+
+def last_lines(path: Path, size: int = 1 << 16) -> list[dict[str, Any]]:
+    """The whole lines in the last `size` bytes of a file of JSON lines; none if it is missing."""
+    try:
+        with path.open("rb") as file:
+            end = file.seek(0, os.SEEK_END)
+            file.seek(max(0, end - size))
+            parts = file.read().split(b"\n")[:-1]  # the last is not whole
+    except FileNotFoundError:
+        return []
+    found = []
+    for part in parts if end <= size else parts[1:]:
+        with suppress(ValueError):  # a line that is being written, or is damaged
+            line = json_value(part)
+            found += [line] if isinstance(line, dict) else []
+    return found
 
 
 def _scalars(path: Path, run: Mapping[str, Any]) -> None:

@@ -96,7 +96,31 @@ def chart(
     """Draw; None where there is no point to show.
 
     key: makes the ids in the page unique; note: stands in a corner, such as "one seed".
+    The last drawing of a key is remembered, and given again for the same data.
     """
+    what = repr((title, series, x, y, anchors, caption, note))
+    known = _REMEMBERED.get(key)
+    if known is None or known[0] != what:
+        drawn = _chart(key, title, series, x, y, anchors, caption, note)
+        known = _REMEMBERED[key] = what, drawn
+    return known[1]
+
+
+_REMEMBERED: dict[str, tuple[str, Chart | None]] = {}
+"""By key: what was drawn last, in words, and the drawing."""
+
+
+def _chart(
+    key: str,
+    title: str,
+    series: Sequence[Series],
+    x: Axis,
+    y: Axis,
+    anchors: Sequence[Anchor],
+    caption: str,
+    note: str,
+) -> Chart | None:
+    """The drawing of `chart`."""
     kept = [_visible(line, x, y) for line in series]
     kept = [line for line in kept if line.x]
     if not kept:
@@ -152,7 +176,7 @@ def _style(key: str) -> Any:
         "svg.hashsalt": key,
         "svg.fonttype": "none",
         "text.parse_math": False,
-        "font.size": 8.5,
+        "font.size": 9,
         "text.color": ink,
         "axes.labelcolor": muted,
         "axes.edgecolor": grid,
@@ -230,12 +254,23 @@ def _legend(axes: Any) -> None:
             labels,
             loc="lower left",
             bbox_to_anchor=(-0.02, 1.0),
-            ncols=4 if len(labels) <= 4 else 3,
-            fontsize=8,
-            handlelength=1.8,
-            columnspacing=1.4,
+            ncols=_columns(labels),
+            fontsize=8.5,
+            handlelength=2.2,
+            handletextpad=0.6,
+            columnspacing=1.2,
             borderpad=0.2,
         )
+
+
+def _columns(labels: Sequence[str], most: float = 285.0) -> int:
+    """The columns of a legend: as many as are at most so wide together, by the letters in them."""
+    for count in (4, 3, 2) if len(labels) <= 4 else (3, 2):
+        rows = -(-len(labels) // count)
+        columns = [labels[i : i + rows] for i in range(0, len(labels), rows)]
+        if sum(34 + 4.7 * max(map(len, column)) for column in columns) <= most:
+            return count
+    return 1
 
 
 def _summary(lines: Sequence[Series]) -> str:

@@ -10,7 +10,7 @@ let timer = 0;
 
 const kind = () => document.querySelector("input[name=kind]:checked").value;
 const words = (count, noun) => `${count.toLocaleString("en")} ${noun}${count === 1 ? "" : "s"}`;
-const time = (ms) => (ms < 1000 ? `${ms < 10 ? ms.toFixed(1) : ms.toFixed(0)} ms` : `${(ms / 1000).toFixed(1)} s`);
+const time = (ms) => (ms < 1000 ? `${ms < 10 ? ms.toFixed(1) : ms.toFixed(0)}\u00a0ms` : `${(ms / 1000).toFixed(1)}\u00a0s`);
 
 function say(text) { at("status").textContent = text; }
 
@@ -71,7 +71,9 @@ function arrange() {
   const count = at("count");
   count.min = low;
   count.max = high;
-  const usual = card.points ? 64 : { picture: 1, grid: high < 16 ? high : 16, walk: 8, variations: 8 }[now];
+  const rows = card.classes > 1 && card.classes <= 16 ? Math.floor(Math.min(high, 60) / card.classes) : 0;
+  const grid = rows ? rows * card.classes : Math.min(high, 16); // whole rows, a column for each class
+  const usual = card.points ? 64 : { picture: 1, grid, walk: 8, variations: 8 }[now];
   if (count.dataset.kind !== now || !count.value) count.value = Math.min(high, usual);
   count.dataset.kind = now;
   at("count-name").textContent = card.points ? "Points" : "Pictures";
@@ -224,7 +226,7 @@ class Panel {
 
   state(event) {
     this.count(event);
-    if (event.png || event.points) this.add(event, `t = ${Number(event.t.toPrecision(3))}`);
+    if (event.png || event.points) this.add(event, `t = ${Number(event.t.toPrecision(event.t < 1 ? 2 : 3))}`);
   }
 
   made(event) {
@@ -261,7 +263,7 @@ class Panel {
 
   add(event, name) {
     const place = this.shown.length;
-    this.shown.push({ ...event, name: `step ${place + 1}, ${name}, ${Math.round(100 * event.share)} % noise` });
+    this.shown.push({ ...event, name: `step ${place + 1}, ${name}, ${Math.round(100 * event.share)}\u00a0% noise` });
     const figure = document.createElement("figure");
     const caption = document.createElement("figcaption");
     caption.textContent = name;

@@ -5,7 +5,8 @@ Host         that of the socket, so that no foreign name can be pointed at it (D
 Origin       of this page, where a browser names one
 token        drawn at each start; in the printed address, then in a cookie that scripts cannot read
 headers      nothing is loaded from elsewhere, framed, guessed or kept
-errors       one sentence, never a traceback
+errors       one sentence, never a traceback; a moment's pause before each, for a client that asks
+             wrongly over and over to take little from others
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ from os import environ
 from pathlib import Path
 from urllib.parse import parse_qs
 
+import anyio
+from h11 import LocalProtocolError
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -40,6 +44,8 @@ HEADERS: Mapping[str, str] = {
 }
 """Of every answer."""
 METHODS = ("GET", "HEAD", "POST")
+PAUSE = 0.02
+"""Seconds before a request is refused."""
 FILES = Path(__file__).parent
 
 
@@ -104,12 +110,21 @@ class Guarded:
         async def guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
                 self._add_headers(message, scope)
-            await send(message)
+                if message["status"] >= 400:
+                    await anyio.sleep(PAUSE)
+            try:
+                await send(message)
+            except LocalProtocolError as error:
+                if "state=MUST_CLOSE" not in str(error):
+                    raise
+                raise ClientDisconnect from None  # what came was no HTTP, and was answered so
 
         refusal = self.door.refusal(scope)
         app = self.app if refusal is None else PlainTextResponse(refusal[1], refusal[0])
         try:
             await app(scope, receive, guarded)
+        except ClientDisconnect:
+            pass
         except Exception as error:  # it was answered with status 500, or the line is broken
             tell(error)
 

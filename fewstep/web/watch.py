@@ -5,13 +5,18 @@ GET  /state         the step, the time left, and the version of the page
 GET  /grid/N.png    the picture taken at step N
 
 The training process is never spoken to. The page is drawn anew when files have changed and the
-last drawing is old enough, so that it costs a small share of one core whatever the run writes.
+last drawing is old enough, so that it costs a small share of one core whatever the run writes; by
+a thread of the lowest priority, for training to come first where all cores are busy. Until it is
+done the last page is the answer.
 """
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,7 +26,7 @@ from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Respon
 from starlette.routing import Route
 
 from fewstep.report.page import asset, render
-from fewstep.report.run_data import read_run
+from fewstep.report.run_data import read_run, read_state
 from fewstep.report.run_progress import progress
 from fewstep.runs.run_folder import RunFolder
 from fewstep.storage.files import Damaged
@@ -42,21 +47,43 @@ class Watch:
     version: str = ""
     seen: tuple[object, ...] = ()
     again: float = 0.0
+    wrong: str = ""
+    """Why the last drawing failed."""
     lock: threading.Lock = field(default_factory=threading.Lock)
+    drawing: threading.Thread = field(default_factory=threading.Thread)
 
     def newest(self) -> tuple[str, str]:
-        """The page and its version; drawn anew where that is due.
+        """The page that was drawn last, and its version; the next is begun where that is due.
 
-        Raises ValueError where the folder holds no run (any more) and none was drawn.
+        Raises ValueError where the folder holds no run (any more).
         """
         with self.lock:
             files = self._files()
-            if files != self.seen and time.monotonic() >= self.again:
-                began, cost = time.monotonic(), time.thread_time()
-                self.page = render(read_run(self.path), None)
-                self.seen, self.version = files, str(hash(files))
-                self.again = began + max(OFTEN, SHARE * (time.thread_time() - cost))
+            due = files != self.seen and time.monotonic() >= self.again
+            if not self.page:
+                self._draw(files)
+            elif due and not self.drawing.is_alive():
+                self.drawing = threading.Thread(target=self._redraw, args=(files,), daemon=True)
+                self.drawing.start()
+            if self.wrong:
+                raise ValueError(self.wrong)
             return self.page, self.version
+
+    def _draw(self, files: tuple[object, ...]) -> None:
+        """The page of those files."""
+        began, cost = time.monotonic(), time.thread_time()
+        page = render(read_run(self.path), None)
+        self.page, self.version, self.seen, self.wrong = page, str(hash(files)), files, ""
+        self.again = began + max(OFTEN, SHARE * (time.thread_time() - cost))
+
+    def _redraw(self, files: tuple[object, ...]) -> None:
+        """The same, after everything else that this machine has to do."""
+        _give_way()
+        try:
+            self._draw(files)
+        except ValueError as error:
+            self.wrong = str(error)
+            self.again = time.monotonic() + OFTEN
 
     def _files(self) -> tuple[object, ...]:
         """What tells one state of the folder from another."""
@@ -93,7 +120,7 @@ class Watch:
     def _state(self, _: Request) -> Response:
         try:
             version = self.newest()[1]
-            f = read_run(self.path)
+            f = read_state(self.path)
         except ValueError as error:
             return JSONResponse({"error": str(error)}, 503)
         now = progress(f)
@@ -106,6 +133,13 @@ class Watch:
         if not path.is_file():
             return Response("there is no picture of this step", 404, media_type="text/plain")
         return FileResponse(path, media_type="image/png")
+
+
+def _give_way() -> None:
+    """The lowest priority for the calling thread; elsewhere than on Linux it is the process's."""
+    if sys.platform == "linux":
+        with suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
 
 
 def watch(path: Path) -> Watch:

@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fewstep.report import svg_chart
 from fewstep.report.checks import LEARNING, Check, checks, informed
 from fewstep.report.formatting import compact, duration, short
 from fewstep.report.headline import headline
 from fewstep.report.plots import moments, smooth
 from fewstep.report.run_data import read_run
-from fewstep.report.svg_chart import Axis, Series, chart
+from fewstep.report.svg_chart import Axis, Chart, Series, chart
 from tests.report_folder import SICK, invented, student
 
 
@@ -216,6 +217,26 @@ def test_a_constant_has_one_tick() -> None:
     several = [float(text.replace("\N{MINUS SIGN}", "-")) for text in ticks([1.0, 2.0])]
     assert len(several) > 3
     assert several == sorted(set(several))
+
+
+def test_a_chart_is_drawn_again_only_where_its_data_are_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    drawn: list[str] = []
+    inside = svg_chart._inline
+    monkeypatch.setattr(
+        svg_chart, "_inline", lambda svg, key, words: drawn.append(key) or inside(svg, key, words)
+    )
+
+    def of(values: Sequence[float], key: str = "again") -> Chart | None:
+        return chart(key, "A", [Series([1.0, 2.0], values)], Axis("x"), Axis("y"))
+
+    first = of([3.0, 4.0])
+    assert of([3.0, 4.0]) is first
+    assert of([3.0, 5.0]) != first
+    assert of([3.0, 4.0]) == first
+    assert of([3.0, 4.0], "other") != first  # its ids are others
+    assert drawn == ["again", "again", "again", "other"]
 
 
 def test_moments_and_medians() -> None:

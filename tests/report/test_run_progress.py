@@ -8,7 +8,7 @@ import shutil
 import time
 from pathlib import Path
 
-from fewstep.report.run_data import read_run
+from fewstep.report.run_data import last_lines, read_run, read_state
 from fewstep.report.run_progress import left, progress
 from tests.report_folder import invented
 
@@ -34,3 +34,21 @@ def test_the_pace_counts_from_where_the_clock_began_anew(tmp_path: Path) -> None
     assert progress(f).text.endswith("nothing new for 4 min 0 s: it may have stopped.")
     logged(run, (300, 21.0))
     assert progress(read_run(run)).text == "Step 300 of 1,800 (17%)."
+
+
+def test_the_state_is_told_by_the_last_lines_alone(tmp_path: Path) -> None:
+    """As by the whole log, of which only the end is read; torn and damaged lines are left out."""
+    run = tmp_path / "run"
+    invented(run)
+    shutil.rmtree(run / "student")
+    logged(run, *((step, step / 10) for step in range(1, 1501)))
+    whole, state = read_run(run), read_state(run)
+    assert 0 < len(state.log) <= len(whole.log)
+    assert progress(state) == progress(whole)
+    path = run / "log.jsonl"
+    assert last_lines(path, 150) == whole.log[-3:]
+    (run / "log.jsonl").write_text(path.read_text() + 'damaged\n[1]\n{"step": 1600, "seco')
+    assert last_lines(path, 200) == whole.log[-3:]
+    assert read_state(run).done == 1500
+    path.unlink()
+    assert (last_lines(path), read_state(run).done) == ([], 0)

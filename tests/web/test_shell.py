@@ -5,13 +5,15 @@ from __future__ import annotations
 import socket
 from typing import Any
 
+import anyio
 import pytest
+from h11 import LocalProtocolError
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
-from fewstep.web.shell import HEADERS, Door, Guarded, serve
+from fewstep.web.shell import HEADERS, PAUSE, Door, Guarded, serve
 from tests.asgi import request
 
 DOOR = Door(8123, "secret")
@@ -111,6 +113,37 @@ def test_errors_say_nothing_of_the_inside(capsys: pytest.CaptureFixture[str]) ->
     assert (answer.status, answer.body) == (500, b"Internal Server Error")
     err = capsys.readouterr().err
     assert err == "fewstep: RuntimeError: a password in /home/someone\n"
+
+
+def test_a_refusal_waits_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        waited.extend([seconds] if seconds else [])
+
+    monkeypatch.setattr("fewstep.web.shell.anyio.sleep", sleep)
+    statuses = [request(APP, path, headers=IN).status for path in ("/", "/nothing", "/broken")]
+    assert statuses == [200, 404, 500]
+    assert request(APP, headers=HOST).status == 403
+    assert waited == [PAUSE] * 3
+
+
+@pytest.mark.parametrize("state", ["MUST_CLOSE", "IDLE"])
+def test_a_line_that_spoke_no_http_is_not_told(
+    state: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The server has answered it by then, and lets nothing more be sent; other faults are told."""
+
+    async def send(_: Any) -> None:
+        raise LocalProtocolError(f"can't handle event type Response when state={state}")
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    pairs = [(k.lower().encode(), v.encode()) for k, v in IN.items()]
+    scope = {"type": "http", "method": "GET", "path": "/", "query_string": b"", "headers": pairs}
+    anyio.run(APP, scope, receive, send)
+    assert ("LocalProtocolError" in capsys.readouterr().err) == (state != "MUST_CLOSE")
 
 
 def test_a_port_that_is_taken() -> None:
