@@ -276,8 +276,11 @@ def save_tensors(path: Path, state: Mapping[str, Tensor], facts: Mapping[str, st
     }
     partial = path.with_name(f".partial-{os.getpid()}.safetensors")
     try:
+        partial.touch()
+        mode = partial.stat().st_mode
         with spelled(path.parent) as folder:
             save_file(dict(state), folder / partial.name, legible)
+        partial.chmod(mode)  # which safetensors takes from everybody but the owner
         with partial.open("r+b") as file:
             size = int.from_bytes(file.read(8), "little")
             header = file.read(size)

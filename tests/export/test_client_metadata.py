@@ -128,6 +128,9 @@ def test_the_digest_is_that_of_the_tensors(tmp_path: Path) -> None:
         path = tmp_path / "a.safetensors"
         save_tensors(path, weights, {"card": UNKNOWN, "name": os.fsdecode(b"r\xe9n")})
         assert list(tmp_path.iterdir()) == [path]
+        (tmp_path / "plain").touch()
+        assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
+        (tmp_path / "plain").unlink()
         data = path.read_bytes()
         header = int.from_bytes(data[:8], "little")
         told = json.loads(data[8 : 8 + header])["__metadata__"]
