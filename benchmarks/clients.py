@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from benchmarks.comfyui_server import ComfyUI, require_comfyui
@@ -71,9 +71,11 @@ CASES = {
 }
 """Format and steps of the students of a family."""
 ADAPTERS = ("kohya", "lora")
-NETWORKS = "diffusion_models"
+LOADED = {"sdxl": "sdxl", "sd3": "sd3"}
+"""Families whose teacher ComfyUI loads in parts -> what DualCLIPLoader calls them."""
+NETWORK, NETWORKS = "transformer", "diffusion_models"
 PARTS = {
-    "transformer": (NETWORKS, "teacher.safetensors"),
+    NETWORK: (NETWORKS, "teacher.safetensors"),
     "text_encoder": ("text_encoders", "clip_l.safetensors"),
     "text_encoder_2": ("text_encoders", "clip_g.safetensors"),
     "vae": ("vae", "vae.safetensors"),
@@ -179,8 +181,8 @@ class Base:
 
     teacher: Path
     models: Path
-    parts: bool
-    """Whether it is in parts, network, text encoders and VAE, and not in one checkpoint."""
+    kind: str
+    """The type of its text encoders, where it is in parts, and not in one checkpoint."""
     written: list[Path] = field(default_factory=list)
 
     @classmethod
@@ -188,17 +190,23 @@ class Base:
         """Put the teacher of a family where ComfyUI looks for it."""
         for folder in ("checkpoints", "diffusion_models", "loras", "text_encoders", "vae"):
             (models / folder).mkdir(parents=True)
-        flow = teacher_is_flow(teacher)
-        if flow:  # which has no checkpoint in the original layout
+        kind = LOADED.get(name.partition("_")[0], "")
+        if kind:
             for part, (folder, file) in PARTS.items():
-                source = next((teacher / part).glob("*.safetensors"))
-                (models / folder / file).symlink_to(source)
+                home = teacher / part
+                if part == NETWORK and not home.is_dir():
+                    home = teacher / "unet"
+                source = next(home.glob("*.safetensors"))
+                if part.startswith("text_encoder"):
+                    save_file(clip_names(load_file(source)), models / folder / file)
+                else:
+                    (models / folder / file).symlink_to(source)
         else:
             plain = teacher.with_name("plain")
             made(teacher, plain, "checkpoint", 1)
             export(plain, models / "checkpoints" / "teacher.safetensors", "checkpoint")
             shutil.rmtree(plain)
-        return cls(teacher, models, flow)
+        return cls(teacher, models, kind)
 
     def workflow(self, student: Path, form: str) -> Workflow:
         """Export a student, and put its files where ComfyUI looks for them; its workflow."""
@@ -217,13 +225,19 @@ class Base:
         name = out.name if form == "kohya" else f"{out.name}.safetensors"
         shutil.move(file, self.models / folder / name)
         self.written.append(self.models / folder / name)
-        return in_parts(nodes) if self.parts else nodes
+        return in_parts(nodes, self.kind) if self.kind else nodes
 
     def forget(self) -> None:
         """Delete what was exported."""
         for path in self.written:
             path.unlink()
         self.written.clear()
+
+
+def clip_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A text encoder's tensors as published folders name them; transformers 5 leaves a part out."""
+    own = ("text_model.", "text_projection.")
+    return {n if n.startswith(own) else f"text_model.{n}": t for n, t in state.items()}
 
 
 def export(student: Path, out: Path, form: str, *more: str) -> None:
@@ -242,19 +256,19 @@ def of_checkpoint(nodes: Workflow) -> Workflow:
     return linked(kept, {(own, 0): [rest, 0]})
 
 
-def in_parts(nodes: Workflow) -> Workflow:
+def in_parts(nodes: Workflow, kind: str) -> Workflow:
     """A workflow that loads the teacher's parts, as diffusers' folders hold them."""
     rest = named(nodes, "CheckpointLoaderSimple")
     kept = {number: node for number, node in nodes.items() if number != rest}
     first, second = (PARTS[f"text_encoder{more}"][1] for more in ("", "_2"))
-    loaders = {
-        "network": ("UNETLoader", {"unet_name": PARTS["transformer"][1]}),
-        "words": ("DualCLIPLoader", {"clip_name1": first, "clip_name2": second, "type": "sd3"}),
+    loaders: dict[str, tuple[str, dict[str, str]]] = {
+        "network": ("UNETLoader", {"unet_name": PARTS[NETWORK][1]}),
+        "words": ("DualCLIPLoader", {"clip_name1": first, "clip_name2": second, "type": kind}),
         "pictures": ("VAELoader", {"vae_name": PARTS["vae"][1]}),
     }
     loaders["network"][1]["weight_dtype"] = "default"
-    for name, (kind, inputs) in loaders.items():
-        kept[name] = {"class_type": kind, "inputs": inputs}
+    for name, (loader, inputs) in loaders.items():
+        kept[name] = {"class_type": loader, "inputs": inputs}
     return linked(kept, {(rest, i): [name, 0] for i, name in enumerate(loaders)})
 
 

@@ -99,15 +99,22 @@ def test_a_workflow_is_patched(folders: Folders, tmp_path: Path) -> None:
 def test_a_teacher_in_parts(folders: Folders, tmp_path: Path, adapter: bool) -> None:
     made = load_student(student(folders("sd3"), tmp_path / "student", FewStep(1.0)))
     nodes = workflow(made, "a.safetensors", "b.safetensors", adapter)
-    found = clients.in_parts(nodes)
+    found = clients.in_parts(nodes, "sd3")
     assert "CheckpointLoaderSimple" not in [node["class_type"] for node in found.values()]
     assert comes_from(found, of(found, "CLIPTextEncode")["clip"]) == ("DualCLIPLoader", 0)
+    assert of(found, "DualCLIPLoader")["type"] == "sd3"
     assert comes_from(found, of(found, "VAEDecode")["vae"]) == ("VAELoader", 0)
     loader = "LoraLoaderModelOnly" if adapter else "UNETLoader"
     assert comes_from(found, of(found, "BasicGuider")["model"]) == (loader, 0)
     if adapter:
         assert comes_from(found, of(found, loader)["model"]) == ("UNETLoader", 0)
         assert of(found, "UNETLoader")["unet_name"] == "teacher.safetensors"
+
+
+def test_names_of_text_encoders() -> None:
+    names = ("text_model.a", "text_projection.weight", "encoder.b")
+    found = clients.clip_names({name: torch.zeros(1) for name in names})
+    assert list(found) == ["text_model.a", "text_projection.weight", "text_model.encoder.b"]
 
 
 def test_noise_is_that_of_torch() -> None:

@@ -100,7 +100,8 @@ def to_comfyui(run: Path, out: Path) -> float:
         difference = workflow_difference(read_json(place / "workflow.json"), student)
         within(difference, TOLERANCE, student, "workflow")
         assert student.model is not None
-        facts = {"sigmas": sigmas(student), "caution": caution(student.model) or None}
+        cautions = [text for text in (caution(student.model), without_t5(folder)) if text]
+        facts = {"sigmas": sigmas(student), "caution": "; ".join(cautions) or None}
         picture = (shown.prompt, f"diffusion_models/{out.name}.png")
         text = card(student, run, _use(out.name, name, base), facts, picture=picture)
         write(place / "README.md", text)
@@ -183,6 +184,16 @@ def t5_tokens(folder: PipelineFolder) -> int:
     if "text_encoder_3" not in folder.encoders:
         return 0
     return int(TextAndVAE(folder).settings["max_sequence_length"])
+
+
+def without_t5(folder: PipelineFolder) -> str:
+    """What a person should know of a pipeline that could have a T5 and has none, or ""."""
+    if "text_encoder_3" not in folder.left_out:
+        return ""
+    return (
+        "diffusers has empty tokens in the place of a T5 that is missing, and ComfyUI has none: "
+        "its pictures differ from the student's"
+    )
 
 
 def _sampler(sampler: FewStep) -> str:

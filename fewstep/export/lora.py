@@ -35,7 +35,7 @@ from fewstep.config import decode
 from fewstep.diffusion.generator import Generator
 from fewstep.export.atomic_output import new_output
 from fewstep.export.client_metadata import example, kohya_keys, modelspec, save_tensors, sidecars
-from fewstep.export.comfyui import sigmas, t5_tokens, workflow
+from fewstep.export.comfyui import sigmas, t5_tokens, without_t5, workflow
 from fewstep.export.diffusers_pipeline import (
     PICTURE,
     against,
@@ -142,7 +142,8 @@ def to_lora(run: Path, out: Path, rank: int | None = None) -> float:
         if pipeline == "StableDiffusion3Pipeline":  # whose names in diffusers ComfyUI reads
             _workflow(adapter, place / WORKFLOW, f"{out.name}.safetensors")
         front = {**FRONT, "library_name": "diffusers", "pipeline_tag": "text-to-image"}
-        python, facts = use(adapter, out.name, True), {"rank": adapter.rank}
+        python = use(adapter, out.name, True)
+        facts = {"rank": adapter.rank, "caution": without_t5(adapter.folder) or None}
         text = card(adapter.student, run, python, facts, front, (shown.prompt, PICTURE))
         write(place / "README.md", text)
         return verified(adapter, place / FILE)

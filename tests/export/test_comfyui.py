@@ -8,6 +8,7 @@ ladder, a deterministic sampler in place of fresh noise, and unit noise where si
 from __future__ import annotations
 
 import json
+import shutil
 import urllib.request
 from pathlib import Path
 
@@ -33,6 +34,7 @@ from fewstep.export.comfyui import (
     sigma_table,
     t5_tokens,
     to_comfyui,
+    without_t5,
     workflow,
     workflow_difference,
 )
@@ -149,6 +151,22 @@ def test_t5_hears_as_many_tokens_as_the_student(folders: Folders, tmp_path: Path
     plain = workflow(load_student(made), "a.safetensors", "b.safetensors")
     assert "T5TokenizerOptions" not in [node["class_type"] for node in plain.values()]
     assert t5_tokens(open_folder(folders("sd"))) == 0
+
+
+def test_an_sd3_without_t5_is_told(folders: Folders, tmp_path: Path) -> None:
+    folder = tmp_path / "sd3"
+    shutil.copytree(folders("sd3"), folder)
+    index = json.loads((folder / "model_index.json").read_text())
+    index |= {key: [None, None] for key in ("text_encoder_3", "tokenizer_3")}
+    (folder / "model_index.json").write_text(json.dumps(index))
+    for part in ("text_encoder_3", "tokenizer_3"):
+        shutil.rmtree(folder / part)
+    assert t5_tokens(open_folder(folder)) == 0
+    assert "ComfyUI has none" in without_t5(open_folder(folder))
+    assert without_t5(open_folder(folders("sd3"))) == without_t5(open_folder(folders("sd"))) == ""
+    made = student(folder, tmp_path / "student", FewStep(1.0))
+    to_comfyui(made, tmp_path / "fast")
+    assert without_t5(open_folder(folder)) in (tmp_path / "fast" / "README.md").read_text()
 
 
 SIZES: dict[str, tuple[dict[str, object], dict[str, object]]] = {
