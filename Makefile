@@ -9,7 +9,8 @@ DEV := $(VENV)/.installed-dev
 # tests start the command a hundred times: keep its bytecode, whatever the environment says
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test test-slow lint mutants drill test-all claims arena browser page-pictures emoji scenes site release asset clean
+.PHONY: demo test test-slow lint mutants drill test-all claims arena browser page-pictures clients
+.PHONY: emoji scenes site release asset clean
 
 demo: $(STAMP)
 	$(BIN)/fewstep demo
@@ -79,6 +80,11 @@ browser: $(DEV)
 # docs/images/serve.png and watch.png, of the same run
 page-pictures: $(DEV)
 	PYTHONPATH=. $(BIN)/python benchmarks/page_pictures.py $(RUN)
+
+# exports in a real ComfyUI, an hour of one core and 50 GB of disk; what is known is kept:
+# make clients COMFYUI=/path/to/ComfyUI COMFYUI_PYTHON=/path/to/its/python
+clients: $(DEV)
+	PYTHONPATH=. $(BIN)/python benchmarks/clients.py --comfyui "$(COMFYUI)" $(if $(COMFYUI_PYTHON),--python "$(COMFYUI_PYTHON)")
 
 asset: $(DEV)
 	$(BIN)/python tools/train_features.py digits

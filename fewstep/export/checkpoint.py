@@ -23,7 +23,7 @@ from torch import Tensor
 
 from fewstep.diffusion.generator import Generator
 from fewstep.export.atomic_output import new_output
-from fewstep.export.client_metadata import example, sidecars, with_metadata
+from fewstep.export.client_metadata import example, save_network, sidecars
 from fewstep.export.diffusers_pipeline import picture, plain_of_pipeline, scheduled
 from fewstep.export.model_card import card
 from fewstep.export.original_names import clip_names, open_clip_names, unet_names, vae_names
@@ -61,7 +61,8 @@ def to_checkpoint(run: Path, out: Path) -> float:
     shown = example(student, run)
     with new_output(out, ".safetensors") as place:
         state = original(student, folder)
-        write(place, with_metadata(state, student, folder.pipeline, shown, original=True))
+        save_network(place, state, student, folder.pipeline, shown, original=True)
+        del state
         sidecars(student, folder.pipeline, place, shown)
         off = _difference(place, student, folder)
         use = _use(student, folder, out.name, scheduler)
@@ -73,7 +74,10 @@ def to_checkpoint(run: Path, out: Path) -> float:
 
 
 def original(student: Generator, folder: PipelineFolder) -> dict[str, Tensor]:
-    """All tensors of the file, float32 and contiguous, by their original names."""
+    """All tensors of the file, float32 and contiguous, by their original names.
+
+    Those that are so already are the networks' own, not copies.
+    """
     unet = student.denoiser.net.net
     state = _under(UNET, unet_names(unet.state_dict(), unet.config))
     vae = parts.vae(folder)
@@ -95,9 +99,9 @@ def original(student: Generator, folder: PipelineFolder) -> dict[str, Tensor]:
 
 
 def _under(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors under a prefix, each with memory of its own."""
+    """Tensors under a prefix."""
     return {
-        prefix + name: t.detach().to("cpu", torch.float32).contiguous().clone()
+        prefix + name: t.detach().to("cpu", torch.float32).contiguous()
         for name, t in state.items()
     }
 

@@ -16,13 +16,14 @@ import base64
 import hashlib
 import io
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from safetensors.torch import save
+from safetensors.torch import save_file
 from torch import Tensor
 
 from fewstep.data.image_grid import grid
@@ -35,7 +36,7 @@ from fewstep.diffusion.samplers import FewStep, course
 from fewstep.export.model_card import headline, homes, licences, teacher_name
 from fewstep.report.formatting import count
 from fewstep.report.run_data import read_run
-from fewstep.storage.files import write, write_json
+from fewstep.storage.files import spelled, write, write_json
 from fewstep.teachers.diffusers.load import with_text_and_vae
 from fewstep.teachers.diffusers.network import DiffusersNet
 
@@ -45,6 +46,9 @@ SMALL = 256
 """Pixels along the longer side of a thumbnail."""
 GENERATIVE_MODELS = "https://github.com/Stability-AI/generative-models"
 """The implementation that kohya's scripts name with adapters of SDXL."""
+
+UNKNOWN = f"0x{0:064x}"
+"""What is in the place of a digest until it is known."""
 
 Sizes = Mapping[str, Any]
 PUBLISHED: Mapping[str, tuple[tuple[str, Sizes], ...]] = {
@@ -241,38 +245,56 @@ def kohya_keys(student: Generator, pipeline: str, out: Path) -> dict[str, str]:
     return {**known, "ss_v2": second, "ss_output_name": out.stem}
 
 
-def with_metadata(
+def save_network(
+    path: Path,
     state: Mapping[str, Tensor],
     student: Generator,
     pipeline: str,
     shown: Example,
     original: bool = False,
-) -> bytes:
-    """A whole network as a safetensors file, with its card and the keys of ModelSpec.
+) -> None:
+    """Write a whole network as a safetensors file, with its card and the keys of ModelSpec.
 
     Arguments as of `modelspec`.
     """
     facts = {"pipeline": pipeline, "sampler": repr(student.sampler), **student.card}
     metadata = {k: v if isinstance(v, str) else json.dumps(v) for k, v in facts.items()}
     spec = modelspec(student, pipeline, shown, original=original)
-    return saved(state, {"format": "pt", **metadata, **spec})
+    save_tensors(path, state, {"format": "pt", **metadata, **spec})
 
 
-def saved(state: Mapping[str, Tensor], facts: Mapping[str, str]) -> bytes:
-    """A safetensors file, whose `modelspec.hash_sha256` is the digest of all but its header.
+def save_tensors(path: Path, state: Mapping[str, Tensor], facts: Mapping[str, str]) -> None:
+    """Write the safetensors file `path` with its digest, `modelspec.hash_sha256`, in its header.
 
-    A header is UTF-8: bytes of a name that are none become U+FFFD.
+    That is SHA-256 of all but the header, and known when the tensors are in the file: zeros hold
+    its place until then, so that no tensor is copied. A header is UTF-8: bytes of a name that are
+    none become U+FFFD.
     """
-    data = save(dict(state))
-    header = int.from_bytes(data[:8], "little")
-    digest = hashlib.sha256(memoryview(data)[8 + header :]).hexdigest()
-    del data
-    facts = {**facts, "modelspec.hash_sha256": f"0x{digest}"}
     legible = {
         key: text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-        for key, text in facts.items()
+        for key, text in {**facts, "modelspec.hash_sha256": UNKNOWN}.items()
     }
-    return save(dict(state), legible)
+    partial = path.with_name(f".partial-{os.getpid()}.safetensors")
+    try:
+        partial.touch()
+        mode = partial.stat().st_mode
+        with spelled(path.parent) as folder:
+            save_file(dict(state), folder / partial.name, legible)
+        partial.chmod(mode)  # which safetensors takes from everybody but the owner
+        with partial.open("r+b") as file:
+            size = int.from_bytes(file.read(8), "little")
+            header = file.read(size)
+            digest = hashlib.sha256()
+            for block in iter(lambda: file.read(1 << 24), b""):
+                digest.update(block)
+            begun = b'"modelspec.hash_sha256":"'
+            file.seek(8 + header.index(begun + UNKNOWN.encode()) + len(begun))
+            file.write(f"0x{digest.hexdigest()}".encode())
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def sidecars(student: Generator, pipeline: str, file: Path, shown: Example) -> None:

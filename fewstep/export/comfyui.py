@@ -33,9 +33,11 @@ from fewstep.export.model_card import card
 from fewstep.export.traced_generator import Given, examples, within
 from fewstep.storage.files import read_json, write, write_json
 from fewstep.storage.model_folder import load_student
+from fewstep.teachers.diffusers.folder import PipelineFolder
 from fewstep.teachers.diffusers.load import origin_folder
 from fewstep.teachers.diffusers.network import DiffusersNet
 from fewstep.teachers.diffusers.scheduler_config import Timesteps
+from fewstep.teachers.diffusers.text_and_vae import TextAndVAE
 
 Workflow = dict[str, dict[str, Any]]
 PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline", "StableDiffusion3Pipeline")
@@ -43,7 +45,12 @@ PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline", "StableDiff
 NODES: Mapping[str, tuple[Mapping[str, str], tuple[str, ...]]] = {
     "UNETLoader": ({"unet_name": "", "weight_dtype": ""}, ("MODEL",)),
     "CheckpointLoaderSimple": ({"ckpt_name": ""}, ("MODEL", "CLIP", "VAE")),
+    "LoraLoaderModelOnly": (
+        {"model": "MODEL", "lora_name": "", "strength_model": ""},
+        ("MODEL",),
+    ),
     "ModelSamplingDiscrete": ({"model": "MODEL", "sampling": "", "zsnr": ""}, ("MODEL",)),
+    "T5TokenizerOptions": ({"clip": "CLIP", "min_padding": "", "min_length": ""}, ("CLIP",)),
     "CLIPTextEncode": ({"clip": "CLIP", "text": ""}, ("CONDITIONING",)),
     "EmptyLatentImage": ({"width": "", "height": "", "batch_size": ""}, ("LATENT",)),
     "EmptySD3LatentImage": ({"width": "", "height": "", "batch_size": ""}, ("LATENT",)),
@@ -85,7 +92,7 @@ def to_comfyui(run: Path, out: Path) -> float:
         (place / "diffusion_models").mkdir(parents=True)
         name, base = f"{out.name}.safetensors", f"{folder.path.name}.safetensors"
         with or_else():
-            flow = workflow(student, name, base)
+            flow = workflow(student, name, base, t5=t5_tokens(folder))
         write_json(place / "workflow.json", flow)
         file = place / "diffusion_models" / name
         network_file(student, folder, file, shown)
@@ -93,7 +100,8 @@ def to_comfyui(run: Path, out: Path) -> float:
         difference = workflow_difference(read_json(place / "workflow.json"), student)
         within(difference, TOLERANCE, student, "workflow")
         assert student.model is not None
-        facts = {"sigmas": sigmas(student), "caution": caution(student.model) or None}
+        cautions = [text for text in (caution(student.model), without_t5(folder)) if text]
+        facts = {"sigmas": sigmas(student), "caution": "; ".join(cautions) or None}
         picture = (shown.prompt, f"diffusion_models/{out.name}.png")
         text = card(student, run, _use(out.name, name, base), facts, picture=picture)
         write(place / "README.md", text)
@@ -114,9 +122,16 @@ def caution(model: Model) -> str:
     )
 
 
-def workflow(student: Generator, network: str, base: str) -> Workflow:
-    """The nodes of one picture; `network` and `base` are names of files in ComfyUI's folders.
+def workflow(
+    student: Generator, network: str, base: str, adapter: bool = False, t5: int = 0
+) -> Workflow:
+    """The nodes of one picture.
 
+    Arguments:
+        network: the name of the student's file in ComfyUI's folder of networks, or of adapters.
+        base: the name of the teacher's checkpoint.
+        adapter: whether the student is an adapter of the network in `base`.
+        t5: of `t5_tokens`.
     ValueError where stock nodes cannot follow the student's steps.
     """
     sampler, path, model = student.sampler, student.denoiser.path, student.model
@@ -134,12 +149,18 @@ def workflow(student: Generator, network: str, base: str) -> Workflow:
         nodes[str(len(nodes) + 1)] = {"class_type": kind, "inputs": inputs}
         return str(len(nodes))
 
-    net = add("UNETLoader", unet_name=network, weight_dtype="default")
     rest = add("CheckpointLoaderSimple", ckpt_name=base)
+    if adapter:
+        net = add("LoraLoaderModelOnly", model=[rest, 0], lora_name=network, strength_model=1.0)
+    else:
+        net = add("UNETLoader", unet_name=network, weight_dtype="default")
     if not flow:
         kind = {"eps": "eps", "v": "v_prediction"}[model.predicts]
         net = add("ModelSamplingDiscrete", model=[net, 0], sampling=kind, zsnr=False)
-    prompt = add("CLIPTextEncode", clip=[rest, 1], text="a prompt")
+    words: list[Any] = [rest, 1]
+    if t5:
+        words = [add("T5TokenizerOptions", clip=words, min_padding=0, min_length=t5), 0]
+    prompt = add("CLIPTextEncode", clip=words, text="a prompt")
     empty = "EmptySD3LatentImage" if flow else "EmptyLatentImage"
     drawn = add(
         "SamplerCustomAdvanced",
@@ -153,6 +174,26 @@ def workflow(student: Generator, network: str, base: str) -> Workflow:
     add("SaveImage", images=[picture, 0], filename_prefix=Path(network).stem)
     check_workflow(nodes)
     return nodes
+
+
+def t5_tokens(folder: PipelineFolder) -> int:
+    """Tokens of T5 that the network hears of every prompt, 0 where the pipeline has no T5.
+
+    ComfyUI fills up to 77 by itself, diffusers to 256, and no mask hides the empty ones.
+    """
+    if "text_encoder_3" not in folder.encoders:
+        return 0
+    return int(TextAndVAE(folder).settings["max_sequence_length"])
+
+
+def without_t5(folder: PipelineFolder) -> str:
+    """What a person should know of a pipeline that could have a T5 and has none, or ""."""
+    if "text_encoder_3" not in folder.left_out:
+        return ""
+    return (
+        "diffusers has empty tokens in the place of a T5 that is missing, and ComfyUI has none: "
+        "its pictures differ from the student's"
+    )
 
 
 def _sampler(sampler: FewStep) -> str:

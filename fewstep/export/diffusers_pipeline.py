@@ -26,7 +26,7 @@ from fewstep.diffusion.generator import Generator
 from fewstep.diffusion.pixels import finite
 from fewstep.diffusion.samplers import FewStep
 from fewstep.export.atomic_output import new_output
-from fewstep.export.client_metadata import Example, example, sidecars, with_metadata
+from fewstep.export.client_metadata import Example, example, save_network, sidecars
 from fewstep.export.folded_inputs import plain
 from fewstep.export.model_card import card
 from fewstep.export.schedulers import own_scheduler, stock_scheduler
@@ -93,7 +93,7 @@ def network_file(student: Generator, folder: PipelineFolder, path: Path, shown: 
     from safetensors.torch import load_file
 
     state = {k: v.contiguous() for k, v in student.denoiser.net.net.state_dict().items()}
-    write(path, with_metadata(state, student, folder.pipeline, shown))
+    save_network(path, state, student, folder.pipeline, shown)
     with spelled(path) as named:
         again = load_file(named)
     return max(float((again[name] - state[name]).abs().max()) for name in state)

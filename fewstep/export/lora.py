@@ -11,13 +11,16 @@ layers outside the blocks stay the teacher's: loaders know no adapters for them.
     lora     a folder: pytorch_lora_weights.safetensors under diffusers' names, and the scheduler
     kohya    a file under the names of kohya's scripts, which ComfyUI and others read; U-Nets alone
 
-alpha / r is in B, and alpha = r in the file, so that readers of alpha and others agree.
+alpha / r is in B, and alpha = r in the file, so that readers of alpha and others agree. Where
+ComfyUI's stock nodes can follow the steps, a workflow for it lies beside the file, or in the
+folder of an SD3.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.util import find_spec
@@ -31,8 +34,8 @@ from torch import Tensor, nn
 from fewstep.config import decode
 from fewstep.diffusion.generator import Generator
 from fewstep.export.atomic_output import new_output
-from fewstep.export.client_metadata import example, kohya_keys, modelspec, saved, sidecars
-from fewstep.export.comfyui import sigmas
+from fewstep.export.client_metadata import example, kohya_keys, modelspec, save_tensors, sidecars
+from fewstep.export.comfyui import sigmas, t5_tokens, without_t5, workflow
 from fewstep.export.diffusers_pipeline import (
     PICTURE,
     against,
@@ -45,7 +48,7 @@ from fewstep.export.model_card import card
 from fewstep.export.schedulers import call
 from fewstep.nets.lora import LoRA, pairs, recorded
 from fewstep.runs.teacher import teacher_digest
-from fewstep.storage.files import spelled, unpack, write
+from fewstep.storage.files import spelled, unpack, write, write_json
 from fewstep.storage.model_folder import is_finished, load_student
 from fewstep.teachers.diffusers.folder import PipelineFolder, is_pipeline, open_folder
 from fewstep.teachers.diffusers.load import network, network_weights, origin_folder
@@ -54,6 +57,7 @@ from fewstep.teachers.diffusers.text_and_vae import TextAndVAE
 
 FILE = "pytorch_lora_weights.safetensors"
 """What diffusers looks for in a folder."""
+WORKFLOW = "workflow.json"
 BLOCKS = (
     "down_blocks",
     "mid_block",
@@ -132,11 +136,14 @@ def to_lora(run: Path, out: Path, rank: int | None = None) -> float:
     }
     with new_output(out) as place:
         place.mkdir()
-        write(place / FILE, saved(state, metadata))
+        save_tensors(place / FILE, state, metadata)
         write(place / PICTURE, shown.png())
         getattr(require_library("diffusers"), kind)(**config).save_pretrained(place / "scheduler")
+        if pipeline == "StableDiffusion3Pipeline":  # whose names in diffusers ComfyUI reads
+            _workflow(adapter, place / WORKFLOW, f"{out.name}.safetensors")
         front = {**FRONT, "library_name": "diffusers", "pipeline_tag": "text-to-image"}
-        python, facts = use(adapter, out.name, True), {"rank": adapter.rank}
+        python = use(adapter, out.name, True)
+        facts = {"rank": adapter.rank, "caution": without_t5(adapter.folder) or None}
         text = card(adapter.student, run, python, facts, front, (shown.prompt, PICTURE))
         write(place / "README.md", text)
         return verified(adapter, place / FILE)
@@ -162,13 +169,22 @@ def to_kohya(run: Path, out: Path, rank: int | None = None) -> float:
     facts |= kohya_keys(adapter.student, pipeline, out)
     facts |= modelspec(adapter.student, pipeline, shown, adapter=True, original=True)
     with new_output(out, ".safetensors") as place:
-        write(place, saved(state, facts))
+        save_tensors(place, state, facts)
         sidecars(adapter.student, pipeline, place, shown)
+        _workflow(adapter, place.with_name(f"{out.stem}.{WORKFLOW}"), out.name)
         rows = {"rank": adapter.rank, "sigmas": _sigmas(adapter.student)}
         shows = (shown.prompt, f"{out.stem}.png")
         text = card(adapter.student, run, use(adapter, out.name, False), rows, FRONT, shows)
         write(place.with_name(f"{out.name}.md"), text)
         return verified(adapter, place)
+
+
+def _workflow(adapter: Parts, path: Path, name: str) -> None:
+    """Write a workflow of ComfyUI's stock nodes for the adapter `name`, if they can follow it."""
+    with suppress(ValueError):
+        base = f"{adapter.folder.path.name}.safetensors"
+        t5 = t5_tokens(adapter.folder)
+        write_json(path, workflow(adapter.student, name, base, adapter=True, t5=t5))
 
 
 def _sigmas(student: Generator) -> str:

@@ -29,6 +29,7 @@ from fewstep.diffusion.samplers import FewStep
 from fewstep.diffusion.types import Sampler
 from fewstep.export.client_metadata import (
     PROMPT,
+    UNKNOWN,
     VERSIONS,
     Example,
     architecture,
@@ -37,7 +38,7 @@ from fewstep.export.client_metadata import (
     first_prompt,
     hint,
     kohya_keys,
-    saved,
+    save_tensors,
 )
 from fewstep.export.formats import export
 from fewstep.export.model_card import card
@@ -119,15 +120,21 @@ def test_the_hint_says_steps_guidance_and_sampler(student: Generator, told: str)
     )
 
 
-def test_the_digest_is_that_of_the_tensors() -> None:
+def test_the_digest_is_that_of_the_tensors(tmp_path: Path) -> None:
     """Of all but the header, as the specification has it; another weight has another."""
     state = {"b": torch.randn(3, 5), "a": torch.arange(4).half()}
     found = []
     for weights in (state, {**state, "b": state["b"] + 1}):
-        data = saved(weights, {"card": "{}", "name": os.fsdecode(b"r\xe9n")})
+        path = tmp_path / "a.safetensors"
+        save_tensors(path, weights, {"card": UNKNOWN, "name": os.fsdecode(b"r\xe9n")})
+        assert list(tmp_path.iterdir()) == [path]
+        (tmp_path / "plain").touch()
+        assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
+        (tmp_path / "plain").unlink()
+        data = path.read_bytes()
         header = int.from_bytes(data[:8], "little")
         told = json.loads(data[8 : 8 + header])["__metadata__"]
-        assert (told["card"], told["name"]) == ("{}", "r\ufffdn")
+        assert (told["card"], told["name"]) == (UNKNOWN, "r\ufffdn")
         digest = hashlib.sha256(data[8 + header :]).hexdigest()
         assert told["modelspec.hash_sha256"] == f"0x{digest}"
         assert all(torch.equal(tensor, weights[name]) for name, tensor in load(data).items())

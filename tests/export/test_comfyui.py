@@ -8,6 +8,7 @@ ladder, a deterministic sampler in place of fresh noise, and unit noise where si
 from __future__ import annotations
 
 import json
+import shutil
 import urllib.request
 from pathlib import Path
 
@@ -31,12 +32,15 @@ from fewstep.export.comfyui import (
     caution,
     check_workflow,
     sigma_table,
+    t5_tokens,
     to_comfyui,
+    without_t5,
     workflow,
     workflow_difference,
 )
 from fewstep.export.diffusers_pipeline import to_diffusers
 from fewstep.storage.model_folder import load_student
+from fewstep.teachers.diffusers.folder import open_folder
 from fewstep.teachers.diffusers.load import load_pipeline
 from fewstep.teachers.diffusers.network import DiffusersNet
 from fewstep.teachers.diffusers.scheduler_config import Timesteps
@@ -108,6 +112,61 @@ def test_the_folder(folders: Folders, tmp_path: Path, monkeypatch: pytest.Monkey
     next(n for n in wrong.values() if n["class_type"] == "VAEDecode")["inputs"]["vae"][1] = 1
     with pytest.raises(ValueError, match="vae is not of type VAE"):
         check_workflow(wrong)
+
+
+def test_an_adapter_is_loaded_on_the_checkpoint(folders: Folders, tmp_path: Path) -> None:
+    """Nothing else of the workflow differs, and so the same numbers are followed."""
+    made = load_student(student(folders("sd"), tmp_path / "student", FewStep(625.0, 3)))
+    whole = workflow(made, "fast.safetensors", "base.safetensors")
+    nodes = workflow(made, "fast.safetensors", "base.safetensors", adapter=True)
+    kinds = [node["class_type"] for node in nodes.values()]
+    assert "UNETLoader" not in kinds
+    (rest,) = (key for key, n in nodes.items() if n["class_type"] == "CheckpointLoaderSimple")
+    (own,) = (key for key, n in nodes.items() if n["class_type"] == "LoraLoaderModelOnly")
+    assert nodes[own]["inputs"] == {
+        "model": [rest, 0],
+        "lora_name": "fast.safetensors",
+        "strength_model": 1.0,
+    }
+    assert {key: n for key, n in nodes.items() if key != own} == {
+        key: n for key, n in whole.items() if key != own
+    }
+    assert workflow_difference(nodes, made) == workflow_difference(whole, made) <= 1e-5
+
+
+def test_t5_hears_as_many_tokens_as_the_student(folders: Folders, tmp_path: Path) -> None:
+    """256, of which ComfyUI by itself would fill up 77; a pipeline without T5 has no such node."""
+    made = student(folders("sd3"), tmp_path / "student", FewStep(1.0))
+    to_comfyui(made, tmp_path / "fast")
+    nodes = json.loads((tmp_path / "fast" / "workflow.json").read_text())
+    given = {node["class_type"]: node["inputs"] for node in nodes.values()}
+    link = given["CLIPTextEncode"]["clip"]
+    assert nodes[link[0]]["class_type"] == "T5TokenizerOptions"
+    options = nodes[link[0]]["inputs"]
+    assert (options["min_padding"], options["min_length"]) == (0, 256)
+    assert nodes[options["clip"][0]]["class_type"] == "CheckpointLoaderSimple"
+    text = load_pipeline(folders("sd3")).text
+    assert text is not None
+    assert text(["a"])["prompt"].shape[1] == 8 + 256  # type: ignore[index, call-overload]
+    plain = workflow(load_student(made), "a.safetensors", "b.safetensors")
+    assert "T5TokenizerOptions" not in [node["class_type"] for node in plain.values()]
+    assert t5_tokens(open_folder(folders("sd"))) == 0
+
+
+def test_an_sd3_without_t5_is_told(folders: Folders, tmp_path: Path) -> None:
+    folder = tmp_path / "sd3"
+    shutil.copytree(folders("sd3"), folder)
+    index = json.loads((folder / "model_index.json").read_text())
+    index |= {key: [None, None] for key in ("text_encoder_3", "tokenizer_3")}
+    (folder / "model_index.json").write_text(json.dumps(index))
+    for part in ("text_encoder_3", "tokenizer_3"):
+        shutil.rmtree(folder / part)
+    assert t5_tokens(open_folder(folder)) == 0
+    assert "ComfyUI has none" in without_t5(open_folder(folder))
+    assert without_t5(open_folder(folders("sd3"))) == without_t5(open_folder(folders("sd"))) == ""
+    made = student(folder, tmp_path / "student", FewStep(1.0))
+    to_comfyui(made, tmp_path / "fast")
+    assert without_t5(open_folder(folder)) in (tmp_path / "fast" / "README.md").read_text()
 
 
 SIZES: dict[str, tuple[dict[str, object], dict[str, object]]] = {

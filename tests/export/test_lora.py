@@ -26,6 +26,7 @@ from fewstep.config import encode
 from fewstep.diffusion.extra_inputs import ExtraInputs
 from fewstep.diffusion.samplers import FewStep, Jumps
 from fewstep.export import lora as module
+from fewstep.export.comfyui import check_workflow, sigmas
 from fewstep.export.diffusers_pipeline import against
 from fewstep.export.formats import export
 from fewstep.export.lora import FILE, factored, parts, to_kohya, to_lora, verified
@@ -55,7 +56,9 @@ def noise(seed: int = 0) -> Callable[[Tensor], Tensor]:
     return lambda like: 0.1 * torch.randn(like.shape, generator=generator)
 
 
-def adapted(folder: Path, home: Path, kind: str, **more: Any) -> Path:
+def adapted(
+    folder: Path, home: Path, kind: str, sampler: FewStep | None = None, **more: Any
+) -> Path:
     """A student with adapters of rank 3 that were trained, in place of training, by noise."""
     teacher, lora, some = load_pipeline(folder), LoRA(3, alpha=1.5), noise()
     role = lora.adapt(teacher.denoiser)
@@ -64,7 +67,7 @@ def adapted(folder: Path, home: Path, kind: str, **more: Any) -> Path:
     adapters, base = role.state_dict(), teacher.denoiser.state_dict()
     card = {"teacher": dict(teacher.card), "lora": encode(lora), **more}
     whole = lora.merged(base, adapters)
-    save_model(home, whole, teacher.model, SAMPLERS[kind], card, adapters)
+    save_model(home, whole, teacher.model, sampler or SAMPLERS[kind], card, adapters)
     return home
 
 
@@ -121,6 +124,21 @@ def test_stock_diffusers_samples_the_student(folders: Folders, tmp_path: Path, k
     assert told[0] == told[-1]
 
 
+def test_an_adapter_of_sd3_has_a_workflow(folders: Folders, tmp_path: Path) -> None:
+    """ComfyUI reads its names in diffusers; where it cannot follow the steps there is none."""
+    made = adapted(folders("sd3"), tmp_path / "student", "sd3")
+    to_lora(made, tmp_path / "out")
+    nodes = json.loads((tmp_path / "out" / "workflow.json").read_text())
+    check_workflow(nodes)
+    given = {node["class_type"]: node["inputs"] for node in nodes.values()}
+    assert given["LoraLoaderModelOnly"]["lora_name"] == "out.safetensors"
+    assert given["T5TokenizerOptions"]["min_length"] == 256
+    made = adapted(folders("sd"), tmp_path / "unit", "sd", FewStep(625.0, unit=True))
+    to_kohya(made, tmp_path / "unit.safetensors")
+    assert "| sigmas | none that ComfyUI" in (tmp_path / "unit.safetensors.md").read_text()
+    assert not (tmp_path / "unit.workflow.json").exists()
+
+
 def test_names_and_headers(folders: Folders, tmp_path: Path) -> None:
     """alpha / r is in B, alpha = r in the file, which says where it is from."""
     made = adapted(folders("sd"), tmp_path / "student", "sd")
@@ -144,6 +162,12 @@ def test_names_and_headers(folders: Folders, tmp_path: Path) -> None:
         assert (told["rank"], told["alpha"], told["format"]) == ("3", "3", "pt")
         assert told["sampler"] == repr(SAMPLERS["sd"])
     assert told["ss_network_dim"] == "3"
+    nodes = json.loads((tmp_path / "out.workflow.json").read_text())
+    check_workflow(nodes)
+    given = {node["class_type"]: node["inputs"] for node in nodes.values()}
+    assert given["LoraLoaderModelOnly"]["lora_name"] == "out.safetensors"
+    assert given["ManualSigmas"]["sigmas"] == sigmas(load_student(made))
+    assert not (tmp_path / "out" / "workflow.json").exists()  # whose names ComfyUI does not read
     for path in (tmp_path / "out" / "README.md", tmp_path / "out.safetensors.md"):
         text = path.read_text()
         assert "base_model_relation: adapter\n" in text
