@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.arena import html_page, pages
-from benchmarks.serve import processor
+from benchmarks.serve import processor, processor_ms
 from fewstep.report.run_data import last_lines
 from fewstep.storage.files import read_json, write_json
 from tests.browser import Browser
@@ -112,6 +112,7 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="a finished, measured run of digits")
     parser.add_argument("--axe", type=Path, help="axe.min.js")
     parser.add_argument("--pictures", type=Path, default=Path("pages"), help="for screenshots")
+    parser.add_argument("--only", choices=PAGES, help="this page, beside what is known of others")
     parser.add_argument("--slowing", type=int, default=0, metavar="N", help="pairs of runs")
     parser.add_argument("--out", type=Path, default=OUT)
     flags = parser.parse_args()
@@ -123,16 +124,20 @@ def main() -> None:
         if flags.slowing:
             found = {"watched": slowing(home, flags.slowing)}
         else:
-            found = {"axe": bool(axe), "pages": visited(home, axe, flags.pictures)}
+            found = {"axe": bool(axe), "pages": visited(home, axe, flags.pictures, flags.only)}
     known = read_json(flags.out) if flags.out.exists() else {}
+    if flags.only:
+        found["pages"] = {**known["pages"], **found["pages"]}
     write_json(flags.out, {**known, **found})
     print(json.dumps(found, indent=2))
 
 
-def visited(home: Path, axe: str, pictures: Path) -> dict[str, Any]:
+def visited(home: Path, axe: str, pictures: Path, only: str | None = None) -> dict[str, Any]:
     """What was found on each page."""
     seen = {}
     for name, (opened, visit) in PAGES.items():
+        if only not in (None, name):
+            continue
         with opened(home) as address:
             found = looked_at(name, address, axe, pictures)
             found["steps"], found["console"] = visit(address, home)
@@ -244,12 +249,6 @@ def looked_at(name: str, address: str, axe: str, pictures: Path) -> dict[str, An
             rule for rule, one in findings.items() if one["impact"] not in ("serious", "critical")
         ),
     }
-
-
-def processor_ms(browser: Browser) -> float:
-    """Milliseconds of processor time that the page's main thread has had, whatever else ran."""
-    metrics = browser.call("Performance.getMetrics")["metrics"]
-    return 1000 * next(float(m["value"]) for m in metrics if m["name"] == "TaskDuration")
 
 
 def elsewhere(browser: Browser, address: str) -> list[str]:
@@ -423,19 +422,19 @@ PAGES: dict[str, tuple[Callable[[Path], Any], Visit]] = {
 }
 
 
-def slowing(home: Path, pairs: int, seconds: float = 4.0) -> dict[str, Any]:
+def slowing(home: Path, pairs: int, period: int = 100) -> dict[str, Any]:
     """Processor time of a step of one training, alone and watched, in stretches that take turns.
 
     The watcher serves all the while, and has its page drawn before. In watched stretches a reader
     asks for the state twice a second, four times as often as a page does, and reads the page
-    whenever it is new. A stretch goes from a line of the log to another, and neighbours are
+    whenever it is new. A stretch is as many steps as lie between two looks, and neighbours are
     compared, for what else the machine does to be in both. The watcher's own processor time is
     told as a share of the watched time: on a machine without a core to spare it is taken from the
-    training, up to what the lowest priority gets.
+    training, up to what a low priority gets.
     """
     command = [sys.executable, "-m", "fewstep", "distill", "digits", "--teacher", "sid/teacher"]
-    command += ["--out", "long", "--steps", "100000", "--batch", "64"]
-    command += ["--sample-every", "100", "--quiet"]
+    command += ["--out", "long", "--steps", "4000", "--batch", "64"]
+    command += ["--sample-every", str(period), "--quiet"]
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, cwd=home, env=env)
     log = home / "long" / "log.jsonl"
@@ -448,26 +447,27 @@ def slowing(home: Path, pairs: int, seconds: float = 4.0) -> dict[str, Any]:
         with Served(home, "long", verb="watch") as page:
             for stretch in range(2 * pairs):
                 watched = stretch % 4 in (1, 2)
-                pace, share = paced(process.pid, log, page, seconds, watched)
+                pace, share = paced(process.pid, log, page, period, watched)
                 paces[watched].append(pace)
                 own += [share] * watched
+                print(stretch, watched, pace, share, flush=True)
     finally:
         process.kill()
         process.wait()
     changes = [b / a - 1 for a, b in zip(paces[False], paces[True], strict=True)]
     return {
         "pairs": pairs,
-        "seconds": seconds,
+        "steps": period,
         "step_processor_ms_alone": [round(1000 * pace, 3) for pace in paces[False]],
         "step_processor_ms_watched": [round(1000 * pace, 3) for pace in paces[True]],
-        "slower_median": statistics.median(changes),
-        "slower_mean": statistics.fmean(changes),
-        "slower_standard_error": statistics.stdev(changes) / pairs**0.5,
-        "watcher_share_of_a_core": statistics.fmean(own),
+        "slower_median_percent": 100 * statistics.median(changes),
+        "slower_mean_percent": 100 * statistics.fmean(changes),
+        "slower_standard_error_percent": 100 * statistics.stdev(changes) / pairs**0.5,
+        "watcher_percent_of_a_core": 100 * statistics.fmean(own),
     }
 
 
-def paced(pid: int, log: Path, page: Served, seconds: float, watched: bool) -> tuple[float, float]:
+def paced(pid: int, log: Path, page: Served, period: int, watched: bool) -> tuple[float, float]:
     """Processor seconds of a step in one stretch, and the watcher's share of a core in it."""
     over = threading.Event()
     reader = threading.Thread(target=read, args=(page.door, over))
@@ -476,8 +476,9 @@ def paced(pid: int, log: Path, page: Served, seconds: float, watched: bool) -> t
         time.sleep(0.6)  # its first question
     first, used = fresh(log), processor(pid)
     began, own = time.monotonic(), processor(page.process.pid)
-    time.sleep(seconds)
-    last, then = fresh(log), processor(pid)
+    while (last := fresh(log)) < first + period:
+        pass
+    then = processor(pid)
     share = (processor(page.process.pid) - own) / (time.monotonic() - began)
     over.set()
     if watched:

@@ -58,6 +58,7 @@ PASSAGES = {
     "overlap.md": "docs/reliability.md",
     "save-stall.md": "docs/reliability.md",
     "watch.md": "docs/watch.md",
+    "watched.md": "docs/watch.md",
 }
 """Template -> the page that holds it, whatever its line breaks."""
 STATED: Mapping[str, frozenset[str]] = {

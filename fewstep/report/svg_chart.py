@@ -268,7 +268,7 @@ def _columns(labels: Sequence[str], most: float = 285.0) -> int:
     for count in (4, 3, 2) if len(labels) <= 4 else (3, 2):
         rows = -(-len(labels) // count)
         columns = [labels[i : i + rows] for i in range(0, len(labels), rows)]
-        if sum(34 + 4.7 * max(map(len, column)) for column in columns) <= most:
+        if sum(34 + 5.3 * max(map(len, column)) for column in columns) <= most:
             return count
     return 1
 

@@ -6,7 +6,7 @@ GET  /grid/N.png    the picture taken at step N
 
 The training process is never spoken to. The page is drawn anew when files have changed and the
 last drawing is old enough, so that it costs a small share of one core whatever the run writes; by
-a thread of the lowest priority, for training to come first where all cores are busy. Until it is
+a thread of low priority, for training to come first where all cores are busy. Until it is
 done the last page is the answer.
 """
 
@@ -34,8 +34,11 @@ from fewstep.storage.files import Damaged
 FILES = ("run.json", "log.jsonl", "gauges.jsonl", "metrics.json", "student/manifest.json")
 OFTEN = 5.0
 """Seconds between two drawings, at least."""
-SHARE = 20
+SHARE = 100
 """Drawing takes at most one part in so many of the time."""
+LOW = 10
+"""The niceness of drawing. At 19 a thread that holds the interpreter's lock would hardly be run
+where all cores are busy, and those that answer wait for it."""
 
 
 @dataclass
@@ -73,8 +76,9 @@ class Watch:
         """The page of those files."""
         began, cost = time.monotonic(), time.thread_time()
         page = render(read_run(self.path), None)
+        rest = SHARE * (time.thread_time() - cost) if self.page else 0.0  # the first is waited for
         self.page, self.version, self.seen, self.wrong = page, str(hash(files)), files, ""
-        self.again = began + max(OFTEN, SHARE * (time.thread_time() - cost))
+        self.again = began + max(OFTEN, rest)
 
     def _redraw(self, files: tuple[object, ...]) -> None:
         """The same, after everything else that this machine has to do."""
@@ -136,10 +140,10 @@ class Watch:
 
 
 def _give_way() -> None:
-    """The lowest priority for the calling thread; elsewhere than on Linux it is the process's."""
+    """A low priority for the calling thread; elsewhere than on Linux it is the process's."""
     if sys.platform == "linux":
         with suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOW)
 
 
 def watch(path: Path) -> Watch:

@@ -15,7 +15,7 @@ from PIL import Image
 from fewstep.data.image_grid import png
 from fewstep.report.run_data import RunData
 from fewstep.storage.files import Damaged
-from fewstep.web.watch import Watch, watch
+from fewstep.web.watch import LOW, Watch, watch
 from tests.asgi import request
 from tests.report_folder import invented
 
@@ -68,7 +68,7 @@ def renewed(watched: Watch) -> Any:
 def test_the_last_page_is_the_answer_while_the_next_is_drawn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In a thread of the lowest priority; a drawing that fails is told, and tried again."""
+    """In a thread of low priority; a drawing that fails is told, and tried again."""
     run = tmp_path / "run"
     invented(run)
     watched = watch(run)
@@ -97,8 +97,8 @@ def test_the_last_page_is_the_answer_while_the_next_is_drawn(
     watched.drawing.join()
     assert watched.newest()[0] == "the next"
     if sys.platform == "linux":
-        assert priorities == [19, 19]
-        assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) < 19
+        assert priorities == [LOW, LOW]
+        assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) < LOW
 
 
 def test_a_folder_without_a_run(tmp_path: Path) -> None:
