@@ -333,7 +333,7 @@ def of_scene(scene: str, data: Row) -> str:
             "Two and eight calls take over the settings that did best in four; without an "
             "interval it is one seed. `!` marks a student that is behind the teacher's DDIM in "
             "twice its calls. More calls cost more a step, and so a student of eight has fewer "
-            "steps to learn in, from a start that was chosen for four."
+            "steps to learn in, from a start and at a rate that were chosen for four."
         )
         parts.append(markdown(by_calls(scene, data)))
     return "\n\n".join(parts)
