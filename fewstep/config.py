@@ -111,8 +111,10 @@ def _parts_of(root: type, classes: Mapping[str, type]) -> dict[str, type]:
             continue
         seen.append(hint)
         queue += typing.get_args(hint)
+        if not _is_class(hint):
+            continue
         for name, cls in classes.items():
-            if isinstance(hint, type) and issubclass(cls, hint) and hint is not object:
+            if issubclass(cls, hint):
                 queue += typing.get_type_hints(cls).values()
                 if not inspect.isabstract(cls):
                     parts[name] = cls
@@ -265,7 +267,7 @@ def conform(value: Any, hint: Any, where: str) -> Any:
             return tuple(conform(v, a, where) for v, a in zip(value, args, strict=True))
     elif origin is not None and isinstance(value, Mapping):
         return {key: conform(item, args[1], f"{where}[{key!r}]") for key, item in value.items()}
-    elif isinstance(hint, type):
+    elif _is_class(hint):
         if is_dataclass(value) and isinstance(value, hint):
             return value
         if isinstance(value, Mapping):
@@ -390,9 +392,13 @@ def options(hint: Any) -> tuple[Any, ...]:
 
 
 def _classes_of(hint: Any) -> tuple[type, ...]:
-    """Those of the `options` of a type that are classes."""
-    nothing = (type(None), object)
-    return tuple(o for o in options(hint) if typing.get_origin(o) is None and o not in nothing)
+    """Those of the `options` of a type that are classes, None left out."""
+    return tuple(o for o in options(hint) if _is_class(o) and o is not type(None))
+
+
+def _is_class(hint: Any) -> bool:
+    """Whether a type is a class and says something: to Python 3.10, tuple[int, ...] is one too."""
+    return isinstance(hint, type) and typing.get_origin(hint) is None and hint is not object
 
 
 class _Loader(importlib.abc.ExecutionLoader):
