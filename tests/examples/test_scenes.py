@@ -412,6 +412,7 @@ def test_what_is_kept_with_the_example(stream: Stream) -> None:
     x = stream.pictures(stages.CHECKED, 200)
     coder = trained.taught("vae", vae.build(sizes_now.vae_channels))
     assert vae.psnr(coder, x) == pytest.approx(told["psnr"], abs=0.5)
+    assert coder.config.scaling_factor == 1.0  # what a pipeline divides latents by
     numbers = Draws.range(0, 200, scores.FLOOR)
     captions = stream.captions(numbers)
     real, _ = draw(stream.objects, captions, numbers)
