@@ -74,7 +74,7 @@ STATED: Mapping[str, frozenset[str]] = {
     "scale-steps.md": frozenset(("1.5", "1,024")),
     "scale-limits.md": frozenset(("1.5", "1,024")),
     "assets.md": frozenset(("766,516", "18,000", "2,000")),
-    "scenes.md": frozenset(("2,000", "6,000", "65,536")),
+    "scenes.md": frozenset(("2,000", "4,096", "6,000", "65,536")),
     "emoji.md": frozenset(("1.3", "1.5", "2,000", "14,000", "1,000", "1.2")),
 }
 

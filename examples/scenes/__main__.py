@@ -1,7 +1,7 @@
 """Everything, step by step: python -m examples.scenes --out runs/scenes
 
 What is finished is not done again, and the same command continues. --small takes every step in
-seconds, and learns nothing.
+seconds, and learns nothing. Students that are compared with these alone are trained by --only.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ def main(args: list[str]) -> None:
             stages.teach(work)
         if own.only == "judge":
             _ = work.judge
-        for student in STUDENTS:
-            if own.only in (None, student):
-                stages.distil(work, student)
+        for name, student in STUDENTS.items():
+            if own.only == name or (own.only is None and not student.extra):
+                stages.distil(work, name)
         if own.only in (None, "measure"):
             results.measure(work)
         if own.only == "keep":

@@ -28,12 +28,18 @@ TITLES = {
 }
 
 
-def table(pictures: Mapping[str, Tensor], asked: Exam, out: Path) -> None:
-    """Write a PNG; pictures: name -> (N, 3, 32, 32) of the exam's captions, two in a cell."""
-    repeats = asked.repeats
+def shown(asked: Exam) -> list[int]:
+    """Numbers of the pictures that the table has, of the exam's."""
     starts = [(0, len(asked.seen)), (len(asked.seen), len(asked.unseen))]
     columns = [first + i for first, count in starts for i in range(min(SHOWN, count))]
-    captions = [asked.captions[column * repeats].text for column in columns]
+    return [column * asked.repeats + i for column in columns for i in range(asked.repeats)]
+
+
+def table(pictures: Mapping[str, Tensor], asked: Exam, out: Path) -> None:
+    """Write a PNG; pictures: name -> (N, 3, 32, 32), those that are `shown`, two in a cell."""
+    repeats = asked.repeats
+    columns = shown(asked)[::repeats]
+    captions = [asked.captions[row].text for row in columns]
     rows = {title: pictures[name] for name, title in TITLES.items() if name in pictures}
     side = SCALE * 32
     wide, tall = repeats * (side + 2) + 2 * GAP, side + GAP
@@ -49,10 +55,10 @@ def table(pictures: Mapping[str, Tensor], asked: Exam, out: Path) -> None:
     for row, (title, x) in enumerate(rows.items()):
         top = head + row * tall
         pen.text((8, top + side / 2), title, "black", font, "lm")
-        for place, column in enumerate(columns):
-            cell = to_uint8(x[column * repeats : (column + 1) * repeats]).numpy()
+        for place in range(len(columns)):
+            cell = to_uint8(x[place * repeats : (place + 1) * repeats]).numpy()
             for repeat, picture in enumerate(cell):
-                shown = Image.fromarray(np.ascontiguousarray(picture))
-                shown = shown.resize((side, side), Image.Resampling.NEAREST)
-                canvas.paste(shown, (MARGIN + place * wide + repeat * (side + 2), top))
+                one = Image.fromarray(np.ascontiguousarray(picture))
+                one = one.resize((side, side), Image.Resampling.NEAREST)
+                canvas.paste(one, (MARGIN + place * wide + repeat * (side + 2), top))
     out.write_bytes(png(canvas))

@@ -23,6 +23,8 @@ class Sizes:
     student_steps: int = 0
     """Of each student; 0: what `students.STUDENTS` says."""
     student_batch: int = 16
+    drawn: int = 4096
+    """Pictures for the students that learn from data."""
     batch: int = 32
     samples: int = 800
     """Pictures behind a row of scores, half of captions with seen pairs, half with unseen ones."""
@@ -43,6 +45,7 @@ SMALL = Sizes(
     judge_steps=4,
     student_steps=2,
     student_batch=4,
+    drawn=16,
     batch=4,
     samples=16,
     reference=100,

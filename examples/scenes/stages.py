@@ -4,22 +4,26 @@
     judge.safetensors
     teacher/                      a run of fewstep, continued where it stopped
     pipe/   prompts.txt           the teacher, as stock diffusers knows it
-    lsg/   one/                   the students' runs, continued likewise
-    lsg-pipe/   one-pipe/         what is exported of them
+    drawn/                        pictures with captions, for students that learn from data
+    four/   one/                  the students' runs, continued likewise, and others
+    four-pipe/   one-pipe/        what is exported of them
 
 The networks before the teacher train for minutes, and start again if they are stopped.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from PIL import Image
 from safetensors.torch import load_file, save
 from torch import Tensor
 from transformers import BertModel, BertTokenizerFast
@@ -33,6 +37,7 @@ from examples.scenes.stream import Stream
 from examples.scenes.students import STUDENTS, flags
 from fewstep import cli
 from fewstep.cli.recipe_run import perform
+from fewstep.diffusion.pixels import to_uint8
 from fewstep.diffusion.rng import Draws
 from fewstep.runs.command_line import command_line
 from fewstep.storage.files import write
@@ -104,6 +109,26 @@ class Work:
         return found.eval()
 
     @property
+    def drawn(self) -> Path:
+        """A folder of pictures with captions, for students that learn from data."""
+        where = self.out / "drawn"
+        if not where.is_dir():
+            numbers = Draws.range(0, self.sizes.drawn)
+            captions = self.stream.captions(numbers)
+            x, _ = draw(self.stream.objects, captions, numbers)
+            partial = self.out / ".drawn.partial"
+            partial.mkdir(exist_ok=True)
+            lines = []
+            for i, (caption, picture) in enumerate(
+                zip(captions, to_uint8(x).numpy(), strict=True)
+            ):
+                Image.fromarray(np.ascontiguousarray(picture)).save(partial / f"{i:05d}.png")
+                lines.append(json.dumps({"file_name": f"{i:05d}.png", "text": caption.text}))
+            write(partial / "metadata.jsonl", "".join(f"{line}\n" for line in lines))
+            partial.replace(where)
+        return where
+
+    @property
     def prompts(self) -> Path:
         """Learnt captions of the students, one a line, as many of each kind."""
         where = self.out / "prompts.txt"
@@ -171,9 +196,13 @@ def distil(work: Work, name: str) -> None:
     pipe = work.out / f"{name}-pipe"
     if pipe.is_dir():
         return
+    if student.after:
+        distil(work, student.after)
+    data = f"Captions('{work.drawn}')" if student.pictures else f"Prompts('{work.prompts}')"
     fewstep(
         *("distill", "t2i", "--teacher", str(work.out / "pipe"), "--out", str(run)),
-        *("--domain", f"Prompts('{work.prompts}')"),
+        *("--domain", data),
+        *(("--init", str(work.out / student.after)) if student.after else ()),
         *flags(student, work.sizes),
     )
     fewstep("export", str(run), str(pipe))

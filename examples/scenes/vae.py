@@ -40,6 +40,7 @@ def build(channels: tuple[int, ...]) -> Any:
         norm_num_groups=8,
         sample_size=32,
         mid_block_add_attention=False,
+        scaling_factor=1.0,  # latents have unit size at the end, see `standardise`
     )
 
 
@@ -103,7 +104,6 @@ def standardise(vae: Any, x: Tensor) -> None:
     into.bias.mul_(scale).add_(shift)
     out.bias.add_(out.weight[:, :, 0, 0] @ mean)
     out.weight.mul_(std.reshape(1, -1, 1, 1))
-    vae.register_to_config(scaling_factor=1.0)
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
@@ -18,10 +19,12 @@ from safetensors.torch import load_file
 
 from examples.scenes import (
     judge as judging,
+    picture,
     results,
     scores,
     sizes,
     stages,
+    students,
     teacher,
     trained,
     vae,
@@ -43,6 +46,7 @@ from examples.scenes.captions import (
 )
 from examples.scenes.draw import Objects, boxes, cut_out, draw, read, shrink
 from examples.scenes.stream import Stream
+from fewstep.diffusion.pixels import to_uint8
 from fewstep.diffusion.rng import Draws
 from fewstep.storage.model_folder import load_student
 from fewstep.teachers.diffusers.load import load_pipeline
@@ -307,7 +311,7 @@ def test_marks_are_met_or_not_by_hand() -> None:
         "ddim 4": row | {"excess": 2.5},
         "dpm 4": row | {"excess": 2.0},
         "ddim 4 guided": row | {"excess": 2.45},
-        "lsg": row | {"excess": 1.0, "all_seen": 0.75, "sharpness": 1.15},
+        "four": row | {"excess": 1.0, "all_seen": 0.75, "sharpness": 1.15},
         "one": row | {"excess": 1.5, "all_unseen": 0.59, "sharpness": 0.89},
     }
     found = results.marks({"psnr": 30.0, "scores": table}, 50)
@@ -315,8 +319,8 @@ def test_marks_are_met_or_not_by_hand() -> None:
     assert {name for name, mark in found.items() if mark["met"] == "no"} == {
         *("one_to_undistilled", "one_unseen", "one_sharpness"),
     }
-    worse = results.marks({"psnr": 29.9, "scores": table | {"lsg": row | {"excess": 1.3}}}, 50)
-    assert {"autoencoder", "lsg_to_teacher", "lsg_to_undistilled"} <= {
+    worse = results.marks({"psnr": 29.9, "scores": table | {"four": row | {"excess": 1.3}}}, 50)
+    assert {"autoencoder", "four_to_teacher", "four_to_undistilled"} <= {
         name for name, mark in worse.items() if mark["met"] == "no"
     }
 
@@ -361,6 +365,39 @@ def test_crops_are_parts_of_their_pictures(stream: Stream) -> None:
         assert bool(found.any())
 
 
+def test_pictures_of_a_students_data(tmp_path: Path) -> None:
+    """As many as asked for, each the drawn one of its caption, to the bit; made once."""
+    work = stages.Work(tmp_path, sizes.SMALL)
+    numbers = Draws.range(0, sizes.SMALL.drawn)
+    captions = work.stream.captions(numbers)
+    x = to_uint8(draw(work.stream.objects, captions, numbers)[0]).numpy()
+    lines = (work.drawn / "metadata.jsonl").read_text().splitlines()
+    assert [json.loads(line)["text"] for line in lines] == [c.text for c in captions]
+    for line, wanted in zip(lines, x, strict=True):
+        with Image.open(work.drawn / json.loads(line)["file_name"]) as image:
+            assert (np.asarray(image) == wanted).all()
+    (work.drawn / "00000.png").unlink()
+    assert not (work.drawn / "00000.png").exists()
+
+
+def test_students_follow_those_they_start_as() -> None:
+    """What is trained by default starts as something that is trained before it."""
+    names = list(students.STUDENTS)
+    for name, student in students.STUDENTS.items():
+        if student.after:
+            before = students.STUDENTS[student.after]
+            assert names.index(student.after) < names.index(name)
+            assert student.extra or not before.extra
+    assert set(results.ASKED) <= {n for n, s in students.STUDENTS.items() if not s.extra}
+
+
+def test_shown_pictures_are_those_of_their_captions(stream: Stream) -> None:
+    """The first five captions of each kind, every picture of each."""
+    parts = stream.split.seen[:7], stream.split.unseen[:6]
+    exam = scores.Exam(None, stream.objects, *parts)  # type: ignore[arg-type]
+    assert picture.shown(exam) == [*range(10), *range(14, 24)]
+
+
 @pytest.mark.slow
 def test_every_stage(tmp_path: Path) -> None:
     """From emoji and MiniLM to pictures and marks; the second time nothing is done again."""
@@ -369,10 +406,10 @@ def test_every_stage(tmp_path: Path) -> None:
     main(["--out", str(out), "--small"])
     result = json.loads((out / "results.json").read_text())
     assert result["scores"]["real"]["excess"] == 0
-    assert {"lsg", "one", "ddim 6 guided", "dpm 4"} <= set(result["scores"])
-    x = load_file(out / "samples" / "lsg.safetensors")["x"]
-    student = load_student(out / "lsg")
-    pipe = load_pipeline(out / "lsg-pipe")
+    assert {"four", "one", "ddim 6 guided", "dpm 4"} <= set(result["scores"])
+    x = load_file(out / "samples" / "four.safetensors")["x"]
+    student = load_student(out / "four")
+    pipe = load_pipeline(out / "four-pipe")
     texts = [c.text for c in results.exam(stages.Work(out, sizes.SMALL)).captions]
     again = replace(pipe, sampler=student.sampler).sample(
         range(results.NUMBERS, results.NUMBERS + len(texts)), cond=pipe.text(texts)
@@ -384,9 +421,19 @@ def test_every_stage(tmp_path: Path) -> None:
     torch.testing.assert_close(pipe.text(texts)["prompt"], states, atol=1e-5, rtol=0)
     assert abs(float(states.mean())) < 0.05
     assert float(states.std()) == pytest.approx(1, abs=0.05)
+    assert not (out / "jump").exists()  # by --only alone
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")}
-    main(["--out", str(out), "--small", "--only", "lsg"])
+    main(["--out", str(out), "--small", "--only", "four"])
     assert before == {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")}
+    main(["--out", str(out), "--small", "--only", "jump"])
+    begun = json.loads((out / "jump" / "run.json").read_text())
+    assert begun["init"].endswith("four")
+    (out / "scores" / "lsg-four.json").write_text('{"excess": 7.5}')  # of a run elsewhere
+    main(["--out", str(out), "--small", "--only", "measure"])
+    again_scored = json.loads((out / "results.json").read_text())["scores"]
+    assert again_scored["lsg-four"] == {"excess": 7.5}
+    assert again_scored["four"] == result["scores"]["four"]
+    assert "jump" in again_scored
     with pytest.raises(ValueError, match="was begun with other sizes; choose another with --out"):
         main(["--out", str(out)])
 
@@ -412,6 +459,7 @@ def test_what_is_kept_with_the_example(stream: Stream) -> None:
     x = stream.pictures(stages.CHECKED, 200)
     coder = trained.taught("vae", vae.build(sizes_now.vae_channels))
     assert vae.psnr(coder, x) == pytest.approx(told["psnr"], abs=0.5)
+    assert coder.config.scaling_factor == 1.0  # what a pipeline divides latents by
     numbers = Draws.range(0, 200, scores.FLOOR)
     captions = stream.captions(numbers)
     real, _ = draw(stream.objects, captions, numbers)
