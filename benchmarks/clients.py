@@ -67,7 +67,7 @@ USUAL = ("sd15", "sdxl", "sd3", "diffusers", "onnxruntime")
 CASES = {
     "sd15": [("checkpoint", 1), *((form, k) for form in ("comfyui", "kohya") for k in (1, 4))],
     "sdxl": [("comfyui", 4), ("kohya", 4)],
-    "sd3": [("comfyui", 1), ("comfyui", 4), ("lora", 4)],
+    "sd3": [("comfyui", 4), ("lora", 4)],
 }
 """Format and steps of the students of a family."""
 ADAPTERS = ("kohya", "lora")
@@ -235,7 +235,7 @@ class Base:
 
 
 def clip_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A text encoder's tensors as published folders name them; transformers 5 leaves a part out."""
+    """A text encoder's tensors as published folders name them; transformers 5 shortens."""
     own = ("text_model.", "text_projection.")
     return {n if n.startswith(own) else f"text_model.{n}": t for n, t in state.items()}
 
