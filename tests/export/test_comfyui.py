@@ -165,8 +165,10 @@ def test_an_sd3_without_t5_is_told(folders: Folders, tmp_path: Path) -> None:
     assert "ComfyUI has none" in without_t5(open_folder(folder))
     assert without_t5(open_folder(folders("sd3"))) == without_t5(open_folder(folders("sd"))) == ""
     made = student(folder, tmp_path / "student", FewStep(1.0))
-    to_comfyui(made, tmp_path / "fast")
-    assert without_t5(open_folder(folder)) in (tmp_path / "fast" / "README.md").read_text()
+    done = fewstep("export", str(made), str(tmp_path / "fast"), "--to", "comfyui")
+    assert done.code == 0, done.err
+    for text in (done.err, (tmp_path / "fast" / "README.md").read_text()):
+        assert without_t5(open_folder(folder)) in text
 
 
 SIZES: dict[str, tuple[dict[str, object], dict[str, object]]] = {
