@@ -67,7 +67,7 @@ USUAL = ("sd15", "sdxl", "sd3", "diffusers", "onnxruntime")
 CASES = {
     "sd15": [("checkpoint", 1), *((form, k) for form in ("comfyui", "kohya") for k in (1, 4))],
     "sdxl": [("comfyui", 4), ("kohya", 4)],
-    "sd3": [("comfyui", 1), ("comfyui", 4), ("lora", 4)],
+    "sd3": [("comfyui", 4), ("lora", 4)],
 }
 """Format and steps of the students of a family."""
 ADAPTERS = ("kohya", "lora")
@@ -377,10 +377,16 @@ def drawn(student: Generator, prompt: str, words: int | None = None) -> tuple[Te
     """
     assert student.text is not None
     cond: Any = student.text([prompt])
-    if words is not None:
-        cond = {**cond, "prompt": cond["prompt"][:, :words]}
     z, later = noise(SEED, student.shape, student.sampler.calls)
-    x = student.sampler(student.denoiser, z, cond, Given(z, noises=later))
+    net = student.denoiser.net
+    null = net.null_prompt
+    try:
+        if words is not None:
+            cond = {**cond, "prompt": cond["prompt"][:, :words]}
+            net.null_prompt = null[:words]  # whose length is what the network expects
+        x = student.sampler(student.denoiser, z, cond, Given(z, noises=later))
+    finally:
+        net.null_prompt = null
     return TextAndVAE(origin_folder(student)).unscaled(x), student.decode(x)
 
 

@@ -23,6 +23,7 @@ from benchmarks.comfyui_server import ComfyUI
 from fewstep.diffusion.samplers import FewStep
 from fewstep.export.comfyui import check_workflow, workflow
 from fewstep.storage.model_folder import load_student
+from fewstep.teachers.diffusers.load import with_text_and_vae
 from tests.conftest import Folders
 from tests.export.test_diffusers_pipeline import student
 
@@ -109,6 +110,37 @@ def test_a_teacher_in_parts(folders: Folders, tmp_path: Path, adapter: bool) -> 
     if adapter:
         assert comes_from(found, of(found, loader)["model"]) == ("UNETLoader", 0)
         assert of(found, "UNETLoader")["unet_name"] == "teacher.safetensors"
+
+
+def test_a_student_is_drawn_from_the_noise_of_comfyui(folders: Folders, tmp_path: Path) -> None:
+    """Of all tokens of a prompt, or of CLIP's alone, of which the tiny pipeline has eight."""
+    folder = student(folders("sd3"), tmp_path / "student", FewStep(1.0, 2, "ddim"))
+    made = with_text_and_vae(load_student(folder))
+    assert made.text is not None
+    cond: Any = made.text([clients.PROMPT])
+    torch.manual_seed(clients.SEED)
+    z = torch.randn(1, *made.shape)
+    x, whole = clients.drawn(made, clients.PROMPT)
+    with torch.no_grad():
+        expected = made.sampler(made.denoiser, z, cond)
+        assert torch.allclose(made.decode(expected), whole)
+    assert torch.allclose(x, expected / 1.5 + 0.06)  # the VAE's own, by the tiny pipeline's factor
+    few = clients.drawn(made, clients.PROMPT, 8)[1]
+    assert (few - whole).abs().max() > 1e-4
+    assert made.denoiser.net.null_prompt.shape[0] == 8 + 256
+    net, t = made.denoiser.net.net, torch.tensor([1.0, 0.5])
+    velocity = [z]
+    for i, step in enumerate((0.5, 0.5)):
+        with torch.no_grad():
+            v = net(
+                hidden_states=velocity[-1],
+                timestep=1000 * t[i : i + 1],
+                encoder_hidden_states=cond["prompt"][:, :8],
+                pooled_projections=cond["pooled"],
+                return_dict=False,
+            )[0]
+        velocity.append(velocity[-1] - step * v)
+    assert torch.allclose(made.decode(velocity[-1]), few, atol=1e-5)
 
 
 def test_names_of_text_encoders() -> None:

@@ -115,6 +115,13 @@ def caution(model: Model) -> str:
     config, known = json.loads(net.config), [sizes for _, sizes in PUBLISHED[net.class_name]]
     if any(all(config.get(key) == size for key, size in sizes.items()) for sizes in known):
         return ""
+    square = config.get("num_layers") == config.get("num_attention_heads")
+    if (
+        net.class_name == "SD3Transformer2DModel"
+        and square
+        and config.get("attention_head_dim") == 64
+    ):
+        return ""  # ComfyUI takes an SD3 to have a block for every 64 channels, as many as heads
     dimensions = ", ".join(f"{key} {config.get(key)}" for key in known[0])
     return (
         "ComfyUI's UNETLoader tells a network by the published sizes of Stable Diffusion 1 and 2, "

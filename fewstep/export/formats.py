@@ -103,9 +103,11 @@ def export(
 
 def notes(run: Path, name: str) -> Iterator[str]:
     """Sentences for the user on this export, such as that a better model was kept."""
-    from fewstep.export.comfyui import caution
+    from fewstep.export.comfyui import caution, without_t5
     from fewstep.report.run_data import number, read_run
     from fewstep.storage.model_folder import model_description, stored_card
+    from fewstep.teachers.diffusers.folder import open_folder
+    from fewstep.teachers.diffusers.load import pipeline_card
 
     best = RunFolder(run).best
     if (best / "manifest.json").is_file():
@@ -118,5 +120,6 @@ def notes(run: Path, name: str) -> Iterator[str]:
                 f"{kept.get('steps')} ({metric} {short(number(kept, metric))}), is in {best}: "
                 "export that folder if you want it"
             )
-    if name == "comfyui" and (said := caution(model_description(run))):
-        yield said
+    if name == "comfyui":
+        folder = open_folder(pipeline_card(stored_card(run))["folder"])
+        yield from filter(None, (caution(model_description(run)), without_t5(folder)))

@@ -165,8 +165,10 @@ def test_an_sd3_without_t5_is_told(folders: Folders, tmp_path: Path) -> None:
     assert "ComfyUI has none" in without_t5(open_folder(folder))
     assert without_t5(open_folder(folders("sd3"))) == without_t5(open_folder(folders("sd"))) == ""
     made = student(folder, tmp_path / "student", FewStep(1.0))
-    to_comfyui(made, tmp_path / "fast")
-    assert without_t5(open_folder(folder)) in (tmp_path / "fast" / "README.md").read_text()
+    done = fewstep("export", str(made), str(tmp_path / "fast"), "--to", "comfyui")
+    assert done.code == 0, done.err
+    for text in (done.err, (tmp_path / "fast" / "README.md").read_text()):
+        assert without_t5(open_folder(folder)) in text
 
 
 SIZES: dict[str, tuple[dict[str, object], dict[str, object]]] = {
@@ -192,6 +194,15 @@ def test_sizes_that_are_not_published_are_told(kind: str) -> None:
     ]
     assert said[0] == ""
     assert all(f"{key} {size}" in said[1] for key, size in SIZES[kind][1].items())
+
+
+def test_an_sd3_of_as_many_blocks_as_heads_is_loaded() -> None:
+    """As one of 12 was; heads of 64 channels, as all published have."""
+    sizes = {"num_layers": 12, "num_attention_heads": 12, "attention_head_dim": 64}
+    for more in ({}, {"num_layers": 11}, {"attention_head_dim": 32}):
+        config = json.dumps({**sizes, **more})
+        model = Model(DiffusersNet("SD3Transformer2DModel", config, 77, 512), (16, 64, 64))
+        assert (caution(model) == "") == (more == {})
 
 
 def test_the_command_tells_them(folders: Folders, tmp_path: Path) -> None:
