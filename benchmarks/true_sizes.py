@@ -9,7 +9,7 @@ values. Its pictures are noise with contrast that depends on all of its parts.
     sdxl    Segmind Vega: SDXL with one transformer block, one and two, in place of one, two and
             ten                                                     745 million
     sd3     Stable Diffusion 3 with 12 blocks of 12 heads, in place of 24 of 24; no T5
-    sdxl_whole, sd3_whole    SDXL and Stable Diffusion 3 medium themselves; 32 GB of memory
+    sdxl_whole, sd3_whole    SDXL and Stable Diffusion 3 medium themselves, for large memories
 """
 
 from __future__ import annotations
