@@ -125,6 +125,7 @@ def sources() -> dict[str, Field]:
         "serve": read_json(RESULTS / "serve.json"),
         "pairs": read_json(RESULTS / "pairs.json"),
         "derivatives": read_json(RESULTS / "derivatives.json"),
+        "evaluation": read_json(RESULTS / "evaluation.json"),
         "lora": read_json(RESULTS / "adapters.json"),
         "averages": read_json(RESULTS / "averages.json"),
         "pace": read_json(RESULTS / "pace.json"),

@@ -43,7 +43,7 @@ def test_the_page_shows_every_setting_and_nothing_from_outside(runs: Path, tmp_p
     assert text.count("<svg") == 4
     assert "default-src 'none'" in text
     assert "http://" not in text.replace("http://www.w3.org", "")
-    assert "<code>method.alpha</code>" in text
+    assert "<code>method.<wbr>alpha</code>" in text
     lines = found.out.splitlines()
     assert [line.split()[0] for line in lines if line[0] != " "] == [
         "run",

@@ -13,6 +13,7 @@ import resource
 import shutil
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -166,7 +167,7 @@ def test_another_version_is_told(finished: Path, tmp_path: Path, monkeypatch: An
     told = fewstep(*args)
     assert told.code == 0
     assert told.err.splitlines()[:2] == [
-        f"torch was 2.10.0, now {torch.__version__}: the rest of the run may differ in the last "
+        f"torch was 2.10.0, now {version('torch')}: the rest of the run may differ in the last "
         "bits",
         "continuing from step 5 of 20",
     ]

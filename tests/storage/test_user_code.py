@@ -224,6 +224,7 @@ def test_two_files_do_not_share_a_name() -> None:
 
 def test_only_configuration_is_read_from_text() -> None:
     """Every dataclass of the package that no field of a run can hold is unknown to text."""
+    pytest.importorskip("diffusers")
     skipped = ("fewstep.__main__",)
     names = [m.name for m in pkgutil.walk_packages(package.__path__, "fewstep.")]
     every: dict[str, type] = {}
