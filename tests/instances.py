@@ -234,7 +234,6 @@ METHODS: tuple[Method, ...] = (
         fake=Critic(judging=SNR(), average="sample", pool="space"),
         guidance=LSG(3.0),
         gan_weight=SNR(),
-        adversarial_from=0,
     ),
     SIM(),
     SIM(guidance=RandomLSG(1.5, 4.5)),
@@ -253,11 +252,7 @@ METHODS: tuple[Method, ...] = (
         ratio=1,
         gan=0.1,
     ),
-    SiDA(
-        fake=Critic(loss="least_squares", penalty=GradientPenalty(r1=0.1)),
-        gan=0.1,
-        adversarial_from=0,
-    ),
+    SiDA(fake=Critic(loss="least_squares", penalty=GradientPenalty(r1=0.1)), gan=0.1),
     SiDA(
         fake=Critic(
             average="sample",
@@ -268,7 +263,6 @@ METHODS: tuple[Method, ...] = (
         ),
         guidance=ZeroCFG(),
         gan=0.1,
-        adversarial_from=0,
     ),
     Pretrain(),
     FDistill(),

@@ -58,7 +58,7 @@ def sid(**changes: Any) -> SiD:
 def sida(**changes: Any) -> SiDA:
     """SiDA with the same settings."""
     critic = Critic(weight=SID.fake.weight, judging=SID.fake.weight)
-    return replace(SiDA(times=SID.times, fake=critic, gan=0.01, adversarial_from=0), **changes)
+    return replace(SiDA(times=SID.times, fake=critic, gan=0.01), **changes)
 
 
 def alpha() -> Iterable[Trial]:

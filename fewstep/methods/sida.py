@@ -48,9 +48,8 @@ LARGEST = 10.0
 class SiDA(Method):
     """Adversarial score identity distillation: updates of the critic, then one of the student.
 
-    The defaults are the published ones, but for the schedule, which counts steps here and is
-    short: a critic that has learnt nothing yet can drive a student apart. It needs a teacher and
-    real data. ValueError for a share outside [0, 1] and negative values. Zhou et al.
+    The defaults are the published ones, but for the schedule, which counts steps here. It needs a
+    teacher and real data. ValueError for a share outside [0, 1] and negative values. Zhou et al.
     2024, https://arxiv.org/abs/2410.14919.
     """
 
@@ -74,8 +73,9 @@ class SiDA(Method):
     """Share of the adversarial term in the loss once it has begun, 0 to 1."""
     student_from: int = 0
     """First step that updates the student (published: after 100,000 pictures)."""
-    adversarial_from: int = 100
-    """First step with the adversarial term (published: after 200,000 pictures)."""
+    adversarial_from: int = 0
+    """First step with the adversarial term (published: after 200,000 pictures); on a small problem
+    a critic that has learnt nothing yet can drive the student apart, which a later step prevents."""
     guidance: Guidance = Unguided()
     """Guidance scales kappa_1 .. kappa_4, for conditional teachers."""
     matching: Matching = "uniform"

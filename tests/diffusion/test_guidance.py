@@ -55,7 +55,7 @@ METHODS: list[Any] = [
     SiD(alpha=1.2, weight=Power(), fake=PLAIN, **ALONE),
     SIM(distance=SquaredL2(), fake=PLAIN, **ALONE),
     DiffInstruct(fake=PLAIN, **ALONE),
-    SiDA(alpha=1.2, weight=Power(), fake=CRITIC, adversarial_from=0, **ALONE),
+    SiDA(alpha=1.2, weight=Power(), fake=CRITIC, **ALONE),
 ]
 each_method = pytest.mark.parametrize("method", METHODS, ids=lambda method: type(method).__name__)
 

@@ -348,7 +348,7 @@ def test_the_students_side_is_the_methods_own() -> None:
     critic = Critic(Discrete((0.7,)), average="sample", pool="learned", features="teacher")
     for method, draws in (
         (DMD2(FewStep(2.5), fake=critic), b.draws.under("gan")),
-        (SiDA(FewStep(2.5), times=Discrete((0.7,)), fake=critic, adversarial_from=0), b.draws),
+        (SiDA(FewStep(2.5), times=Discrete((0.7,)), fake=critic), b.draws),
     ):
         teacher: Any = stirred(MODELS["mlp"].build().double(), 0)
         nets = method.init(teacher, stirred(MODELS["mlp"].build().double(), 1))

@@ -204,7 +204,7 @@ def test_students_average_by_hand() -> None:
     nets, teacher = scene()
     b, share, gan = batch(torch.arange(12)), 0.3, 0.7
     for average in ("batch", "sample"):
-        method = SiDA(ONE, fake=Critic(average=average), share=share, gan=gan, adversarial_from=0)
+        method = SiDA(ONE, fake=Critic(average=average), share=share, gan=gan)
         found = method.turns(0)[1].loss(nets, teacher, b)
         draws = b.draws
         assert draws is not None

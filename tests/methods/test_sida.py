@@ -54,9 +54,7 @@ def test_without_its_share_it_is_sid(sampler: FewStep, guidance: Any) -> None:
             loss, found = run(method.turns(step)[1], nets, teacher)
             assert torch.equal(loss.total, expected.total)
             assert torch.equal(found, reference)
-        _, whole = run(
-            replace(none, share=0.5, gan=1.0, adversarial_from=0).turns(step)[1], nets, teacher
-        )
+        _, whole = run(replace(none, share=0.5, gan=1.0).turns(step)[1], nets, teacher)
         assert (whole - reference).norm() > 1e-2 * reference.norm()
 
 
@@ -76,8 +74,7 @@ def test_gradients_are_the_sum_of_both_terms() -> None:
     nets, teacher = scene()
 
     def at(share: float, gan: float) -> Tensor:
-        method = SiDA(share=share, gan=gan, gan_weight=SNR(), adversarial_from=0)
-        return run(method.turns(0)[1], nets, teacher)[1]
+        return run(SiDA(share=share, gan=gan, gan_weight=SNR()).turns(0)[1], nets, teacher)[1]
 
     score, adversarial = at(0.0, 1.0), at(1.0, 1.0)
     for share, gan in ((0.5, 1.0), (0.5, 0.02), (0.9, 3.0)):
@@ -130,7 +127,7 @@ def test_untapped_networks_are_refused() -> None:
             "give it the methods encode and forward_with_features "
             "(fewstep.diffusion.encoder_features)"
         )
-        for turn in SiDA(adversarial_from=0).turns(0):
+        for turn in SiDA().turns(0):
             with pytest.raises(ValueError) as caught:  # noqa: PT011 (compared whole)
                 turn.loss(nets, teacher, batch(INDEX))
             assert str(caught.value) == sentence

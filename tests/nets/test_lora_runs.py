@@ -89,10 +89,7 @@ COMPARED: dict[str, tuple[Method, Any]] = {
     "sim": (SIM(), Latents((2,), 3)),
     "diff-instruct": (DiffInstruct(), Latents((2,), 3)),
     "dmd2": (DMD2(ratio=2), Images(X0, torch.arange(64) % 3)),
-    "sida": (
-        SiDA(fake=Critic(scale=0.5), gan=0.1, adversarial_from=0),
-        Images(X0, torch.arange(64) % 3),
-    ),
+    "sida": (SiDA(fake=Critic(scale=0.5), gan=0.1), Images(X0, torch.arange(64) % 3)),
 }
 
 

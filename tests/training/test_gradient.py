@@ -42,7 +42,7 @@ def waits(method: Method, model: Model = MODEL) -> list[str]:
 
 @pytest.mark.parametrize(
     "method",
-    [SiD(FewStep(2.5, 2), guidance=LSG(4.5)), SiDA(adversarial_from=0), DMD2(ratio=2)],
+    [SiD(FewStep(2.5, 2), guidance=LSG(4.5)), SiDA(), DMD2(ratio=2)],
     ids=lambda method: type(method).__name__,
 )
 def test_a_turn_reads_its_device_once(method: Method) -> None:
