@@ -74,8 +74,8 @@ class SiDA(Method):
     student_from: int = 0
     """First step that updates the student (published: after 100,000 pictures)."""
     adversarial_from: int = 0
-    """First step with the adversarial term (published: after 200,000 pictures); on a small problem
-    a critic that has learnt nothing yet can drive the student apart, which a later step prevents."""
+    """First step with the adversarial term (published: after 200,000 pictures). On a small problem
+    a critic that has learnt nothing yet can drive the student apart; a later step prevents it."""
     guidance: Guidance = Unguided()
     """Guidance scales kappa_1 .. kappa_4, for conditional teachers."""
     matching: Matching = "uniform"
