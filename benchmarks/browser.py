@@ -126,7 +126,7 @@ def main() -> None:
         else:
             found = {"axe": bool(axe), "pages": visited(home, axe, flags.pictures, flags.only)}
     known = read_json(flags.out) if flags.out.exists() else {}
-    if flags.only:
+    if "pages" in found and "pages" in known:
         found["pages"] = {**known["pages"], **found["pages"]}
     write_json(flags.out, {**known, **found})
     print(json.dumps(found, indent=2))
