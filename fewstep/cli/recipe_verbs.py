@@ -35,7 +35,6 @@ def run_recipe(verb: Literal["train", "distill"], args: list[str]) -> int:
     name = flags.recipe
     run = recipe(name)()
     if flags.help:
-        trust(getattr(flags, "code", []), ())
         run = resolve(run, rest, f"fewstep {verb} {name}", parser.flags())
         print(parser.format_help())
         print(

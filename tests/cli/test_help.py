@@ -83,6 +83,7 @@ def test_help_is_that_of_the_run_as_it_is_flagged() -> None:
     paragraphs = re.findall(r"\n((?: {27}\S.*\n)+)", found.out)
     ends = [line for text in paragraphs for line in text.splitlines()[:-1] if len(line) < 50]
     assert ends == []  # no line ends early because one of the source did
+    assert fewstep("distill", "digits", "--code", __file__, "--help").code == 0  # of a teacher
     refused = fewstep("distill", "digits", "--method", "SCN()", "--help")
     assert (refused.code, refused.out) == (2, "")
     assert "there is no 'SCN'; did you mean 'SCM'?" in refused.err
